@@ -1,0 +1,272 @@
+"""The question: one flat recipe, with the same keys in Python, JSON, YAML, TOML, the CLI and a query string.
+
+A `Recipe` holds what the user said; `None` means "not said". `memplan.resolve.resolve` fills every default in and
+says where each came from.
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, Literal, NoReturn
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from memplan.errors import FileFormatError, InputError, InvalidValueError, UnknownNameError
+
+MAX_FILE_BYTES = 256 * 1024
+
+
+class Precision(StrEnum):
+    """What "mixed precision" means depends on who runs it; see `memplan.precision` for bytes and sources."""
+
+    FP32 = "fp32"
+    AMP = "amp"
+    PURE = "pure"
+    MASTER = "master"
+    MASTER_FP32_GRADS = "master-fp32-grads"
+
+
+class Task(StrEnum):
+    """What head the model has, by transformers' pipeline names."""
+
+    CAUSAL_LM = "causal-lm"
+    SEQUENCE_CLASSIFICATION = "sequence-classification"
+    TOKEN_CLASSIFICATION = "token-classification"
+    MASKED_LM = "masked-lm"
+    SEQ2SEQ_LM = "seq2seq-lm"
+    IMAGE_CLASSIFICATION = "image-classification"
+    FEATURE_EXTRACTION = "feature-extraction"
+    PRE_TRAINING = "pre-training"
+    IMAGE_TEXT_TO_TEXT = "image-text-to-text"
+    SPEECH_SEQ2SEQ = "speech-seq2seq"
+
+
+class Attention(StrEnum):
+    """`attn_implementation` as transformers spells it."""
+
+    EAGER = "eager"
+    SDPA = "sdpa"
+    FLASH_ATTENTION_2 = "flash_attention_2"
+
+
+class Loss(StrEnum):
+    """How logits and loss are computed: the model's own loss, over chunks, or fused with the output embedding."""
+
+    DEFAULT = "default"
+    FUSED_LINEAR = "fused_linear"
+    CHUNKED = "chunked"
+
+
+class Stack(StrEnum):
+    """Whose training loop runs the step."""
+
+    TRANSFORMERS = "transformers"
+    TRL = "trl"
+    LIGER = "liger"
+    UNSLOTH = "unsloth"
+    TORCHTUNE = "torchtune"
+
+
+# Two-sided bounds on every number: nothing physical lies outside, and products stay printable.
+PositiveInt = Annotated[int, Field(strict=True, ge=1)]
+BatchSize = Annotated[int, Field(strict=True, ge=1, le=65_536)]
+SequenceLength = Annotated[int, Field(strict=True, ge=1, le=16_777_216)]
+Rank = Annotated[int, Field(strict=True, ge=1, le=16_384)]
+Flag = Annotated[bool, Field(strict=True)]
+
+
+class Recipe(BaseModel):
+    """A training run, as far as the user said it.
+
+    Example:
+        Recipe(model="mistralai/Mistral-7B-v0.1", method="qlora", micro_batch_size=4, sequence_length=2048)
+
+    Raises:
+        UnknownNameError: a key that does not exist, with "did you mean".
+        InvalidValueError: a value outside what the key allows.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=False)
+
+    model: str | dict[str, Any]
+    method: str | None = None
+    peft: dict[str, Any] | None = None
+    lora_r: Rank | None = None
+    lora_dropout: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] | None = None
+    target_modules: str | tuple[str, ...] | None = None
+    num_virtual_tokens: Annotated[int, Field(strict=True, ge=1, le=65_536)] | None = None
+    trainable: tuple[str, ...] | None = None
+    autocast_adapter_dtype: Flag | None = None
+    prepare_model_for_kbit_training: Flag | None = None
+
+    task: Task | None = None
+    num_labels: Annotated[int, Field(strict=True, ge=1, le=1_000_000)] | None = None
+    num_added_tokens: Annotated[int, Field(strict=True, ge=0, le=1_000_000)] | None = None
+    tie_word_embeddings: Flag | None = None
+
+    dtype: str | None = None
+    precision: Precision | None = None
+    autocast_dtype: Literal["bfloat16", "float16"] | None = None
+    load_in_4bit: Flag | None = None
+    load_in_8bit: Flag | None = None
+    bnb_4bit_quant_type: Literal["nf4", "fp4"] | None = None
+    bnb_4bit_use_double_quant: Flag | None = None
+    bnb_4bit_compute_dtype: str | None = None
+    bnb_4bit_quant_storage: str | None = None
+    llm_int8_skip_modules: tuple[str, ...] | None = None
+    quantization_config: dict[str, Any] | None = None
+
+    optim: str | None = None
+    optim_args: dict[str, Any] | None = None
+    optim_target_modules: str | tuple[str, ...] | None = None
+    max_grad_norm: Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)] | None = None
+    gradient_accumulation_steps: Annotated[int, Field(strict=True, ge=1, le=1_000_000)] | None = None
+
+    micro_batch_size: BatchSize | None = None
+    sequence_length: SequenceLength | None = None
+    target_length: SequenceLength | None = None
+    padding: Flag | None = None
+    packing: Flag | None = None
+
+    activation_checkpointing: Flag | Literal["reentrant", "non-reentrant"] | None = None
+    attn_implementation: Attention | None = None
+    loss: Loss | None = None
+    stack: Stack | None = None
+    stack_version: str | None = None
+    keep_outputs: Flag | None = None
+    use_cache: Flag | None = None
+
+    gpu: str | None = None
+    gpus: Annotated[int, Field(strict=True, ge=1, le=65_536)] | None = None
+    expandable_segments: Flag | None = None
+
+    def __init__(self, **data: Any) -> None:
+        data = _accept_old_names(data)
+        unknown = [key for key in data if key not in type(self).model_fields]
+        if unknown:
+            raise UnknownNameError("recipe key", unknown[0], type(self).model_fields, show=0)
+        try:
+            super().__init__(**data)
+        except ValidationError as error:
+            _raise_readable(error)
+
+    @field_validator("target_modules", "trainable", "llm_int8_skip_modules", "optim_target_modules", mode="before")
+    @classmethod
+    def _list_to_tuple(cls, value: Any) -> Any:
+        return tuple(value) if isinstance(value, list | set) else value
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> Recipe:
+        """The recipe in a `.json`, `.toml` or `.yaml` file (flat keys at the top, or under `recipe`).
+
+        Raises:
+            FileFormatError: not readable as the format its ending names.
+            UnknownNameError, InvalidValueError: as for the constructor.
+        """
+        return cls(**load_mapping(Path(path)))
+
+    def said(self) -> dict[str, Any]:
+        """The keys that the user gave, in the model's order."""
+        return {key: value for key, value in self if value is not None}
+
+    def replace(self, **changes: Any) -> Recipe:
+        """This recipe with `changes` (validated again)."""
+        return Recipe(**{**self.said(), **changes})
+
+
+def load_mapping(path: Path) -> dict[str, Any]:
+    """The mapping in a JSON, TOML or YAML recipe file.
+
+    Raises:
+        FileFormatError: missing, too large, an unknown ending, broken syntax, or not a mapping.
+    """
+    if not path.is_file():
+        raise FileFormatError(f"no such file: {path}")
+    if path.stat().st_size > MAX_FILE_BYTES:
+        raise FileFormatError(f"{path} is larger than {MAX_FILE_BYTES // 1024} KiB, which no recipe needs")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise FileFormatError(f"{path} is not UTF-8 text (byte {error.start})") from None
+    suffix = path.suffix.lower()
+    if suffix == ".json":
+        data = parse_json(text, str(path))
+    elif suffix == ".toml":
+        try:
+            data = tomllib.loads(text)
+        except tomllib.TOMLDecodeError as error:
+            raise FileFormatError(f"{path} is not valid TOML: {error}") from None
+    elif suffix in (".yaml", ".yml"):
+        data = _parse_yaml(text, path)
+    else:
+        raise FileFormatError(f"{path}: unknown ending {suffix!r}", hint="allowed: .json, .toml, .yaml, .yml")
+    if isinstance(data, dict) and isinstance(data.get("recipe"), dict):
+        data = data["recipe"]
+    if not isinstance(data, dict):
+        raise FileFormatError(f"{path} holds a {type(data).__name__}, not a mapping of recipe keys")
+    return data
+
+
+def parse_json(text: str, name: str) -> Any:
+    """Parse JSON strictly: duplicate keys, NaN and Infinity are refused with their place.
+
+    Raises:
+        FileFormatError: names line and column, or the duplicate key.
+    """
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for key, value in pairs:
+            if key in found:
+                raise FileFormatError(f"{name}: the key {key!r} stands twice in one object")
+            found[key] = value
+        return found
+
+    def constant(word: str) -> NoReturn:
+        raise FileFormatError(f"{name}: {word} is not JSON")
+
+    try:
+        return json.loads(text, object_pairs_hook=unique, parse_constant=constant)
+    except json.JSONDecodeError as error:
+        raise FileFormatError(f"{name} is not valid JSON: line {error.lineno} column {error.colno}: {error.msg}") from None
+    except RecursionError:
+        raise FileFormatError(f"{name} is nested too deeply") from None
+
+
+def _parse_yaml(text: str, path: Path) -> Any:
+    import yaml  # 30 ms that only a YAML file should cost
+
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise FileFormatError(f"{path} is not valid YAML: {error}") from None
+
+
+def _accept_old_names(data: dict[str, Any]) -> dict[str, Any]:
+    """transformers renamed `gradient_checkpointing` to `activation_checkpointing` (5.x); both are read."""
+    if "gradient_checkpointing" not in data:
+        return data
+    if data.get("activation_checkpointing") is not None:
+        raise InputError("activation_checkpointing and gradient_checkpointing are one setting: give one of them")
+    data = dict(data)
+    data["activation_checkpointing"] = data.pop("gradient_checkpointing")
+    return data
+
+
+def _raise_readable(error: ValidationError) -> NoReturn:
+    first = error.errors(include_url=False)[0]
+    key = str(first["loc"][0]) if first["loc"] else "recipe"
+    if first["type"] == "missing":
+        raise InputError(f"{key} is missing", hint=f"every recipe names its {key}") from None
+    if first["type"] in ("enum", "literal_error") and isinstance(first.get("input"), str):
+        allowed = first.get("ctx", {}).get("expected", "")
+        names = [word.strip().strip("'") for word in allowed.replace(" or ", ", ").split(",")]
+        raise UnknownNameError(key, first["input"], names) from None
+    raise InvalidValueError(key, first.get("input"), _sentence(first["msg"])) from None
+
+
+def _sentence(message: str) -> str:
+    return message[:1].lower() + message[1:]

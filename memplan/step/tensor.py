@@ -1,0 +1,351 @@
+"""Shape-only tensors on a tape: what a training step allocates and frees, and when.
+
+A family's forward pass is ordinary Python that runs on these tensors. A tensor holds its storage, an
+autograd node holds the storages it saved, and a storage that nobody holds any more is freed: the same
+reference counting that decides lifetimes in the real model decides them here, so a local variable keeps
+its tensor alive exactly as long as in the code that is mirrored.
+
+Symbols: B micro batch, S sequence length, H hidden size, L layers, V vocabulary, A attention heads,
+K key/value heads, D head size, I intermediate size, R adapter rank.
+
+Known limits:
+    Relies on CPython's immediate reference counting. One stream, one device.
+    A view shares its base's storage; sizes are those of the storage, rounded to 512-byte blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from math import prod
+
+from memplan.dtypes import DType
+from memplan.estimate import Component
+from memplan.units import BLOCK_BYTES
+
+
+class Dim(int):
+    """An integer that remembers its symbol, so that a size can print its formula.
+
+    `Dim(4096, "H") * Dim(4, "B")` is 16384 with the symbol `H·B`; with a plain int the number itself is the symbol.
+    """
+
+    symbol: str
+
+    def __new__(cls, value: int, symbol: str | None = None) -> Dim:
+        self = super().__new__(cls, value)
+        self.symbol = symbol if symbol is not None else str(value)
+        return self
+
+    def __mul__(self, other: int) -> Dim:  # type: ignore[override]
+        return Dim(int(self) * int(other), f"{self.symbol}·{symbol_of(other)}")
+
+    __rmul__ = __mul__
+
+    def __add__(self, other: int) -> Dim:  # type: ignore[override]
+        return Dim(int(self) + int(other), f"({self.symbol}+{symbol_of(other)})") if other else self
+
+    __radd__ = __add__
+
+
+def symbol_of(value: int) -> str:
+    """The symbol of a dimension, or its decimal digits."""
+    return value.symbol if isinstance(value, Dim) else str(value)
+
+
+Shape = tuple[int, ...]
+
+
+@dataclass(slots=True, eq=False)
+class StorageInfo:
+    """What one storage is; outlives the storage so that events can be read afterwards.
+
+    Attributes:
+        size_bytes: rounded up to the allocator's 512-byte blocks.
+        component: what the bytes are for. Raised from `temporaries` when autograd saves the storage.
+    """
+
+    index: int
+    size_bytes: int
+    component: Component
+    op: str
+    module: str
+    shape: Shape
+    dtype: DType
+    saved: bool = False
+
+
+class Storage:
+    """A live allocation; frees itself on its tape when the last reference goes."""
+
+    __slots__ = ("info", "tape")
+
+    def __init__(self, tape: Tape, info: StorageInfo) -> None:
+        self.tape = tape
+        self.info = info
+
+    def __del__(self) -> None:
+        self.tape.events.append(~self.info.index)
+
+
+class Node:
+    """One autograd node: what it saved, where its gradients go, and what its backward allocates.
+
+    Attributes:
+        saved: storages (or checkpoint slots) held until the node has run.
+        edges: for each input that needs a gradient, the node or leaf that receives it; None where none is needed.
+        backward: called with (tape, node, gradient), returns one gradient per edge (None where edge is None).
+    """
+
+    __slots__ = ("backward", "dependencies", "edges", "meta", "module", "op", "saved", "segment", "sequence")
+
+    def __init__(
+        self,
+        op: str,
+        module: str,
+        segment: int,
+        sequence: int,
+        edges: list[Node | Leaf | None],
+        saved: list[Storage | Slot],
+        backward: Callable[[Tape, Node, Tensor], Iterable[Tensor | None]],
+        meta: tuple[object, ...],
+    ) -> None:
+        self.op = op
+        self.module = module
+        self.segment = segment
+        self.sequence = sequence
+        self.edges = edges
+        self.saved = saved
+        self.backward = backward
+        self.meta = meta
+        self.dependencies = 0
+
+    def stored(self, index: int) -> Storage | None:
+        """The storage saved at `index`; inside a checkpoint this is what the recomputation produced."""
+        entry = self.saved[index]
+        return entry.unpack() if isinstance(entry, Slot) else entry
+
+
+class Leaf:
+    """A trainable parameter as autograd sees it: the end of an edge, where a gradient accumulates."""
+
+    __slots__ = ("component", "dtype", "grad", "name", "shape")
+
+    def __init__(self, name: str, shape: Shape, dtype: DType) -> None:
+        self.name = name
+        self.shape = shape
+        self.dtype = dtype
+        self.grad: Storage | None = None
+
+
+class Frame:
+    """One checkpointed call: its saved tensors are forgotten in forward and recomputed on first use.
+
+    Mirrors torch/utils/checkpoint.py (`_CheckpointFrame`, non-reentrant): slots are numbered in the order of saving; the
+    recomputation stops early at the last slot; each slot gives up its tensor when it is unpacked.
+    """
+
+    __slots__ = ("count", "recompute", "recomputed", "replaying")
+
+    def __init__(self, recompute: Callable[[Frame], None]) -> None:
+        self.count = 0
+        self.recompute: Callable[[Frame], None] | None = recompute
+        self.recomputed: dict[int, Storage] = {}
+        self.replaying = False
+
+
+class Slot:
+    """A place in a checkpoint frame where a saved tensor would be."""
+
+    __slots__ = ("frame", "index")
+
+    def __init__(self, frame: Frame, index: int) -> None:
+        self.frame = frame
+        self.index = index
+
+    def unpack(self) -> Storage | None:
+        """Recompute the frame if this is its first use, and take this slot's storage out of it."""
+        frame = self.frame
+        if frame.recompute is not None:
+            recompute, frame.recompute = frame.recompute, None
+            recompute(frame)
+        return frame.recomputed.pop(self.index, None)
+
+
+class StopRecomputation(Exception):  # noqa: N818 - not an error: the early stop of a recomputation
+    """Raised inside a recomputation once every slot of its frame is filled."""
+
+
+class Tensor:
+    """A tensor without values.
+
+    Attributes:
+        storage: None for parameters and inputs that the tape does not own.
+        node: the autograd node that made it, or the leaf it is; None when no gradient is needed.
+        is_view: whether it shares another tensor's storage (such a gradient is never accumulated in place).
+    """
+
+    __slots__ = ("dtype", "is_view", "node", "shape", "storage", "tape")
+
+    def __init__(
+        self,
+        tape: Tape,
+        shape: Shape,
+        dtype: DType,
+        storage: Storage | None,
+        node: Node | Leaf | None = None,
+        is_view: bool = False,
+    ) -> None:
+        self.tape = tape
+        self.shape = shape
+        self.dtype = dtype
+        self.storage = storage
+        self.node = node
+        self.is_view = is_view
+
+    @property
+    def requires_grad(self) -> bool:
+        """Whether a gradient flows to this tensor."""
+        return self.node is not None
+
+    def __add__(self, other: Tensor) -> Tensor:
+        return self.tape.add(self, other)
+
+    def __mul__(self, other: Tensor) -> Tensor:
+        return self.tape.mul(self, other)
+
+
+@dataclass(slots=True)
+class Segment:
+    """A stretch of events that happens `count` times in a row (equal layers are executed once).
+
+    Attributes:
+        name: module path of the layer, or the phase it belongs to.
+        events: storage index for an allocation, its complement (`~index`) for a free.
+    """
+
+    name: str
+    phase: str
+    count: int
+    events: list[int] = field(default_factory=list)
+
+
+class Tape:
+    """Records allocations, frees and the autograd graph of one step.
+
+    The tape starts outside any layer; `enter` opens a new segment for what follows.
+    """
+
+    def __init__(self) -> None:
+        self.infos: list[StorageInfo] = []
+        self.segments: list[Segment] = []
+        self.events: list[int] = []
+        self.module = ""
+        self.grad_enabled = True
+        self.scope_component: Component | None = None
+        self.frame: Frame | None = None
+        self.layer_counts: list[int] = [1]
+        self.layer_names: list[str] = [""]
+        self.current_layer = 0
+        self.phase = ""
+        self._sequence = 0
+
+    # -- segments ---------------------------------------------------------------------------------------
+
+    def enter(self, phase: str, layer: int = 0) -> None:
+        """Start a new segment: events from here on belong to `phase` and to executed layer number `layer`."""
+        self.phase = phase
+        self.current_layer = layer
+        segment = Segment(self.layer_names[layer], phase, self.layer_counts[layer])
+        self.segments.append(segment)
+        self.events = segment.events
+
+    # -- allocation -------------------------------------------------------------------------------------
+
+    def alloc(self, shape: Shape, dtype: DType, op: str, component: Component | None = None) -> Storage:
+        """A new storage for `shape` elements of `dtype`."""
+        size = prod(shape) * dtype.itemsize_bytes
+        info = StorageInfo(
+            len(self.infos),
+            -(-size // BLOCK_BYTES) * BLOCK_BYTES,
+            component or self.scope_component or Component.TEMPORARIES,
+            op,
+            self.module,
+            shape,
+            dtype,
+        )
+        self.infos.append(info)
+        self.events.append(info.index)
+        return Storage(self, info)
+
+    def new(self, shape: Shape, dtype: DType, op: str, node: Node | Leaf | None = None) -> Tensor:
+        """A tensor with a storage of its own."""
+        return Tensor(self, shape, dtype, self.alloc(shape, dtype, op), node)
+
+    def view(self, x: Tensor, shape: Shape, *, node: bool = True) -> Tensor:
+        """`x` under another shape, sharing its storage. Autograd's view nodes allocate nothing in backward."""
+        made = self.record("view", (x,), (), _pass_view, (x.shape,)) if node and x.node is not None else None
+        return Tensor(self, shape, x.dtype, x.storage, made if node else None, is_view=True)
+
+    # -- autograd graph ---------------------------------------------------------------------------------
+
+    def record(
+        self,
+        op: str,
+        inputs: tuple[Tensor | None, ...],
+        saved: tuple[Tensor | Storage | None, ...],
+        backward: Callable[[Tape, Node, Tensor], Iterable[Tensor | None]],
+        meta: tuple[object, ...] = (),
+    ) -> Node | None:
+        """The node of an op, or None where no input needs a gradient (or gradients are off)."""
+        if not self.grad_enabled:
+            return None
+        edges = [x.node if x is not None else None for x in inputs]
+        if not any(edges):
+            return None
+        kept: list[Storage | Slot] = []
+        for entry in saved:
+            storage = entry.storage if isinstance(entry, Tensor) else entry
+            if storage is None:
+                continue
+            if self.frame is None:
+                self._mark_saved(storage)
+                kept.append(storage)
+            else:
+                kept.append(self._save_in_frame(self.frame, storage))
+        self._sequence += 1
+        return Node(op, self.module, self.current_layer, self._sequence, edges, kept, backward, meta)
+
+    def _mark_saved(self, storage: Storage) -> None:
+        info = storage.info
+        info.saved = True
+        if info.component is Component.TEMPORARIES:
+            info.component = Component.ACTIVATIONS
+
+    def _save_in_frame(self, frame: Frame, storage: Storage) -> Slot:
+        index = frame.count
+        frame.count += 1
+        if frame.replaying:
+            self._mark_saved(storage)
+            frame.recomputed[index] = storage
+        return Slot(frame, index)
+
+    # -- the two elementwise ops that operators need ----------------------------------------------------
+
+    def add(self, a: Tensor, b: Tensor) -> Tensor:
+        """`a + b` with broadcasting; saves nothing; the gradient passes through unchanged."""
+        from memplan.step.ops import add
+
+        return add(self, a, b)
+
+    def mul(self, a: Tensor, b: Tensor) -> Tensor:
+        """`a * b` with broadcasting; saves an operand where the other one needs a gradient."""
+        from memplan.step.ops import mul
+
+        return mul(self, a, b)
+
+
+def _pass_view(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | None]:
+    (shape,) = node.meta
+    assert isinstance(shape, tuple)
+    return (Tensor(tape, shape, grad.dtype, grad.storage, None, is_view=True),)
