@@ -15,7 +15,8 @@ Known limits:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import prod
 
@@ -97,7 +98,18 @@ class Node:
         backward: called with (tape, node, gradient), returns one gradient per edge (None where edge is None).
     """
 
-    __slots__ = ("backward", "dependencies", "edges", "meta", "module", "op", "saved", "segment", "sequence")
+    __slots__ = (
+        "backward",
+        "component",
+        "dependencies",
+        "edges",
+        "meta",
+        "module",
+        "op",
+        "saved",
+        "segment",
+        "sequence",
+    )
 
     def __init__(
         self,
@@ -109,7 +121,9 @@ class Node:
         saved: list[Storage | Slot],
         backward: Callable[[Tape, Node, Tensor], Iterable[Tensor | None]],
         meta: tuple[object, ...],
+        component: Component | None,
     ) -> None:
+        self.component = component
         self.op = op
         self.module = module
         self.segment = segment
@@ -141,17 +155,21 @@ class Leaf:
 class Frame:
     """One checkpointed call: its saved tensors are forgotten in forward and recomputed on first use.
 
-    Mirrors torch/utils/checkpoint.py (`_CheckpointFrame`, non-reentrant): slots are numbered in the order of saving; the
-    recomputation stops early at the last slot; each slot gives up its tensor when it is unpacked.
+    Mirrors torch/utils/checkpoint.py (`_CheckpointFrame`, non-reentrant, torch 2.13): saved tensors are numbered in the order
+    of saving; the recomputation stops early at the last one; each slot gives up its tensor when it is unpacked.
+
+    Attributes:
+        count: tensors saved so far in this run of the call.
+        total: tensors that the forward run saved; known once the recomputation starts.
     """
 
-    __slots__ = ("count", "recompute", "recomputed", "replaying")
+    __slots__ = ("count", "recompute", "recomputed", "total")
 
     def __init__(self, recompute: Callable[[Frame], None]) -> None:
         self.count = 0
+        self.total: int | None = None
         self.recompute: Callable[[Frame], None] | None = recompute
         self.recomputed: dict[int, Storage] = {}
-        self.replaying = False
 
 
 class Slot:
@@ -260,6 +278,15 @@ class Tape:
         self.segments.append(segment)
         self.events = segment.events
 
+    @contextmanager
+    def component(self, component: Component) -> Iterator[None]:
+        """What is allocated inside counts as `component`, in forward and in the backward of the nodes made here."""
+        outer, self.scope_component = self.scope_component, component
+        try:
+            yield
+        finally:
+            self.scope_component = outer
+
     # -- allocation -------------------------------------------------------------------------------------
 
     def alloc(self, shape: Shape, dtype: DType, op: str, component: Component | None = None) -> Storage:
@@ -314,7 +341,9 @@ class Tape:
             else:
                 kept.append(self._save_in_frame(self.frame, storage))
         self._sequence += 1
-        return Node(op, self.module, self.current_layer, self._sequence, edges, kept, backward, meta)
+        return Node(
+            op, self.module, self.current_layer, self._sequence, edges, kept, backward, meta, self.scope_component
+        )
 
     def _mark_saved(self, storage: Storage) -> None:
         info = storage.info
@@ -322,13 +351,16 @@ class Tape:
         if info.component is Component.TEMPORARIES:
             info.component = Component.ACTIVATIONS
 
-    def _save_in_frame(self, frame: Frame, storage: Storage) -> Slot:
+    def _save_in_frame(self, frame: Frame, storage: Storage) -> Storage | Slot:
         index = frame.count
         frame.count += 1
-        if frame.replaying:
-            self._mark_saved(storage)
-            frame.recomputed[index] = storage
-        return Slot(frame, index)
+        if frame.total is None:
+            return Slot(frame, index)
+        self._mark_saved(storage)
+        frame.recomputed[index] = storage
+        if frame.count == frame.total:
+            raise StopRecomputation
+        return storage
 
     # -- the two elementwise ops that operators need ----------------------------------------------------
 

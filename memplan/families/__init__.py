@@ -1,0 +1,124 @@
+"""Model families: each describes one forward pass; parameters and step both come from that description.
+
+    describe(config, head)       the exact modules and parameters, without torch
+    run(builder, config, head)   the same description on a tape
+
+A family is a module with `FAMILY: Family`. `_MODULES` says which module knows which `model_type`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib import import_module
+from typing import Any
+
+from memplan.errors import InvalidValueError, UnknownNameError
+from memplan.families.architecture import Architecture
+from memplan.recipe import Task
+from memplan.step.builder import Builder
+from memplan.step.settings import StepSettings
+from memplan.step.tensor import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """What sits on the base model.
+
+    Attributes:
+        task: which head.
+        num_labels: classes of a classification head.
+    """
+
+    task: Task
+    num_labels: int = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """How to run and name the models of one family.
+
+    Attributes:
+        forward: called with (builder, normalised config, head); returns the loss, or the output where there is no loss.
+        base_model_prefix: attribute under which the headless model sits inside a model with a head.
+        tasks: heads that the family has, its usual one first.
+        walked: model types (within this family) whose step is verified against the trace of the real model.
+    """
+
+    forward: Callable[[Builder, Mapping[str, Any], Head], Tensor]
+    base_model_prefix: str
+    tasks: tuple[Task, ...]
+    walked: frozenset[str] = frozenset()
+
+
+_MODULES: dict[str, str] = {
+    "llama": "llama",
+    "mistral": "llama",
+}
+
+
+def model_types() -> list[str]:
+    """Every `model_type` that has a family."""
+    return sorted(_MODULES)
+
+
+def family_of(model_type: str) -> Family:
+    """The family of a config's `model_type`.
+
+    Raises:
+        UnknownNameError: no family describes it.
+    """
+    module = _MODULES.get(model_type)
+    if module is None:
+        raise UnknownNameError("model_type", model_type, _MODULES)
+    family = import_module(f"memplan.families.{module}").FAMILY
+    assert isinstance(family, Family)
+    return family
+
+
+def check_task(model_type: str, task: Task) -> None:
+    """Refuse a head that the family does not have.
+
+    Raises:
+        InvalidValueError: names the heads that exist.
+    """
+    tasks = family_of(model_type).tasks
+    if task not in tasks:
+        raise InvalidValueError("task", str(task), f"{model_type} models have: {', '.join(tasks)}")
+
+
+def describe(config: Mapping[str, Any], head: Head) -> Architecture:
+    """The modules of a normalised config with a head, cached.
+
+    Raises:
+        UnknownNameError: no family for the config's `model_type`.
+        InvalidValueError: the family has no such head.
+    """
+    return _describe(json.dumps(config, sort_keys=True), head)
+
+
+@lru_cache(maxsize=256)
+def _describe(config_json: str, head: Head) -> Architecture:
+    config = json.loads(config_json)
+    model_type = config["model_type"]
+    check_task(model_type, head.task)
+    family = family_of(model_type)
+    builder = Builder(StepSettings(batch=1, sequence=8))
+    builder.grad_enabled = False
+    family.forward(builder, config, head)
+    return Architecture(
+        model_type=model_type,
+        task=head.task,
+        config=config,
+        modules=tuple(builder.modules.values()),
+        buffers=tuple(builder.buffers),
+        tied=builder.tied,
+        base_model_prefix=family.base_model_prefix,
+        input_embeddings=builder.input_path,
+        output_embeddings=builder.output_path,
+        layer_groups=builder.layer_groups,
+        class_names=builder.class_names,
+        head_modules=tuple(builder.head_modules),
+    )

@@ -1,0 +1,135 @@
+"""What a model is made of: modules with their exact parameters, as the family's own description declares them.
+
+Nothing here counts bytes; methods decide what is trained and added, quantization how it is stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from functools import cached_property
+from math import prod
+
+
+class ModuleKind(StrEnum):
+    """What kind of torch module owns the parameters; PEFT and bitsandbytes decide by it."""
+
+    LINEAR = "linear"
+    CONV1D = "conv1d"  # transformers.pytorch_utils.Conv1D: a linear whose weight is [in, out]
+    EMBEDDING = "embedding"
+    NORM = "norm"
+    CONV = "conv"  # torch.nn.ConvNd, weight [out, in / groups, *kernel]
+    BARE = "bare"  # parameters that sit directly on a container (experts, position tables, cls tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """One parameter of a module: leaf name (`weight`, `bias`, ...) and shape."""
+
+    name: str
+    shape: tuple[int, ...]
+
+    @property
+    def elements(self) -> int:
+        """Number of elements."""
+        return prod(self.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class Module:
+    """A module that owns parameters.
+
+    Attributes:
+        path: dotted name as in `model.named_modules()`, e.g. `model.layers.0.self_attn.q_proj`.
+        class_name: torch class, where a rule depends on it (`Linear`, `LlamaRMSNorm`, ...).
+        in_features, out_features: of linear kinds; (num_embeddings, embedding_dim) of an embedding; 0 elsewhere.
+    """
+
+    path: str
+    kind: ModuleKind
+    parameters: tuple[Parameter, ...]
+    in_features: int = 0
+    out_features: int = 0
+    class_name: str = ""
+
+    @property
+    def name(self) -> str:
+        """Last part of the path."""
+        return self.path.rpartition(".")[2]
+
+    @property
+    def elements(self) -> int:
+        """Number of elements of all parameters."""
+        return sum(parameter.elements for parameter in self.parameters)
+
+
+@dataclass(frozen=True, slots=True)
+class Buffer:
+    """A tensor of the module that is not a parameter (rotary frequencies, position ids)."""
+
+    path: str
+    shape: tuple[int, ...]
+    dtype: str
+    persistent: bool = False
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A model with its task head, as built by transformers.
+
+    Attributes:
+        model_type: of the config; for a multimodal model that of the whole.
+        config: the normalised config that the description read.
+        modules: every module that owns parameters, in the order of the forward pass, a tied output embedding included.
+        tied: full name of a parameter that is another one: `{"lm_head.weight": "model.embed_tokens.weight"}`.
+        base_model_prefix: transformers' attribute of the headless model inside this one (`model`, `bert`, ...), or "".
+        input_embeddings, output_embeddings: module paths; output is None for models without one.
+        layer_groups: path prefix of each stack of layers with its length: `{"model.layers": 32}`.
+        class_names: class of container modules where a rule depends on it (`{"classifier": "RobertaClassificationHead"}`).
+        head_modules: top-level modules that the task head adds beyond the base model (`("score",)`), output embedding excluded.
+    """
+
+    model_type: str
+    task: str
+    config: Mapping[str, object]
+    modules: tuple[Module, ...]
+    buffers: tuple[Buffer, ...] = ()
+    tied: Mapping[str, str] = field(default_factory=dict)
+    base_model_prefix: str = ""
+    input_embeddings: str = ""
+    output_embeddings: str | None = None
+    layer_groups: Mapping[str, int] = field(default_factory=dict)
+    class_names: Mapping[str, str] = field(default_factory=dict)
+    head_modules: tuple[str, ...] = ()
+
+    @cached_property
+    def by_path(self) -> dict[str, Module]:
+        """Modules by their path."""
+        return {module.path: module for module in self.modules}
+
+    @cached_property
+    def containers(self) -> frozenset[str]:
+        """Paths of modules that own no parameters themselves but hold modules that do."""
+        found: set[str] = set()
+        for module in self.modules:
+            parent = module.path.rpartition(".")[0]
+            while parent and parent not in found:
+                found.add(parent)
+                parent = parent.rpartition(".")[0]
+        return frozenset(found)
+
+    @cached_property
+    def total_elements(self) -> int:
+        """Parameters of the model, a tied weight counted once."""
+        return sum(parameter.elements for _, _, parameter in self.named_parameters())
+
+    def named_parameters(self) -> list[tuple[str, Module, Parameter]]:
+        """Every parameter once as (full name, module, parameter): as `model.named_parameters()`, in forward order."""
+        found = []
+        for module in self.modules:
+            for parameter in module.parameters:
+                name = f"{module.path}.{parameter.name}" if module.path else parameter.name
+                if name not in self.tied:
+                    found.append((name, module, parameter))
+        return found

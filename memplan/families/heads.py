@@ -1,0 +1,42 @@
+"""Task heads that many decoder families share, as transformers 5.23 builds them (modeling_layers.py, `GenericFor...`).
+
+Symbols: B micro batch, S sequence length, H hidden size, V vocabulary, C labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from memplan.families import Head
+from memplan.step.builder import Builder
+from memplan.step.tensor import Dim, Tensor
+
+Body = Callable[[Builder], Tensor]
+
+
+def causal_lm(
+    t: Builder, body: Body, config: Mapping[str, Any], *, base: str, embedding: str, bias: bool = False
+) -> Tensor:
+    """`lm_head` over the vocabulary and the shifted cross-entropy; tied to `{base}.{embedding}` where the config says so."""
+    hidden = t.call(base, body)
+    tied_to = f"{base}.{embedding}" if config.get("tie_word_embeddings") else None
+    logits = t.output_embedding("lm_head", hidden, Dim(config["vocab_size"], "V"), tied_to=tied_to, bias=bias)
+    del hidden
+    return t.causal_lm_loss(logits)
+
+
+def sequence_classification(t: Builder, body: Body, head: Head, *, base: str) -> Tensor:
+    """`score` without bias on every position; the last token of each row is classified."""
+    hidden = t.call(base, body)
+    t.head_modules.append("score")
+    logits = t.linear("score", hidden, Dim(head.num_labels, "C"))
+    return t.classification_loss(logits)
+
+
+def token_classification(t: Builder, body: Body, head: Head, *, base: str) -> Tensor:
+    """Dropout and `score` with bias on every position."""
+    hidden = t.call(base, body)
+    t.head_modules.append("score")
+    logits = t.linear("score", t.dropout(hidden, 0.1), Dim(head.num_labels, "C"), bias=True)
+    return t.classification_loss(logits)

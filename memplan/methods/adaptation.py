@@ -1,0 +1,80 @@
+"""What a fine-tuning method does to a model: which parameters train, which are added, which modules are rewritten."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from math import prod
+
+from memplan.step.site import LoraSite
+
+
+class AddedKind(StrEnum):
+    """Why a parameter was added; decides its element type and component."""
+
+    ADAPTER = "adapter"  # float32 when `autocast_adapter_dtype` casts it, else as the method creates it
+    COPY = "copy"  # `modules_to_save`: a trainable copy of base weights, in their dtype unless PEFT casts it
+    PROMPT = "prompt"  # virtual token embeddings and prompt encoders
+
+
+@dataclass(frozen=True, slots=True)
+class AddedParameter:
+    """A parameter that the method adds.
+
+    Attributes:
+        name: as in `peft_model.named_parameters()`, without the leading `base_model.model.`.
+        module: path of the base module it belongs to, or "" (prompt encoders).
+        shape: its shape.
+        kind: why it was added.
+        trainable: whether the method trains it.
+        dtype: as it is in memory after `get_peft_model` on the recipe's base dtype.
+    """
+
+    name: str
+    module: str
+    shape: tuple[int, ...]
+    kind: AddedKind
+    trainable: bool
+    dtype: str
+
+    @property
+    def elements(self) -> int:
+        """Number of elements."""
+        return prod(self.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class AddedBuffer:
+    """A tensor that the method adds and PEFT does not count as a parameter (VeRA's shared projections, masks, indices)."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Adaptation:
+    """A model under a method.
+
+    Attributes:
+        method: canonical name.
+        peft: the adapter config with every default filled in, as PEFT resolves it ({} without PEFT).
+        trainable_base: full names of base parameters that are trained.
+        added: parameters beyond the base model's.
+        buffers: tensors beyond parameters.
+        lora: how plain LoRA rewrites modules, by module path.
+        virtual_tokens: positions added to every sequence (prompt methods).
+        prefix_key_values: key/value positions added to every layer's cache (prefix tuning).
+        unwalked: what of this method the step walk has no rule for yet, in words; empty when it is covered.
+    """
+
+    method: str
+    trainable_base: frozenset[str]
+    peft: Mapping[str, object] = field(default_factory=dict)
+    added: tuple[AddedParameter, ...] = ()
+    buffers: tuple[AddedBuffer, ...] = ()
+    lora: Mapping[str, LoraSite] = field(default_factory=dict)
+    virtual_tokens: int = 0
+    prefix_key_values: int = 0
+    unwalked: tuple[str, ...] = ()

@@ -1,0 +1,156 @@
+"""The backward pass: nodes in the order of PyTorch's engine, gradients accumulated as it accumulates them.
+
+Mirrors torch/csrc/autograd/engine.cpp (ready queue by descending sequence number, saved tensors released after a node has
+run), input_buffer.cpp (fan-in sums are in place when nobody else holds the first gradient and it is no view) and
+functions/accumulate_grad.h (the first gradient of a parameter is stolen, not copied), torch 2.13.
+
+Known limits:
+    No higher-order gradients, no hooks, one device thread.
+"""
+
+from __future__ import annotations
+
+import heapq
+import sys
+
+from memplan.estimate import Component
+from memplan.step.tensor import Frame, Leaf, Node, StopRecomputation, Tape, Tensor
+
+
+def _calibrate_uniqueness() -> tuple[int, int]:
+    """What `sys.getrefcount` says inside `_is_unique` for a tensor that only an input buffer holds.
+
+    The figure depends on how the interpreter passes arguments, so it is taken from a known case instead of written down.
+    """
+
+    class Probe:
+        __slots__ = ("storage",)
+
+        def __init__(self) -> None:
+            self.storage = object()
+
+    buffers = {0: Probe()}
+    return _reference_counts(buffers, 0)
+
+
+def _reference_counts(buffers: dict[int, object], key: int) -> tuple[int, int]:
+    held = buffers[key]
+    return sys.getrefcount(held), sys.getrefcount(held.storage)  # type: ignore[attr-defined]
+
+
+_UNIQUE = _calibrate_uniqueness()
+
+
+def backward(tape: Tape, root: Tensor, grad: Tensor) -> None:
+    """Run the backward pass from `root`, whose gradient is `grad`; gradients end in the leaves' `grad`."""
+    assert isinstance(root.node, Node)
+    _count_dependencies(root.node)
+    buffers: dict[int, Tensor] = {id(root.node): grad}
+    ready: list[tuple[int, int, Node]] = [(-root.node.sequence, 0, root.node)]
+    del grad, root
+    outer_layer, outer_module = tape.current_layer, tape.module
+    while ready:
+        node = heapq.heappop(ready)[2]
+        if node.segment != tape.current_layer:
+            tape.enter(tape.phase, node.segment)
+        tape.module = node.module
+        tape.scope_component = node.component
+        # The gradient is moved into the call, as the engine moves it: nothing here keeps it alive meanwhile.
+        outputs = list(node.backward(tape, node, buffers.pop(id(node))))
+        node.saved = []
+        finished: list[Leaf] = []
+        edges = node.edges
+        node.edges = []
+        del node
+        for position, edge in enumerate(edges):
+            output, outputs[position] = outputs[position], None
+            if edge is None:
+                continue
+            edge.dependencies -= 1
+            if output is not None:
+                _accumulate(tape, buffers, id(edge), output)
+            del output
+            if edge.dependencies == 0 and id(edge) in buffers:
+                if isinstance(edge, Leaf):
+                    finished.append(edge)
+                else:
+                    heapq.heappush(ready, (-edge.sequence, 0, edge))
+        for leaf in finished:
+            _accumulate_leaf(tape, leaf, buffers)
+        del edges, outputs
+    tape.module = outer_module
+    tape.scope_component = None
+    if tape.current_layer != outer_layer:
+        tape.enter(tape.phase, outer_layer)
+
+
+def _count_dependencies(root: Node) -> None:
+    seen = {id(root)}
+    stack = [root]
+    while stack:
+        for edge in stack.pop().edges:
+            if edge is None:
+                continue
+            if id(edge) not in seen:
+                seen.add(id(edge))
+                edge.dependencies = 0
+                if isinstance(edge, Node):
+                    stack.append(edge)
+            edge.dependencies += 1
+
+
+def _accumulate(tape: Tape, buffers: dict[int, Tensor], key: int, grad: Tensor) -> None:
+    if key not in buffers:
+        buffers[key] = grad
+        return
+    held = buffers[key]
+    in_place = not held.is_view and _reference_counts(buffers, key) == (_UNIQUE[0] + 1, _UNIQUE[1])  # type: ignore[arg-type]
+    if not in_place:
+        buffers[key] = tape.new(held.shape, held.dtype, "accumulate_grad")
+
+
+def _accumulate_leaf(tape: Tape, leaf: Leaf, buffers: dict[int, Tensor]) -> None:
+    unique = _reference_counts(buffers, id(leaf)) == _UNIQUE  # type: ignore[arg-type]
+    grad = buffers.pop(id(leaf))
+    if leaf.grad is not None:
+        return  # added in place into the gradient that is there; the new one is freed here
+    if unique and grad.storage is not None:
+        grad.storage.info.component = Component.GRADIENTS
+        leaf.grad = grad.storage
+    else:
+        leaf.grad = tape.alloc(grad.shape, grad.dtype, "clone", Component.GRADIENTS)
+    leaf.grad.info.shape = leaf.shape
+    leaf.grad.info.module = leaf.name
+
+
+def checkpoint(tape: Tape, call: object, x: Tensor) -> Tensor:
+    """`call(x)` whose saved tensors are recomputed in backward (`use_reentrant=False`, transformers' default).
+
+    Mirrors torch/utils/checkpoint.py: forward keeps only what the recomputation needs (the arguments); the first saved
+    tensor that backward asks for runs `call` again up to the last tensor to be saved.
+    """
+    assert callable(call)
+    if not tape.grad_enabled or tape.frame is not None:
+        result: Tensor = call(x)
+        return result
+    module, layer = tape.module, tape.current_layer
+
+    def recompute(frame: Frame) -> None:
+        frame.total, frame.count = frame.count, 0
+        outer_frame, outer_module = tape.frame, tape.module
+        tape.frame, tape.module = frame, module
+        try:
+            call(x)
+        except StopRecomputation:
+            pass
+        finally:
+            tape.frame, tape.module = outer_frame, outer_module
+
+    frame = Frame(recompute)
+    tape.frame = frame
+    try:
+        out: Tensor = call(x)
+    finally:
+        tape.frame = None
+    assert layer == tape.current_layer
+    return out

@@ -1,0 +1,281 @@
+"""Modules that families are written with: linear, embedding, norms, rotary embedding, dropout.
+
+Symbols: B micro batch, S sequence length, H hidden size, R adapter rank, I intermediate size.
+
+Sources: the modeling files of transformers 5.23 (norms compute in float32), torch.nn 2.13, peft 0.21 tuners/lora/layer.py.
+
+Known limits:
+    Of the methods only plain LoRA rewrites `linear` here; what else a recipe asks for is listed as unsupported by the walk.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from memplan.dtypes import DType
+from memplan.estimate import Component
+from memplan.families.architecture import Module, ModuleKind, Parameter
+from memplan.step import ops
+from memplan.step.site import LoraSite, QuantizedWeight, Site
+from memplan.step.tensor import Node, Shape, Tape, Tensor
+
+if TYPE_CHECKING:
+    from memplan.step.builder import Builder
+
+
+class LayerOps:
+    """Mixin of `Builder`: the modules with parameters."""
+
+    # -- linear -----------------------------------------------------------------------------------------
+
+    def linear(self: Builder, name: str, x: Tensor, out_features: int, *, bias: bool = False) -> Tensor:  # type: ignore[misc]
+        """`nn.Linear`: x [..., in] to [..., out_features], with whatever quantization and adapter stands there."""
+        path = self.join(name)
+        in_features = x.shape[-1]
+        if self.declaring:
+            self.declare(_linear_module(path, ModuleKind.LINEAR, in_features, out_features, bias, "Linear"))
+        return self._apply_linear(path, x, (out_features, in_features), bias)
+
+    def output_embedding(  # type: ignore[misc]
+        self: Builder, name: str, x: Tensor, vocabulary: int, *, tied_to: str | None = None, bias: bool = False
+    ) -> Tensor:
+        """The linear that makes logits [..., V]; `tied_to` is the path of the embedding whose weight it shares."""
+        path = self.join(name)
+        if tied_to is not None:
+            self.tie(f"{path}.weight", f"{tied_to}.weight")
+        self.output_path = path
+        with self.component(Component.LOGITS_AND_LOSS):
+            return self.linear(name, x, vocabulary, bias=bias)
+
+    def conv1d(self: Builder, name: str, x: Tensor, out_features: int) -> Tensor:  # type: ignore[misc]
+        """transformers' `Conv1D` (GPT-2): a linear with bias whose weight is [in, out]."""
+        path = self.join(name)
+        in_features = x.shape[-1]
+        if self.declaring:
+            self.declare(_linear_module(path, ModuleKind.CONV1D, in_features, out_features, True, "Conv1D"))
+        return self._apply_linear(path, x, (out_features, in_features), True)
+
+    def _apply_linear(self: Builder, path: str, x: Tensor, shape: Shape, bias: bool) -> Tensor:  # type: ignore[misc]
+        outer, self.module = self.module, path
+        site = self.sites.get(path) if self.sites else None
+        weight = self.parameter(path, "weight", shape)
+        bias_tensor = self.parameter(path, "bias", (shape[0],)) if bias else None
+        if site is None or (site.quantized is None and site.lora is None):
+            out = self.matmul(x, weight, bias_tensor)
+        elif site.lora is None:
+            out = self._base_linear(site, x, weight, bias_tensor)
+        else:
+            out = self._lora_linear(path, site, site.lora, x, weight, bias_tensor)
+        self.module = outer
+        return out
+
+    def _base_linear(self: Builder, site: Site, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # type: ignore[misc]
+        if site.quantized is None:
+            return self.matmul(x, weight, bias)
+        return _linear_4bit(self, site.quantized, x, weight, bias)
+
+    def _lora_linear(  # type: ignore[misc]
+        self: Builder, path: str, site: Site, lora: LoraSite, x: Tensor, weight: Tensor, bias: Tensor | None
+    ) -> Tensor:
+        result = self._base_linear(site, x, weight, bias)
+        dtype = result.dtype
+        a = self._adapter(path, "lora_A", (lora.rank, x.shape[-1]), lora.dtype)
+        b = self._adapter(path, "lora_B", (weight.shape[0], lora.rank), lora.dtype)
+        x = ops.to(self, x, lora.dtype)
+        result = result + ops.scale(
+            self, self.matmul(self.matmul(ops.dropout(self, x, lora.dropout), a, None), b, None)
+        )
+        return ops.to(self, result, dtype)
+
+    def _adapter(self: Builder, path: str, name: str, shape: Shape, dtype: DType) -> Tensor:  # type: ignore[misc]
+        key = f"{path}.{name}"
+        known = self.parameters.get(key)
+        if known is None:
+            from memplan.step.tensor import Leaf
+
+            known = self.parameters[key] = Tensor(self, shape, dtype, None, Leaf(key, shape, dtype))
+        return known
+
+    def matmul(self: Builder, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # type: ignore[misc]
+        """`F.linear` under the step's autocast: inputs are cast, trained float32 weights through autocast's cache."""
+        autocast = self.settings.autocast
+        if autocast is None:
+            return ops.linear(self, x, weight, bias)
+        return ops.linear(
+            self,
+            ops.to(self, x, autocast),
+            self.cast_weight(weight, autocast),
+            self.cast_weight(bias, autocast) if bias is not None else None,
+        )
+
+    def cast_weight(self: Builder, weight: Tensor, dtype: DType) -> Tensor:  # type: ignore[misc]
+        """Autocast's copy of a parameter; kept until autocast ends if the parameter is a trained float32 leaf.
+
+        Source: aten/src/ATen/autocast_mode.cpp, `cached_cast`.
+        """
+        if weight.dtype is dtype:
+            return weight
+        key = f"{id(weight)}"
+        known = self.casts.get(key)
+        if known is not None:
+            return known
+        copy = ops.to(self, weight, dtype)
+        if weight.node is not None and weight.dtype is DType.FLOAT32 and self.grad_enabled:
+            self.casts[key] = copy
+        return copy
+
+    # -- embedding and norms ----------------------------------------------------------------------------
+
+    def embedding(self: Builder, name: str, shape: Shape, num_embeddings: int, dim: int) -> Tensor:  # type: ignore[misc]
+        """`nn.Embedding` looked up with indices of `shape`: [*shape, dim]."""
+        path = self.join(name)
+        if self.declaring:
+            self.declare(
+                Module(
+                    path,
+                    ModuleKind.EMBEDDING,
+                    (Parameter("weight", (num_embeddings, dim)),),
+                    num_embeddings,
+                    dim,
+                    "Embedding",
+                )
+            )
+        outer, self.module = self.module, path
+        weight = self.parameter(path, "weight", (num_embeddings, dim))
+        node = self.record("embedding", (weight,), (), _embedding_backward, (weight.shape, weight.dtype))
+        out = self.new((*shape, dim), weight.dtype, "embedding", node)
+        self.module = outer
+        return out
+
+    def input_embedding(self: Builder, name: str, shape: Shape, num_embeddings: int, dim: int) -> Tensor:  # type: ignore[misc]
+        """The model's input embedding (`get_input_embeddings`)."""
+        self.input_path = self.join(name)
+        return self.embedding(name, shape, num_embeddings, dim)
+
+    def rms_norm(  # type: ignore[misc]
+        self: Builder, name: str, x: Tensor, *, class_name: str = "RMSNorm", weight_in_float: bool = False
+    ) -> Tensor:
+        """RMSNorm over the last dimension, computed in float32 (LlamaRMSNorm; Gemma multiplies `1 + weight` in float32).
+
+        Args:
+            name: module name.
+            x: [..., H].
+            class_name: torch class.
+            weight_in_float: multiply by the weight before casting back (Gemma, OLMo-2).
+        """
+        path = self.join(name)
+        size = x.shape[-1]
+        if self.declaring:
+            self.declare(Module(path, ModuleKind.NORM, (Parameter("weight", (size,)),), class_name=class_name))
+        outer, self.module = self.module, path
+        weight = self.parameter(path, "weight", (size,))
+        out = _rms_norm(self, x, weight, weight_in_float)
+        self.module = outer
+        return out
+
+    def layer_norm(self: Builder, name: str, x: Tensor, *, bias: bool = True, class_name: str = "LayerNorm") -> Tensor:  # type: ignore[misc]
+        """`nn.LayerNorm` over the last dimension: saves its input, mean and reciprocal deviation."""
+        path = self.join(name)
+        size = x.shape[-1]
+        if self.declaring:
+            names = ("weight", "bias") if bias else ("weight",)
+            self.declare(
+                Module(path, ModuleKind.NORM, tuple(Parameter(n, (size,)) for n in names), class_name=class_name)
+            )
+        outer, self.module = self.module, path
+        weight = self.parameter(path, "weight", (size,))
+        bias_tensor = self.parameter(path, "bias", (size,)) if bias else None
+        out = _native_layer_norm(self, x, weight, bias_tensor)
+        self.module = outer
+        return out
+
+    def activation(self: Builder, function: str, x: Tensor) -> Tensor:  # type: ignore[misc]
+        """An activation by its `hidden_act` name; each saves its input except relu and tanh, which save their output."""
+        if function in ("relu", "tanh", "sigmoid"):
+            return ops.unary(self, function, x, save="output")
+        if function in ("gelu_new", "gelu_fast", "gelu_pytorch_tanh_python"):
+            return _gelu_new(self, x)
+        return ops.unary(self, function, x, save="input")
+
+    def dropout(self: Builder, x: Tensor, probability: float) -> Tensor:  # type: ignore[misc]
+        """`F.dropout` of a model in training."""
+        return ops.dropout(self, x, probability)
+
+
+def _linear_module(
+    path: str, kind: ModuleKind, in_features: int, out_features: int, bias: bool, class_name: str
+) -> Module:
+    weight = (out_features, in_features) if kind is ModuleKind.LINEAR else (in_features, out_features)
+    parameters = [Parameter("weight", tuple(int(size) for size in weight))]
+    if bias:
+        parameters.append(Parameter("bias", (int(out_features),)))
+    return Module(path, kind, tuple(parameters), int(in_features), int(out_features), class_name)
+
+
+def _embedding_backward(tape: Tape, node: Node, grad: Tensor) -> tuple[Tensor]:
+    shape, dtype = node.meta
+    assert isinstance(shape, tuple)
+    assert isinstance(dtype, DType)
+    return (tape.new(shape, dtype, "embedding_dense_backward"),)
+
+
+def _linear_4bit(t: Builder, quantized: QuantizedWeight, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """bitsandbytes `Linear4bit.forward` (0.50): cast to the compute dtype, dequantize and multiply, cast back."""
+    input_dtype = x.dtype
+    x = ops.to(t, x, quantized.compute_dtype)
+    shape = (*x.shape[:-1], weight.shape[0])
+    node = t.record("matmul_4bit", (x,), (), _matmul_4bit_backward, (x.shape, weight.shape, quantized))
+    out = t.alloc(shape, x.dtype, "matmul_4bit")
+    t.alloc(weight.shape, quantized.compute_dtype, "dequantize_4bit")
+    return ops.to(t, Tensor(t, shape, x.dtype, out, node), input_dtype)
+
+
+def _matmul_4bit_backward(tape: Tape, node: Node, grad: Tensor) -> tuple[Tensor]:
+    x_shape, w_shape, quantized = node.meta
+    assert isinstance(x_shape, tuple)
+    assert isinstance(w_shape, tuple)
+    assert isinstance(quantized, QuantizedWeight)
+    dequantized = tape.alloc(w_shape, quantized.compute_dtype, "dequantize_4bit")
+    grad_x = tape.new(x_shape, grad.dtype, "mm")
+    del dequantized
+    return (grad_x,)
+
+
+def _rms_norm(t: Builder, x: Tensor, weight: Tensor, weight_in_float: bool) -> Tensor:
+    input_dtype = x.dtype
+    hidden = ops.to(t, x, DType.FLOAT32)
+    variance = ops.mean_last(t, ops.pow2(t, hidden))
+    hidden = hidden * ops.rsqrt(t, ops.add_scalar(t, variance))
+    if weight_in_float:
+        return ops.to(t, ops.to(t, weight, DType.FLOAT32) * hidden, input_dtype)
+    return weight * ops.to(t, hidden, input_dtype)
+
+
+def _native_layer_norm(t: Builder, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    rows = (*x.shape[:-1], 1)
+    out = t.alloc(x.shape, x.dtype, "native_layer_norm")
+    mean = t.alloc(rows, DType.FLOAT32, "native_layer_norm")
+    rstd = t.alloc(rows, DType.FLOAT32, "native_layer_norm")
+    node = t.record("native_layer_norm", (x, weight, bias), (x, mean, rstd), _layer_norm_backward, (x.shape, x.dtype))
+    return Tensor(t, x.shape, x.dtype, out, node)
+
+
+def _layer_norm_backward(tape: Tape, node: Node, grad: Tensor) -> tuple[Tensor | None, ...]:
+    shape, dtype = node.meta
+    assert isinstance(shape, tuple)
+    assert isinstance(dtype, DType)
+    kept = [node.stored(index) for index in range(len(node.saved))]
+    grads = [
+        tape.new(shape if position == 0 else shape[-1:], dtype, "native_layer_norm_backward")
+        if edge is not None
+        else None
+        for position, edge in enumerate(node.edges)
+    ]
+    del kept
+    return tuple(grads)
+
+
+def _gelu_new(t: Builder, x: Tensor) -> Tensor:
+    """transformers' `NewGELUActivation`: 0.5 * x * (1 + tanh(c * (x + 0.044715 * x**3))), op by op."""
+    inner = ops.unary(t, "tanh", ops.scale(t, x + ops.scale(t, ops.power(t, x))), save="output")
+    return ops.scale(t, x) * ops.add_scalar(t, inner)

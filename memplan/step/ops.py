@@ -1,0 +1,262 @@
+"""Primitive ops: what each allocates, what autograd saves for it, what its backward allocates.
+
+One function per ATen op, named after it. Sources: tools/autograd/derivatives.yaml and aten/src/ATen/native of torch 2.13;
+every rule is held against a trace of the real op.
+
+Known limits:
+    Elementwise results are dense; a broadcast operand's gradient is summed by the engine (`sum_to_size`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from math import prod
+from typing import cast
+
+from memplan.dtypes import DType
+from memplan.step.tensor import Node, Shape, Storage, Tape, Tensor
+
+_WIDTH_ORDER = (
+    DType.BOOL,
+    DType.UINT8,
+    DType.INT32,
+    DType.INT64,
+    DType.FLOAT16,
+    DType.BFLOAT16,
+    DType.FLOAT32,
+    DType.FLOAT64,
+)
+
+
+def promote(a: DType, b: DType) -> DType:
+    """torch's result type of two tensors; bfloat16 with float16 gives float32."""
+    if a is b:
+        return a
+    if {a, b} == {DType.BFLOAT16, DType.FLOAT16}:
+        return DType.FLOAT32
+    return max(a, b, key=_WIDTH_ORDER.index)
+
+
+def broadcast(a: Shape, b: Shape) -> Shape:
+    """The broadcast of two shapes."""
+    if a == b:
+        return a
+    if len(a) < len(b):
+        a, b = b, a
+    padded = (1,) * (len(a) - len(b)) + b
+    return tuple(y if x == 1 else x for x, y in zip(a, padded, strict=True))
+
+
+def fit_gradient(tape: Tape, grad: Tensor, shape: Shape, dtype: DType) -> Tensor:
+    """What the engine's `validate_outputs` does to a gradient: sum a broadcast away, cast to the input's dtype."""
+    if prod(grad.shape) != prod(shape):
+        grad = tape.new(shape, grad.dtype, "sum")
+    if grad.dtype is not dtype:
+        grad = tape.new(shape, dtype, "_to_copy")
+    return grad
+
+
+# -- casts and elementwise --------------------------------------------------------------------------------
+
+
+def to(tape: Tape, x: Tensor, dtype: DType) -> Tensor:
+    """`x.to(dtype)`: nothing when it already is."""
+    if x.dtype is dtype:
+        return x
+    node = tape.record("_to_copy", (x,), (), _to_backward, (x.shape, x.dtype))
+    return tape.new(x.shape, dtype, "_to_copy", node)
+
+
+def _to_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | None]:
+    shape, dtype = cast(tuple[Shape, DType], node.meta)
+    return (tape.new(shape, dtype, "_to_copy"),)
+
+
+def add(tape: Tape, a: Tensor, b: Tensor) -> Tensor:
+    """`a + b`: saves nothing; the gradient is handed on, cast and summed where an operand was narrower."""
+    dtype = promote(a.dtype, b.dtype)
+    shape = broadcast(a.shape, b.shape)
+    node = tape.record("add", (a, b), (), _add_backward, (a.shape, a.dtype, b.shape, b.dtype))
+    return tape.new(shape, dtype, "add", node)
+
+
+def _add_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | None]:
+    a_shape, a_dtype, b_shape, b_dtype = cast(tuple[Shape, DType, Shape, DType], node.meta)
+    left = fit_gradient(tape, grad, a_shape, a_dtype) if node.edges[0] is not None else None
+    right = fit_gradient(tape, grad, b_shape, b_dtype) if node.edges[1] is not None else None
+    return (left, right)
+
+
+def mul(tape: Tape, a: Tensor, b: Tensor) -> Tensor:
+    """`a * b`: saves each operand that the other's gradient needs."""
+    dtype = promote(a.dtype, b.dtype)
+    shape = broadcast(a.shape, b.shape)
+    saved = (a if b.node is not None else None, b if a.node is not None else None)
+    node = tape.record("mul", (a, b), saved, _mul_backward, (a.shape, a.dtype, b.shape, b.dtype, dtype))
+    return tape.new(shape, dtype, "mul", node)
+
+
+def _mul_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | None]:
+    a_shape, a_dtype, b_shape, b_dtype, _ = cast(tuple[Shape, DType, Shape, DType, DType], node.meta)
+    _touch(node)
+    left = right = None
+    if node.edges[0] is not None:
+        left = tape.new(grad.shape, grad.dtype, "mul")
+    if node.edges[1] is not None:
+        right = tape.new(grad.shape, grad.dtype, "mul")
+    if left is not None:
+        left = fit_gradient(tape, left, a_shape, a_dtype)
+    if right is not None:
+        right = fit_gradient(tape, right, b_shape, b_dtype)
+    return (left, right)
+
+
+def _touch(node: Node) -> list[Storage | None]:
+    """Unpack what the node saved, in order, so that a checkpointed layer is recomputed before it allocates."""
+    return [node.stored(index) for index in range(len(node.saved))]
+
+
+def unary(tape: Tape, op: str, x: Tensor, *, save: str = "none", backward_op: str | None = None) -> Tensor:
+    """An elementwise op with one input.
+
+    Args:
+        tape: the tape.
+        op: its name in the receipt.
+        x: the input.
+        save: `input`, `output` or `none`: what its derivative needs.
+        backward_op: name of the single kernel of its backward; by default `{op}_backward`.
+    """
+    out = tape.alloc(x.shape, x.dtype, op)
+    saved: tuple[Tensor | Storage | None, ...] = (x,) if save == "input" else (out,) if save == "output" else ()
+    node = tape.record(op, (x,), saved, _unary_backward, (x.shape, x.dtype, backward_op or f"{op}_backward"))
+    return Tensor(tape, x.shape, x.dtype, out, node)
+
+
+def _unary_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | None]:
+    shape, dtype, name = cast(tuple[Shape, DType, str], node.meta)
+    kept = _touch(node)
+    out = tape.new(shape, dtype, name)
+    del kept
+    return (out,)
+
+
+def silu(tape: Tape, x: Tensor) -> Tensor:
+    """`F.silu`: saves its input."""
+    return unary(tape, "silu", x, save="input")
+
+
+def scale(tape: Tape, x: Tensor, op: str = "mul") -> Tensor:
+    """`x * number`: saves nothing."""
+    return unary(tape, op, x, backward_op=op)
+
+
+def neg(tape: Tape, x: Tensor) -> Tensor:
+    """`-x`: saves nothing."""
+    return unary(tape, "neg", x, backward_op="neg")
+
+
+def dropout(tape: Tape, x: Tensor, probability: float) -> Tensor:
+    """`F.dropout` in training: on CUDA a fused kernel that saves a boolean mask; nothing for probability 0.
+
+    Source: aten/src/ATen/native/Dropout.cpp (`is_fused_kernel_acceptable`), native/cuda/Dropout.cu.
+    """
+    if probability == 0:
+        return x
+    if x.node is None or not tape.grad_enabled:
+        out = tape.new(x.shape, x.dtype, "native_dropout")
+        tape.alloc(x.shape, DType.BOOL, "native_dropout")
+        return out
+    storage = tape.alloc(x.shape, x.dtype, "native_dropout")
+    mask = tape.alloc(x.shape, DType.BOOL, "native_dropout")
+    node = tape.record("native_dropout", (x,), (mask,), _unary_backward, (x.shape, x.dtype, "native_dropout_backward"))
+    return Tensor(tape, x.shape, x.dtype, storage, node)
+
+
+# -- matrix products --------------------------------------------------------------------------------------
+
+
+def linear(tape: Tape, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`F.linear`: x [..., N_in] with weight [N_out, N_in]; saves x for a trained weight, the weight for a trained x."""
+    shape = (*x.shape[:-1], weight.shape[0])
+    saved = (x if weight.node is not None else None, weight if x.node is not None else None)
+    node = tape.record("mm", (x, weight, bias), saved, _linear_backward, (x.shape, weight.shape, x.dtype))
+    return tape.new(shape, x.dtype, "mm", node)
+
+
+def _linear_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | None]:
+    x_shape, w_shape, dtype = cast(tuple[Shape, Shape, DType], node.meta)
+    kept = _touch(node)
+    grad_x = grad_w = grad_b = None
+    if node.edges[0] is not None:
+        grad_x = tape.new(x_shape, dtype, "mm")
+        grad_x.is_view = len(x_shape) > 2
+    if node.edges[1] is not None:
+        grad_w = tape.new(w_shape, dtype, "mm")
+    if node.edges[2] is not None:
+        grad_b = tape.new((w_shape[0],), dtype, "sum")
+    del kept
+    return (grad_x, grad_w, grad_b)
+
+
+# -- what norms are made of -------------------------------------------------------------------------------
+
+
+def pow2(tape: Tape, x: Tensor) -> Tensor:
+    """`x.pow(2)`: saves its input; backward forms `x * 2` and then its product with the gradient."""
+    node = tape.record("pow", (x,), (x,), _pow2_backward, (x.shape, x.dtype))
+    return tape.new(x.shape, x.dtype, "pow", node)
+
+
+def _pow2_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | None]:
+    shape, dtype = cast(tuple[Shape, DType], node.meta)
+    kept = _touch(node)
+    power = tape.alloc(shape, dtype, "pow")
+    scaled = tape.alloc(shape, dtype, "mul")
+    del power
+    out = tape.new(shape, dtype, "mul")
+    del kept, scaled
+    return (out,)
+
+
+def power(tape: Tape, x: Tensor) -> Tensor:
+    """`x.pow(n)` for n > 2: saves its input."""
+    node = tape.record("pow", (x,), (x,), _pow2_backward, (x.shape, x.dtype))
+    return tape.new(x.shape, x.dtype, "pow", node)
+
+
+def mean_last(tape: Tape, x: Tensor) -> Tensor:
+    """`x.mean(-1, keepdim=True)`: backward divides the expanded gradient, a full-size result."""
+    node = tape.record("mean", (x,), (), _mean_backward, (x.shape, x.dtype))
+    return tape.new((*x.shape[:-1], 1), x.dtype, "mean", node)
+
+
+def _mean_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | None]:
+    shape, dtype = cast(tuple[Shape, DType], node.meta)
+    return (tape.new(shape, dtype, "div"),)
+
+
+def add_scalar(tape: Tape, x: Tensor) -> Tensor:
+    """`x + number`: the gradient passes through."""
+    node = tape.record("add", (x,), (), _identity_backward)
+    return tape.new(x.shape, x.dtype, "add", node)
+
+
+def _identity_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | None]:
+    return (grad,)
+
+
+def rsqrt(tape: Tape, x: Tensor) -> Tensor:
+    """`x.rsqrt()`: saves its result; backward is -0.5 * grad * result**3."""
+    out = tape.alloc(x.shape, x.dtype, "rsqrt")
+    node = tape.record("rsqrt", (x,), (out,), _rsqrt_backward, (x.shape, x.dtype))
+    return Tensor(tape, x.shape, x.dtype, out, node)
+
+
+def _rsqrt_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | None]:
+    shape, dtype = cast(tuple[Shape, DType], node.meta)
+    kept = _touch(node)
+    scaled = tape.alloc(shape, dtype, "mul")
+    cubed = tape.alloc(shape, dtype, "pow")
+    out = tape.new(shape, dtype, "mul")
+    del kept, scaled, cubed
+    return (out,)

@@ -1,0 +1,37 @@
+"""The choices that decide which kernels a step runs: attention, precision, checkpointing, mask."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from memplan.dtypes import DType
+
+
+@dataclass(frozen=True, slots=True)
+class StepSettings:
+    """How one step is executed.
+
+    Attributes:
+        batch, sequence: shape of the token batch, [B, S].
+        target_sequence: decoder length of encoder-decoder models.
+        autocast: dtype of `torch.autocast("cuda")`, or None.
+        attn_implementation: `eager`, `sdpa` or `flash_attention_2`.
+        checkpointing: None, `non-reentrant` or `reentrant`.
+        padding: the batch holds padding, so an attention mask reaches the kernels.
+        compute_capability: (major, minor) of the GPU; decides the attention kernel and workspaces.
+        keep_outputs: the caller keeps the model's output (logits) alive until the step ends.
+        use_cache: the model builds and returns past key/values.
+        virtual_tokens: positions that a prompt method puts in front of every sequence.
+    """
+
+    batch: int
+    sequence: int
+    target_sequence: int = 0
+    autocast: DType | None = None
+    attn_implementation: str = "sdpa"
+    checkpointing: str | None = None
+    padding: bool = False
+    compute_capability: tuple[int, int] = (8, 0)
+    keep_outputs: bool = False
+    use_cache: bool = False
+    virtual_tokens: int = 0

@@ -1,0 +1,64 @@
+"""What stands at a module path in a given run: its parameters as stored, and how a method has rewritten it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from memplan.dtypes import DType
+
+
+@dataclass(frozen=True, slots=True)
+class SiteParameter:
+    """One parameter as it is in memory: element type, and whether it is trained."""
+
+    name: str
+    dtype: DType
+    trainable: bool
+
+
+@dataclass(frozen=True, slots=True)
+class LoraSite:
+    """Plain LoRA on a module: `result + B(A(dropout(x))) * scaling`.
+
+    Attributes:
+        rank: of this module (`rank_pattern` applied).
+        dropout: probability.
+        dtype: of the adapter's weights (float32 unless `autocast_adapter_dtype` is off).
+        bias: whether `lora_bias` adds a bias to B.
+    """
+
+    rank: int
+    dropout: float
+    dtype: DType
+    bias: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizedWeight:
+    """A weight that is stored in fewer bits and dequantized when it is used.
+
+    Attributes:
+        scheme: `nf4`, `fp4` or `int8`.
+        nested: double quantization.
+        compute_dtype: what the matmul runs in (`bnb_4bit_compute_dtype`).
+    """
+
+    scheme: str
+    nested: bool
+    compute_dtype: DType
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """A module in a run. Equal sites behave alike, so that equal layers are executed once."""
+
+    parameters: tuple[SiteParameter, ...]
+    quantized: QuantizedWeight | None = None
+    lora: LoraSite | None = None
+
+    def parameter(self, name: str) -> SiteParameter | None:
+        """The parameter `name`, if the module has one."""
+        for entry in self.parameters:
+            if entry.name == name:
+                return entry
+        return None
