@@ -1,0 +1,30 @@
+"""The batch that a collator would hand to the model, on the device."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from memplan.trace.spec import TraceSpec
+
+
+def make_batch(spec: TraceSpec, model: Any, device: torch.device) -> dict[str, torch.Tensor]:
+    """`input_ids` [batch, sequence] int64, labels as the task wants them, and an attention mask where asked for."""
+    shape = (spec.batch, spec.sequence)
+
+    def tokens(size: tuple[int, ...]) -> torch.Tensor:
+        return torch.empty(size, dtype=torch.int64, device=device)
+
+    batch = {"input_ids": tokens(shape)}
+    if spec.attention_mask or spec.padding:
+        batch["attention_mask"] = tokens(shape)
+    if spec.task == "seq2seq-lm":
+        batch["labels"] = tokens((spec.batch, spec.target_sequence or spec.sequence))
+    elif spec.task == "sequence-classification":
+        batch["labels"] = tokens((spec.batch,))
+    elif spec.task == "question-answering":
+        batch["start_positions"], batch["end_positions"] = tokens((spec.batch,)), tokens((spec.batch,))
+    elif spec.task != "feature-extraction":
+        batch["labels"] = tokens(shape)
+    return batch

@@ -1,0 +1,148 @@
+"""Builds the real model as transformers loads it: on meta, then one parameter after another onto the device."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from memplan.errors import InvalidValueError, UnsupportedError
+from memplan.trace.patches import copy_attributes
+from memplan.trace.quantized import QuantizedLoader
+from memplan.trace.spec import TraceSpec
+
+_AUTO_CLASSES = {
+    "causal-lm": "AutoModelForCausalLM",
+    "masked-lm": "AutoModelForMaskedLM",
+    "seq2seq-lm": "AutoModelForSeq2SeqLM",
+    "sequence-classification": "AutoModelForSequenceClassification",
+    "token-classification": "AutoModelForTokenClassification",
+    "question-answering": "AutoModelForQuestionAnswering",
+    "feature-extraction": "AutoModel",
+}
+# Names under which configurations hold their number of layers.
+_LAYER_KEYS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
+# Values of the checkpoint that say nothing about the model's shape.
+_DROPPED_KEYS = ("model_type", "torch_dtype", "dtype", "architectures", "transformers_version", "quantization_config")
+
+
+def build_config(spec: TraceSpec) -> Any:
+    """The transformers configuration of the spec, at full depth or at `spec.num_layers`.
+
+    Raises:
+        UnsupportedError: transformers does not know the model type.
+    """
+    from transformers import AutoConfig
+
+    values = {key: value for key, value in spec.model_config.items() if key not in _DROPPED_KEYS}
+    if spec.num_layers is not None:
+        values = _with_layers(values, spec.num_layers)
+    try:
+        config = AutoConfig.for_model(str(spec.model_config["model_type"]), **values)
+    except ValueError as error:
+        raise UnsupportedError(
+            f"transformers cannot configure this model: {error}", code="unknown_model_type"
+        ) from None
+    if spec.task in ("sequence-classification", "token-classification"):
+        config.num_labels = spec.num_labels
+        if getattr(config, "pad_token_id", None) is None:
+            config.pad_token_id = 0
+    if hasattr(config, "use_cache") and spec.checkpointing != "none":
+        config.use_cache = False
+    return config
+
+
+def _with_layers(values: dict[str, Any], num_layers: int) -> dict[str, Any]:
+    changed = dict(values)
+    found = [key for key in _LAYER_KEYS if key in values]
+    if not found:
+        raise InvalidValueError(
+            "num_layers", num_layers, "only allowed for configurations with " + ", ".join(_LAYER_KEYS)
+        )
+    for key in found:
+        changed[key] = num_layers
+    if "num_decoder_layers" in values:
+        changed["num_decoder_layers"] = num_layers
+    if isinstance(values.get("layer_types"), list):
+        changed["layer_types"] = values["layer_types"][:num_layers]
+    return changed
+
+
+def build_on_meta(spec: TraceSpec, config: Any) -> nn.Module:
+    """The model without storage, with the dtype of each parameter as `from_pretrained` would give it."""
+    import transformers
+    from transformers.initialization import no_init_weights
+
+    auto = getattr(transformers, _AUTO_CLASSES[spec.task])
+    dtype = getattr(torch, spec.dtype)
+    try:
+        with torch.device("meta"), no_init_weights():
+            model: nn.Module = auto.from_config(config, dtype=dtype, attn_implementation=spec.attn_implementation)
+    except (ValueError, ImportError) as error:
+        raise UnsupportedError(f"transformers cannot build this model: {error}", code="model_not_buildable") from None
+    _keep_in_float32(model, dtype)
+    return model
+
+
+def _keep_in_float32(model: nn.Module, dtype: torch.dtype) -> None:
+    # transformers/modeling_utils.py, _get_dtype_plan: the plain list counts for float16 only, the strict one for both.
+    keep: set[str] = set()
+    if dtype == torch.float16:
+        keep |= set(getattr(model, "_keep_in_fp32_modules", None) or ())
+    if dtype in (torch.float16, torch.bfloat16):
+        keep |= set(getattr(model, "_keep_in_fp32_modules_strict", None) or ())
+    if not keep:
+        return
+    pattern = re.compile("|".join(rf"(?:^|\.){re.escape(name)}(?:\.|$)" for name in sorted(keep)))
+    for name, parameter in list(model.named_parameters()):
+        if pattern.search(name) and parameter.is_floating_point():
+            owner, _, leaf = name.rpartition(".")
+            module = model.get_submodule(owner)
+            module._parameters[leaf] = nn.Parameter(parameter.to(torch.float32), parameter.requires_grad)
+
+
+def load(model: nn.Module, device: torch.device, quantizer: QuantizedLoader | None) -> Iterator[str]:
+    """Gives every parameter and buffer its storage on `device`, in the order of the checkpoint; yields each name."""
+    tied: dict[int, nn.Parameter] = {}
+    if hasattr(model, "tie_weights"):
+        model.tie_weights()
+    for name, module in list(model.named_modules()):
+        prefix = f"{name}." if name else ""
+        for leaf, parameter in list(module._parameters.items()):
+            if parameter is None:
+                continue
+            done = tied.get(id(parameter))
+            if done is None:
+                if quantizer is not None and quantizer.handles(module, leaf):
+                    done = quantizer.quantize(module, leaf, parameter, device)
+                else:
+                    done = _materialize(parameter, device)
+                tied[id(parameter)] = done
+                yield prefix + leaf
+            module._parameters[leaf] = done
+        for leaf, buffer in list(module._buffers.items()):
+            if buffer is not None:
+                module._buffers[leaf] = torch.empty_strided(
+                    buffer.shape, buffer.stride(), dtype=buffer.dtype, device=device
+                )
+                yield prefix + leaf
+    if quantizer is not None:
+        quantizer.finish(model)
+
+
+def _materialize(parameter: nn.Parameter, device: torch.device) -> nn.Parameter:
+    data = torch.empty_strided(parameter.shape, parameter.stride(), dtype=parameter.dtype, device=device)
+    done = nn.Parameter(data, parameter.requires_grad)
+    copy_attributes(parameter, done)
+    return done
+
+
+def apply_checkpointing(spec: TraceSpec, model: Any) -> None:
+    """`gradient_checkpointing_enable` as Trainer calls it, before or after PEFT as Trainer users do."""
+    if spec.checkpointing == "none":
+        return
+    reentrant = spec.checkpointing == "reentrant"
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": reentrant})

@@ -1,0 +1,73 @@
+"""A small command line of its own, for looking at a trace: `python -m memplan.trace SPEC.json --events`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TextIO
+
+from memplan.errors import MemplanError
+from memplan.trace.result import TraceResult
+from memplan.trace.runner import run
+from memplan.trace.spec import TraceSpec
+from memplan.units import format_bytes
+
+
+def write_events(result: TraceResult, stream: TextIO, *, min_bytes: int = 0) -> None:
+    """One line an event: sign, block bytes, live MiB after it, phase, component, op, module, shape, dtype, name."""
+    for event in result.walk():
+        storage = event.storage
+        if storage.size_bytes < min_bytes:
+            continue
+        sign = "+" if event.alloc else "-"
+        stream.write(
+            f"{sign}{storage.block_bytes:<12d} {event.live_bytes:>14d} {event.phase}{event.step:<2d} #{storage.id:<6d} "
+            f"{storage.component:<18s} {storage.op:<40s} {storage.module or '-':<46s} "
+            f"{'x'.join(map(str, storage.shape)):<18s} {storage.dtype:<9s} {storage.name}\n"
+        )
+
+
+def write_summary(result: TraceResult, stream: TextIO) -> None:
+    """A table of phases: peak, end, where, and the components at the peak."""
+    for entry in result.phases:
+        parts = ", ".join(f"{key} {format_bytes(value)}" for key, value in entry.components.items())
+        stream.write(
+            f"{entry.phase:>15s} {entry.step}  peak {entry.peak_bytes:>14d} {format_bytes(entry.peak_bytes):>12s}"
+            f"  end {entry.end_bytes:>14d}  at {entry.at.name} [{entry.at.module}]\n{'':19s}{parts}\n"
+        )
+    stream.write(f"parameters {result.parameters}  attention {result.attention}  guesses {result.guesses}\n")
+    stream.write(f"versions {result.versions}  seconds {result.seconds}\n")
+    for note in result.notes:
+        stream.write(f"note: {note}\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of `python -m memplan.trace`."""
+    parser = argparse.ArgumentParser(prog="python -m memplan.trace", description=__doc__)
+    parser.add_argument("spec", type=Path, help="a JSON file with the fields of memplan.trace.TraceSpec")
+    parser.add_argument("--events", action="store_true", help="print every event")
+    parser.add_argument("--min-bytes", type=int, default=0, help="leave out smaller storages")
+    parser.add_argument("--saved", action="store_true", help="print what the last forward pass left alive")
+    parser.add_argument("--json", action="store_true", help="print the whole result as JSON")
+    options = parser.parse_args(argv)
+    try:
+        result = run(TraceSpec.from_json(options.spec.read_text(encoding="utf-8")))
+    except MemplanError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return error.exit_code
+    if options.json:
+        sys.stdout.write(result.to_json() + "\n")
+        return 0
+    if options.events:
+        write_events(result, sys.stdout, min_bytes=options.min_bytes)
+    if options.saved:
+        for storage in result.saved_storages(max(result.saved)):
+            shape = "x".join(map(str, storage.shape))
+            sys.stdout.write(
+                f"{storage.block_bytes:>12d} {storage.component:<16s} {storage.op:<36s} {storage.module or '-':<46s} "
+                f"{shape:<18s} {storage.dtype}\n"
+            )
+    write_summary(result, sys.stderr if options.events or options.saved else sys.stdout)
+    return 0

@@ -1,0 +1,81 @@
+"""Applies a PEFT method exactly as a training script does."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from memplan.errors import InvalidValueError, UnknownNameError
+from memplan.trace import builder
+from memplan.trace.spec import TraceSpec
+
+if TYPE_CHECKING:
+    from memplan.trace.labels import Labels
+
+_TASK_TYPES = {
+    "causal-lm": "CAUSAL_LM",
+    "seq2seq-lm": "SEQ_2_SEQ_LM",
+    "sequence-classification": "SEQ_CLS",
+    "token-classification": "TOKEN_CLS",
+    "question-answering": "QUESTION_ANS",
+    "feature-extraction": "FEATURE_EXTRACTION",
+}
+
+
+def apply_method(spec: TraceSpec, model: Any, labels: Labels) -> nn.Module:
+    """The trainable model: `model` itself, or PEFT's wrapper around it, with checkpointing switched on."""
+    if spec.peft is None:
+        builder.apply_checkpointing(spec, model)
+        return model  # type: ignore[no-any-return]
+    import peft
+
+    quantized = spec.load_in_4bit or spec.load_in_8bit
+    if quantized and spec.prepare_for_kbit_training:
+        checkpointing = spec.checkpointing != "none"
+        model = peft.prepare_model_for_kbit_training(
+            model,
+            use_gradient_checkpointing=checkpointing,
+            gradient_checkpointing_kwargs={"use_reentrant": spec.checkpointing == "reentrant"}
+            if checkpointing
+            else None,
+        )
+    else:
+        builder.apply_checkpointing(spec, model)
+        if spec.checkpointing != "none":
+            # Trainer and TRL call this for PEFT with checkpointing; without it the first layer's input has no gradient.
+            model.enable_input_require_grads()
+    labels.before_method(model)
+    return peft.get_peft_model(  # type: ignore[no-any-return]
+        model, build_peft_config(spec), autocast_adapter_dtype=spec.autocast_adapter_dtype
+    )
+
+
+def build_peft_config(spec: TraceSpec) -> Any:
+    """The PEFT configuration object of `spec.peft`.
+
+    Raises:
+        UnknownNameError: an unknown `peft_type` or an option that its config class does not have.
+    """
+    import dataclasses
+
+    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+
+    assert spec.peft is not None
+    options = {key: value for key, value in spec.peft.items() if key != "peft_type"}
+    kinds = {str(kind.value): cls for kind, cls in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
+    cls = kinds.get(str(spec.peft["peft_type"]).upper())
+    if cls is None:
+        raise UnknownNameError("PEFT method", str(spec.peft["peft_type"]), kinds)
+    known = {entry.name for entry in dataclasses.fields(cls)}
+    for key in list(options):
+        if key not in known:
+            raise UnknownNameError(f"option of {cls.__name__}", key, known)
+    options.setdefault("task_type", _TASK_TYPES.get(spec.task))
+    for key in ("auto_mapping", "revision", "peft_version", "base_model_name_or_path"):
+        options.pop(key, None)
+    options["inference_mode"] = False
+    try:
+        return cls(**options)
+    except ValueError as error:
+        raise InvalidValueError("peft", dict(spec.peft), str(error)) from None

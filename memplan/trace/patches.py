@@ -1,0 +1,103 @@
+"""The process-global changes that let real training code run on fake CUDA tensors. Only ever applied in a worker.
+
+Each works around one thing that fakes on a machine without a GPU do differently from a GPU; the comment says which.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.optim.optimizer import _foreach_supported_types
+
+from memplan.trace.attention import AttentionChooser
+from memplan.trace.spec import TraceSpec
+
+# Ops with a CUDA kernel and a CompositeImplicitAutograd fallback (native_functions.yaml, torch 2.13): without the CUDA
+# library the fallback is taken, which allocates differently. A registered kernel keeps them one op; it never runs,
+# because fakes use the meta kernel.
+_FUSED_ON_CUDA = ("silu_backward", "mish_backward", "_fused_rms_norm")
+
+
+def _never_called(*_args: Any, **_kwargs: Any) -> Any:
+    raise AssertionError("a fake tensor reached a CUDA kernel")
+
+
+class Patches:
+    """Applies everything, and keeps what must stay alive (the library registration)."""
+
+    def __init__(self, spec: TraceSpec) -> None:
+        self.spec = spec
+        self.attention = AttentionChooser(spec.gpu_arch, spec.attention_backend)
+        self._library = torch.library.Library("aten", "IMPL")
+
+    def apply(self) -> None:
+        """Applies the patches; there is no way back but the end of the process."""
+        torch.autograd.set_multithreading_enabled(False).__enter__()
+        self._torch()
+        self._transformers()
+        if self.spec.load_in_4bit or self.spec.load_in_8bit or "bnb" in self.spec.optim or "8bit" in self.spec.optim:
+            self._bitsandbytes()
+
+    def _torch(self) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for name in _FUSED_ON_CUDA:
+                self._library.impl(name, _never_called, "CUDA")
+        # The optimizers choose foreach only for exact types.
+        _foreach_supported_types.append(FakeTensor)
+        torch.nn.functional.scaled_dot_product_attention = self.attention
+        # torch.autocast("cuda") and GradScaler switch themselves off without a GPU.
+        torch.cuda.amp.common.amp_definitely_not_available = lambda: False
+        torch.cuda.get_device_capability = lambda *_: self.spec.gpu_arch.capability
+        torch.cuda.is_bf16_supported = lambda *_, **__: self.spec.gpu_arch.capability[0] >= 8
+        torch.cuda.current_device = lambda: 0
+        torch.cuda.synchronize = lambda *_: None
+        torch.cuda.empty_cache = lambda: None
+        # Module.to() swaps tensors in place, which FakeTensor refuses.
+        torch.nn.Module._apply = _apply_by_assignment  # type: ignore[method-assign]
+
+    def _transformers(self) -> None:
+        import transformers
+        from transformers.utils import import_utils
+
+        # transformers takes fakes for tracing under torch.export and then builds masks that training never builds.
+        import_utils.is_fake_tensor = lambda _: False
+        transformers.utils.logging.set_verbosity_error()
+
+    def _bitsandbytes(self) -> None:
+        import bitsandbytes
+
+        # The quantization map is computed with 254 .item() calls; its 256 values do not matter here.
+        bitsandbytes.functional.create_dynamic_map = lambda *_, **__: torch.empty(256, dtype=torch.float32)
+
+
+def _apply_by_assignment(module: torch.nn.Module, fn: Any, recurse: bool = True) -> torch.nn.Module:
+    """`torch.nn.Module._apply` with parameters replaced instead of swapped (torch/nn/modules/module.py, 2.13)."""
+    if recurse:
+        for child in module.children():
+            child._apply(fn)
+    for key, parameter in module._parameters.items():
+        if parameter is None:
+            continue
+        with torch.no_grad():
+            applied = fn(parameter)
+        if applied is parameter:
+            continue
+        replaced = torch.nn.Parameter(applied, parameter.requires_grad)
+        copy_attributes(parameter, replaced)
+        if parameter.grad is not None:
+            replaced.grad = fn(parameter.grad)
+        module._parameters[key] = replaced
+    for key, buffer in module._buffers.items():
+        if buffer is not None:
+            module._buffers[key] = fn(buffer)
+    return module
+
+
+def copy_attributes(source: torch.Tensor, target: torch.Tensor) -> None:
+    """Python attributes that libraries hang on parameters, without those that make a fake tensor a fake."""
+    for key, value in source.__dict__.items():
+        target.__dict__.setdefault(key, value)

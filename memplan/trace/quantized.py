@@ -1,0 +1,111 @@
+"""bitsandbytes quantization on fakes: real modules and real autograd functions, with plain parameters inside.
+
+`Params4bit` and `Int8Params` are tensor subclasses, which a FakeTensor cannot become. The modules run unmodified on a
+plain frozen `Parameter` that carries the same attributes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from memplan.trace.spec import TraceSpec
+
+_PARAMS_4BIT = ("blocksize", "compress_statistics", "quant_type", "quant_storage")
+
+
+class QuantizedLoader:
+    """Quantizes linear layers one by one, as transformers' bitsandbytes quantizers do at load."""
+
+    def __init__(self, spec: TraceSpec) -> None:
+        from transformers import BitsAndBytesConfig
+        from transformers.quantizers.auto import AutoHfQuantizer
+
+        self.bits = 4 if spec.load_in_4bit else 8
+        config = BitsAndBytesConfig(
+            load_in_4bit=spec.load_in_4bit,
+            load_in_8bit=spec.load_in_8bit,
+            bnb_4bit_quant_type=spec.bnb_4bit_quant_type,
+            bnb_4bit_use_double_quant=spec.bnb_4bit_use_double_quant,
+            bnb_4bit_compute_dtype=getattr(torch, spec.bnb_4bit_compute_dtype) if spec.bnb_4bit_compute_dtype else None,
+            llm_int8_threshold=spec.llm_int8_threshold,
+        )
+        self.config = config
+        self.quantizer: Any = AutoHfQuantizer.from_config(config, pre_quantized=False)
+
+    @classmethod
+    def for_spec(cls, spec: TraceSpec) -> QuantizedLoader | None:
+        """The loader that the spec asks for, or None."""
+        return cls(spec) if spec.load_in_4bit or spec.load_in_8bit else None
+
+    def replace_modules(self, model: nn.Module) -> None:
+        """Puts `Linear4bit` or `Linear8bitLt` in place of the linear layers that transformers would replace."""
+        self.quantizer._process_model_before_weight_loading(model, device_map={"": "cuda:0"})
+        model.config.quantization_config = self.config  # type: ignore[union-attr]
+
+    def handles(self, module: nn.Module, leaf: str) -> bool:
+        """Whether this parameter is stored quantized."""
+        import bitsandbytes as bnb
+
+        kind = bnb.nn.Linear4bit if self.bits == 4 else bnb.nn.Linear8bitLt
+        return leaf == "weight" and isinstance(module, kind)
+
+    def quantize(self, module: Any, leaf: str, parameter: Any, device: torch.device) -> nn.Parameter:
+        """Loads the 16- or 32-bit weight on the device, quantizes it there, and drops it."""
+        import bitsandbytes as bnb
+
+        weight = torch.empty(parameter.shape, dtype=self._loaded_dtype(parameter), device=device)
+        if self.bits == 4:
+            packed, state = bnb.functional.quantize_4bit(
+                weight,
+                blocksize=parameter.blocksize,
+                compress_statistics=parameter.compress_statistics,
+                quant_type=parameter.quant_type,
+                quant_storage=parameter.quant_storage,
+            )
+            done = nn.Parameter(packed, requires_grad=False)
+            for name in _PARAMS_4BIT:
+                setattr(done, name, getattr(parameter, name))
+            done.quant_state = state  # type: ignore[attr-defined]
+            done.bnb_quantized = True  # type: ignore[attr-defined]
+            done.module = module  # type: ignore[attr-defined]
+            module.quant_state = state
+            return done
+        row_quantized, row_scales, _ = torch.ops.bitsandbytes.int8_vectorwise_quant(weight.to(torch.float16), 0.0)
+        done = nn.Parameter(row_quantized, requires_grad=False)
+        done.CB, done.SCB, done.has_fp16_weights = done.data, row_scales, False  # type: ignore[attr-defined]
+        return done
+
+    def finish(self, model: nn.Module) -> None:
+        """Marks the model as quantized, which PEFT and Trainer look for."""
+        self.quantizer._process_model_after_weight_loading(model)
+        model.is_quantized = True  # type: ignore[assignment]
+        model.hf_quantizer = self.quantizer
+        model.quantization_method = self.quantizer.quantization_config.quant_method
+
+    @staticmethod
+    def _loaded_dtype(parameter: torch.Tensor) -> torch.dtype:
+        return parameter.dtype if parameter.is_floating_point() else torch.float16
+
+
+def state_tensors(model: nn.Module) -> list[tuple[str, torch.Tensor]]:
+    """(name, tensor) of everything that quantization keeps beside the packed weights."""
+    found: list[tuple[str, torch.Tensor]] = []
+    for name, parameter in model.named_parameters():
+        state = getattr(parameter, "quant_state", None)
+        if state is not None:
+            found += [(f"{name}.{key}", value) for key, value in _quant_state_tensors(state)]
+        scales = getattr(parameter, "SCB", None)
+        if scales is not None:
+            found.append((f"{name}.SCB", scales))
+    return found
+
+
+def _quant_state_tensors(state: Any) -> list[tuple[str, torch.Tensor]]:
+    tensors = [(key, getattr(state, key, None)) for key in ("absmax", "code", "offset")]
+    nested = getattr(state, "state2", None)
+    if nested is not None:
+        tensors += [(f"nested_{key}", getattr(nested, key, None)) for key in ("absmax", "code")]
+    return [(key, value) for key, value in tensors if isinstance(value, torch.Tensor)]

@@ -1,0 +1,178 @@
+"""One trace, from loading the model to the last optimizer step, inside the worker process."""
+
+from __future__ import annotations
+
+import time
+from contextlib import ExitStack, nullcontext
+from typing import Any
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from memplan.trace import builder, optimizers
+from memplan.trace.labels import Labels
+from memplan.trace.methods import apply_method
+from memplan.trace.patches import Patches
+from memplan.trace.quantized import QuantizedLoader
+from memplan.trace.recorder import Recorder
+from memplan.trace.result import TraceResult
+from memplan.trace.batches import make_batch
+from memplan.trace.spec import TraceSpec
+from memplan.trace.temporaries import KernelTemporaries
+
+
+class Session:
+    """The state of one trace."""
+
+    def __init__(self, spec: TraceSpec, recorder: Recorder) -> None:
+        self.spec = spec
+        self.recorder = recorder
+        self.device = torch.device("cuda:0") if spec.device == "cuda" else torch.device("cpu")
+        self.labels = Labels(recorder)
+        self.notes: list[str] = []
+        self.saved: dict[int, list[int]] = {}
+        self.parameters: dict[str, int] = {}
+        self.where = "building the model"
+        self.quantizer: QuantizedLoader | None = None
+        # What the variables of an ordinary training loop keep alive until they are assigned again.
+        self.batch: dict[str, torch.Tensor] = {}
+        self.outputs: Any = None
+        self.loss: torch.Tensor | None = None
+
+    def build(self) -> nn.Module:
+        """The model on the meta device: no storage yet, and no fake tensors, so that bitsandbytes can subclass them."""
+        model = builder.build_on_meta(self.spec, builder.build_config(self.spec))
+        self.quantizer = QuantizedLoader.for_spec(self.spec)
+        if self.quantizer is not None:
+            self.quantizer.replace_modules(model)
+        return model
+
+    def run(self, model: nn.Module) -> None:
+        """Load, then `num_steps` training steps."""
+        model = self.load(model)
+        optimizer = optimizers.build(self.spec.optim, [p for p in model.parameters() if p.requires_grad])
+        scaler = torch.amp.GradScaler("cuda") if self.spec.grad_scaler else None
+        for step in range(1, self.spec.num_steps + 1):
+            self.step(step, model, optimizer, scaler)
+        self.recorder.stop()
+
+    def load(self, model: nn.Module) -> nn.Module:
+        """The model on the device, with its PEFT method applied and everything labelled."""
+        spec, recorder = self.spec, self.recorder
+        recorder.mark(1, "load")
+        if spec.warmup:
+            self._warm_up(model)
+        for name in builder.load(model, self.device, self.quantizer):
+            self.where = f"loading {name}"
+        model.train(spec.train_mode)
+        self.where = f"applying {spec.peft['peft_type'] if spec.peft else 'full fine-tuning'}"
+        model = apply_method(spec, model, self.labels)
+        model.train(spec.train_mode)
+        recorder.modules.name_modules(model)
+        self.labels.after_load(model)
+        self.parameters = self.labels.parameters
+        return model
+
+    def _warm_up(self, model: nn.Module) -> None:
+        # transformers/modeling_utils.py, caching_allocator_warmup: one block of the size of all parameters.
+        total = sum(p.numel() * p.element_size() for p in {id(p): p for p in model.parameters()}.values())
+        if self.spec.load_in_4bit or self.spec.load_in_8bit:
+            return
+        block = self.recorder.allocate(total, "caching_allocator_warmup", component="temporaries")
+        self.recorder.release(block)
+
+    def step(self, step: int, model: nn.Module, optimizer: Any, scaler: Any) -> None:
+        """One optimizer step: micro-batches forward and backward, clipping, the update, gradients dropped."""
+        spec, recorder = self.spec, self.recorder
+        autocast_dtype = getattr(torch, spec.autocast) if spec.autocast else None
+        for _ in range(spec.gradient_accumulation_steps):
+            recorder.mark(step, "forward")
+            self.where = f"forward of step {step}"
+            before = recorder.live_ids()
+            self.batch = make_batch(spec, model, self.device)
+            with torch.autocast("cuda", dtype=autocast_dtype) if autocast_dtype else nullcontext():
+                outputs = model(**self.batch)
+            loss = outputs.loss
+            if spec.keep_outputs:
+                self.outputs = outputs
+            del outputs
+            if spec.gradient_accumulation_steps > 1:
+                loss = loss / spec.gradient_accumulation_steps
+            self.loss = scaler.scale(loss) if scaler is not None else loss
+            del loss
+            self.saved[step] = sorted(recorder.live_ids() - before)
+            recorder.mark(step, "backward")
+            self.where = f"backward of step {step}"
+            self.loss.backward()
+        self.labels.after_backward(model)
+        recorder.mark(step, "optimizer_step")
+        self.where = f"optimizer step {step}"
+        if spec.max_grad_norm:
+            if scaler is not None:
+                scaler.unscale_(optimizer)
+            nn.utils.clip_grad_norm_(model.parameters(), spec.max_grad_norm)
+        if scaler is not None:
+            scaler.step(optimizer)
+            scaler.update()
+        else:
+            optimizer.step()
+        self.labels.after_step(model, optimizer)
+        optimizer.zero_grad(set_to_none=True)
+        if spec.empty_cache_steps and step % spec.empty_cache_steps == 0:
+            recorder.empty_cache()
+
+
+def trace_in_process(spec: TraceSpec, *, shim_kind: str, import_seconds: float) -> TraceResult:
+    """Runs the whole trace here. The process must be a worker: the patches cannot be undone."""
+    started = time.perf_counter()
+    patches = Patches(spec)
+    patches.apply()
+    temporaries = KernelTemporaries(spec.gpu_arch)
+    recorder = Recorder(spec.device, temporaries)
+    recorder.guesses.known = [
+        ("transformers/masking_utils.py", "find_packed_sequence_indices", True),
+        ("transformers/masking_utils.py", "", not spec.padding),
+        ("torch/amp/grad_scaler.py", "", 0),
+    ]
+    session = Session(spec, recorder)
+    model = session.build()
+    with ExitStack() as stack:
+        stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
+        stack.enter_context(recorder)
+        stack.enter_context(recorder.modules.installed())
+        try:
+            session.run(model)
+        except Exception as error:
+            module = recorder.modules.last_error_path
+            error.memplan_where = session.where + (f", module {module}" if module else "")  # type: ignore[attr-defined]
+            raise
+        session.labels.finish()
+    finished = time.perf_counter()
+    log = recorder.log
+    return TraceResult(
+        storages=session.labels.storages(),
+        events=log.events,
+        marks=[(mark.event_index, mark.step, mark.phase) for mark in log.marks],
+        cache_flushes=log.cache_flushes,
+        parameters=session.parameters,
+        saved=session.saved,
+        guesses=dict(recorder.guesses.counted),
+        attention={backend.value: count for backend, count in patches.attention.chosen.items()},
+        notes=session.notes,
+        versions=_versions(shim_kind),
+        seconds={"import": import_seconds, "trace": finished - started},
+        op_calls=dict(log.calls),
+    )
+
+
+def _versions(shim_kind: str) -> dict[str, str]:
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {"shim": shim_kind}
+    for package in ("torch", "transformers", "peft", "bitsandbytes"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found

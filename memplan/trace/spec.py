@@ -1,0 +1,177 @@
+"""What to trace: one flat, frozen description that crosses the process boundary as JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Literal
+
+from memplan.errors import InvalidValueError, UnknownNameError
+
+
+class Checkpointing(StrEnum):
+    """`gradient_checkpointing_kwargs={"use_reentrant": ...}` of transformers, or no checkpointing at all."""
+
+    NONE = "none"
+    REENTRANT = "reentrant"
+    NON_REENTRANT = "non-reentrant"
+
+
+class GpuArch(StrEnum):
+    """CUDA compute capability: what decides which attention kernel and which cuBLAS workspace a step gets."""
+
+    SM75 = "sm75"
+    SM80 = "sm80"
+    SM86 = "sm86"
+    SM89 = "sm89"
+    SM90 = "sm90"
+    SM100 = "sm100"
+    SM120 = "sm120"
+
+    @property
+    def capability(self) -> tuple[int, int]:
+        """(major, minor), as `torch.cuda.get_device_capability` returns it."""
+        digits = self.value.removeprefix("sm")
+        return int(digits[:-1]), int(digits[-1])
+
+
+class AttentionBackend(StrEnum):
+    """The kernel behind `F.scaled_dot_product_attention`; `AUTO` chooses as CUDA would."""
+
+    AUTO = "auto"
+    FLASH = "flash"
+    EFFICIENT = "efficient"
+    CUDNN = "cudnn"
+    MATH = "math"
+
+
+TASKS = (
+    "causal-lm", "masked-lm", "seq2seq-lm", "sequence-classification", "token-classification", "question-answering",
+    "feature-extraction",
+)  # fmt: skip
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TraceSpec:
+    """One training run to trace. Names and defaults are those of transformers, PEFT and bitsandbytes.
+
+    Attributes:
+        model_config: the dict of a `config.json` (needs `model_type`).
+        task: which head; decides the auto class and the shape of the labels.
+        peft: the dict of an `adapter_config.json` (needs `peft_type`), or None for full fine-tuning.
+        dtype: the dtype the base weights are loaded in.
+        autocast: the dtype of `torch.autocast("cuda")` around the forward pass, or None.
+        grad_scaler: whether `torch.amp.GradScaler` scales the loss (Trainer's `fp16=True`).
+        load_in_4bit, load_in_8bit: bitsandbytes quantization of the base weights at load.
+        bnb_4bit_compute_dtype: None means transformers' default, float32.
+        llm_int8_outlier_columns: how many input columns LLM.int8 treats as outliers (data dependent on a real GPU).
+        prepare_for_kbit_training: call `peft.prepare_model_for_kbit_training` after a quantized load.
+        optim: a name of `transformers.TrainingArguments.optim`.
+        batch, sequence: shape of `input_ids`; for encoder-decoder models `target_sequence` is the labels' length
+            (default: `sequence`).
+        checkpointing: activation checkpointing, per decoder layer.
+        padding: whether the batch holds padding, so that the attention mask cannot be dropped.
+        attention_mask: whether an `attention_mask` is passed at all (collators do).
+        attn_implementation: what `from_pretrained` is given.
+        attention_backend: override of the kernel that scaled_dot_product_attention would choose.
+        max_grad_norm: gradient clipping, 0 for none.
+        keep_outputs: whether the model's outputs (the logits) stay alive until the step ends.
+        outputs_fp32: whether the outputs are cast to float32 by accelerate (`prepare_model` with mixed precision).
+        expandable_segments: allocator mode of the replay.
+        warmup: whether loading calls transformers' `caching_allocator_warmup`.
+    """
+
+    model_config: Mapping[str, Any]
+    task: str = "causal-lm"
+    num_labels: int = 2
+    peft: Mapping[str, Any] | None = None
+    autocast_adapter_dtype: bool = True
+    dtype: str = "bfloat16"
+    autocast: str | None = None
+    grad_scaler: bool = False
+    load_in_4bit: bool = False
+    load_in_8bit: bool = False
+    bnb_4bit_quant_type: Literal["nf4", "fp4"] = "nf4"
+    bnb_4bit_use_double_quant: bool = False
+    bnb_4bit_compute_dtype: str | None = None
+    llm_int8_threshold: float = 6.0
+    llm_int8_outlier_columns: int = 0
+    prepare_for_kbit_training: bool = True
+    optim: str = "adamw_torch"
+    batch: int = 1
+    sequence: int = 128
+    target_sequence: int | None = None
+    gradient_accumulation_steps: int = 1
+    checkpointing: Checkpointing = Checkpointing.NONE
+    padding: bool = False
+    attention_mask: bool = False
+    attn_implementation: str = "sdpa"
+    attention_backend: AttentionBackend = AttentionBackend.AUTO
+    gpu_arch: GpuArch = GpuArch.SM80
+    max_grad_norm: float = 0.0
+    keep_outputs: bool = False
+    outputs_fp32: bool = False
+    num_steps: int = 2
+    expandable_segments: bool = False
+    warmup: bool = True
+    empty_cache_steps: int = 0
+    num_layers: int | None = None
+    train_mode: bool = True
+    device: Literal["cuda", "cpu"] = "cuda"
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if "model_type" not in self.model_config:
+            raise InvalidValueError("model_config", sorted(self.model_config), "a config.json with its model_type")
+        if self.task not in TASKS:
+            raise UnknownNameError("task", self.task, TASKS)
+        for name in ("dtype", "autocast", "bnb_4bit_compute_dtype"):
+            value = getattr(self, name)
+            if value is not None and value not in DTYPES:
+                raise UnknownNameError("dtype", value, DTYPES, hint=f"given as {name}")
+        for name in ("batch", "sequence", "gradient_accumulation_steps", "num_steps"):
+            if getattr(self, name) < 1:
+                raise InvalidValueError(name, getattr(self, name), "a positive integer")
+        if self.load_in_4bit and self.load_in_8bit:
+            raise InvalidValueError("load_in_8bit", True, "only one of load_in_4bit and load_in_8bit")
+        if self.peft is not None and "peft_type" not in self.peft:
+            raise InvalidValueError("peft", dict(self.peft), "an adapter_config.json with its peft_type")
+        for name, kind in _ENUMS.items():
+            try:
+                object.__setattr__(self, name, kind(getattr(self, name)))
+            except ValueError:
+                raise UnknownNameError(name, str(getattr(self, name)), [*kind]) from None
+
+    def to_json(self) -> str:
+        """The spec as one JSON object; `from_json` reads it back."""
+        return json.dumps(dataclasses.asdict(self))
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> TraceSpec:
+        """A spec from a mapping of its fields.
+
+        Raises:
+            UnknownNameError: a key that is not a field.
+        """
+        known = {entry.name for entry in dataclasses.fields(cls)}
+        for key in data:
+            if key not in known:
+                raise UnknownNameError("trace option", key, known)
+        return cls(**data)
+
+    @classmethod
+    def from_json(cls, text: str) -> TraceSpec:
+        """The spec that `to_json` wrote."""
+        return cls.from_dict(json.loads(text))
+
+
+_ENUMS: dict[str, type[StrEnum]] = {
+    "checkpointing": Checkpointing,
+    "attention_backend": AttentionBackend,
+    "gpu_arch": GpuArch,
+}
