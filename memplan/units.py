@@ -67,4 +67,4 @@ def parse_bytes(text: str, *, key: str = "size") -> int:
         raise InvalidValueError(key, text, "a number with a unit", hint="for example 24 GiB, 512 MiB or 80 GB")
     whole, _, fraction = match.group(1).partition(".")
     scale = 10 ** len(fraction)
-    return int(whole + fraction) * factor // scale
+    return int(int(whole + fraction) * factor // scale)

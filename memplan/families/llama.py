@@ -59,7 +59,7 @@ def dims(config: Mapping[str, Any]) -> Dims:
 
 
 def attention(t: Builder, x: Tensor, d: Dims, cos: Tensor, sin: Tensor) -> Tensor:
-    """x [B, S, H] to [B, S, H]."""
+    """X [B, S, H] to [B, S, H]."""
     q = t.split_heads(t.linear("q_proj", x, d.heads * d.head_size, bias=d.attention_bias), d.heads, d.head_size)
     k = t.split_heads(t.linear("k_proj", x, d.kv_heads * d.head_size, bias=d.attention_bias), d.kv_heads, d.head_size)
     v = t.split_heads(t.linear("v_proj", x, d.kv_heads * d.head_size, bias=d.attention_bias), d.kv_heads, d.head_size)

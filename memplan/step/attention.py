@@ -13,14 +13,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from enum import StrEnum
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 from memplan.dtypes import DType
 from memplan.step import ops
+from memplan.step.layers import LayerOps
 from memplan.step.tensor import Node, Shape, Tape, Tensor
-
-if TYPE_CHECKING:
-    from memplan.step.builder import Builder
 
 
 class Kernel(StrEnum):
@@ -43,15 +41,15 @@ def choose_kernel(dtype: DType, head_size: int, has_mask: bool, compute_capabili
     return Kernel.FLASH
 
 
-class AttentionOps:
-    """Mixin of `Builder`: everything between the projections of an attention block."""
+class AttentionOps(LayerOps):
+    """Everything between the projections of an attention block."""
 
-    def split_heads(self: Builder, x: Tensor, heads: int, head_size: int) -> Tensor:  # type: ignore[misc]
+    def split_heads(self, x: Tensor, heads: int, head_size: int) -> Tensor:
         """[B, S, A·D] viewed as [B, A, S, D]."""
         return self.view(x, (x.shape[0], heads, x.shape[1], head_size))
 
-    def rotary_table(self: Builder, dtype: DType, head_size: int, length: int) -> tuple[Tensor, Tensor]:  # type: ignore[misc]
-        """cos and sin of the rotary embedding, [1, S, D] each, made once per forward without gradients."""
+    def rotary_table(self, dtype: DType, head_size: int, length: int) -> tuple[Tensor, Tensor]:
+        """Cos and sin of the rotary embedding, [1, S, D] each, made once per forward without gradients."""
         shape = (1, length, head_size)
         outer, self.grad_enabled = self.grad_enabled, False
         positions = self.new((1, length), DType.FLOAT32, "_to_copy")
@@ -65,13 +63,11 @@ class AttentionOps:
         self.grad_enabled = outer
         return table
 
-    def rotary(self: Builder, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:  # type: ignore[misc]
+    def rotary(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """`x * cos + rotate_half(x) * sin` for x [B, A, S, D]."""
         return (x * cos) + (rotate_half(self, x) * sin)
 
-    def attention(  # type: ignore[misc]
-        self: Builder, q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, dropout: float = 0.0
-    ) -> Tensor:
+    def attention(self, q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, dropout: float = 0.0) -> Tensor:
         """Attention of q [B, A, S, D] on k, v [B, K, T, D], as [B, S, A, D]; `is_causal` changes no byte."""
         if self.settings.attn_implementation == "eager":
             return eager_attention(self, q, k, v, mask, dropout)
@@ -81,7 +77,7 @@ class AttentionOps:
         return sdpa(self, q, k, v, mask)
 
 
-def rotate_half(t: Builder, x: Tensor) -> Tensor:
+def rotate_half(t: AttentionOps, x: Tensor) -> Tensor:
     """`torch.cat((-x2, x1), dim=-1)`."""
     half = (*x.shape[:-1], x.shape[-1] // 2)
     first, second = t.view(x, half), t.view(x, half)
@@ -98,7 +94,7 @@ def _cat_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | Non
     )
 
 
-def sdpa(t: Builder, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+def sdpa(t: AttentionOps, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     """`F.scaled_dot_product_attention`; saves q, k, v, its output and the log-sum-exp."""
     batch, heads, length, size = q.shape
     kernel = choose_kernel(q.dtype, size, mask is not None, t.settings.compute_capability)
@@ -126,6 +122,6 @@ def _sdpa_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | No
     return tuple(g if edge is not None else None for g, edge in zip(grads, node.edges, strict=True))
 
 
-def eager_attention(t: Builder, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
+def eager_attention(t: AttentionOps, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
     """`eager_attention_forward` of the Llama family: scores, softmax in float32, probabilities times values."""
     raise NotImplementedError

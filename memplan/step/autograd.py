@@ -13,6 +13,7 @@ from __future__ import annotations
 import heapq
 import sys
 
+from memplan.dtypes import DType
 from memplan.estimate import Component
 from memplan.step.tensor import Frame, Leaf, Node, StopRecomputation, Tape, Tensor
 
@@ -22,20 +23,14 @@ def _calibrate_uniqueness() -> tuple[int, int]:
 
     The figure depends on how the interpreter passes arguments, so it is taken from a known case instead of written down.
     """
-
-    class Probe:
-        __slots__ = ("storage",)
-
-        def __init__(self) -> None:
-            self.storage = object()
-
-    buffers = {0: Probe()}
+    tape = Tape()
+    buffers = {0: tape.new((1,), DType.FLOAT32, "probe")}
     return _reference_counts(buffers, 0)
 
 
-def _reference_counts(buffers: dict[int, object], key: int) -> tuple[int, int]:
+def _reference_counts(buffers: dict[int, Tensor], key: int) -> tuple[int, int]:
     held = buffers[key]
-    return sys.getrefcount(held), sys.getrefcount(held.storage)  # type: ignore[attr-defined]
+    return sys.getrefcount(held), sys.getrefcount(held.storage)
 
 
 _UNIQUE = _calibrate_uniqueness()
@@ -104,13 +99,13 @@ def _accumulate(tape: Tape, buffers: dict[int, Tensor], key: int, grad: Tensor) 
         buffers[key] = grad
         return
     held = buffers[key]
-    in_place = not held.is_view and _reference_counts(buffers, key) == (_UNIQUE[0] + 1, _UNIQUE[1])  # type: ignore[arg-type]
+    in_place = not held.is_view and _reference_counts(buffers, key) == (_UNIQUE[0] + 1, _UNIQUE[1])
     if not in_place:
         buffers[key] = tape.new(held.shape, held.dtype, "accumulate_grad")
 
 
 def _accumulate_leaf(tape: Tape, leaf: Leaf, buffers: dict[int, Tensor]) -> None:
-    unique = _reference_counts(buffers, id(leaf)) == _UNIQUE  # type: ignore[arg-type]
+    unique = _reference_counts(buffers, id(leaf)) == _UNIQUE
     grad = buffers.pop(id(leaf))
     if leaf.grad is not None:
         return  # added in place into the gradient that is there; the new one is freed here

@@ -10,25 +10,21 @@ Known limits:
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from memplan.dtypes import DType
 from memplan.estimate import Component
 from memplan.families.architecture import Module, ModuleKind, Parameter
 from memplan.step import ops
+from memplan.step.modules import ModuleTape
 from memplan.step.site import LoraSite, QuantizedWeight, Site
 from memplan.step.tensor import Node, Shape, Tape, Tensor
 
-if TYPE_CHECKING:
-    from memplan.step.builder import Builder
 
-
-class LayerOps:
-    """Mixin of `Builder`: the modules with parameters."""
+class LayerOps(ModuleTape):
+    """The modules with parameters."""
 
     # -- linear -----------------------------------------------------------------------------------------
 
-    def linear(self: Builder, name: str, x: Tensor, out_features: int, *, bias: bool = False) -> Tensor:  # type: ignore[misc]
+    def linear(self, name: str, x: Tensor, out_features: int, *, bias: bool = False) -> Tensor:
         """`nn.Linear`: x [..., in] to [..., out_features], with whatever quantization and adapter stands there."""
         path = self.join(name)
         in_features = x.shape[-1]
@@ -36,8 +32,8 @@ class LayerOps:
             self.declare(_linear_module(path, ModuleKind.LINEAR, in_features, out_features, bias, "Linear"))
         return self._apply_linear(path, x, (out_features, in_features), bias)
 
-    def output_embedding(  # type: ignore[misc]
-        self: Builder, name: str, x: Tensor, vocabulary: int, *, tied_to: str | None = None, bias: bool = False
+    def output_embedding(
+        self, name: str, x: Tensor, vocabulary: int, *, tied_to: str | None = None, bias: bool = False
     ) -> Tensor:
         """The linear that makes logits [..., V]; `tied_to` is the path of the embedding whose weight it shares."""
         path = self.join(name)
@@ -47,15 +43,15 @@ class LayerOps:
         with self.component(Component.LOGITS_AND_LOSS):
             return self.linear(name, x, vocabulary, bias=bias)
 
-    def conv1d(self: Builder, name: str, x: Tensor, out_features: int) -> Tensor:  # type: ignore[misc]
-        """transformers' `Conv1D` (GPT-2): a linear with bias whose weight is [in, out]."""
+    def conv1d(self, name: str, x: Tensor, out_features: int) -> Tensor:
+        """Transformers' `Conv1D` (GPT-2): a linear with bias whose weight is [in, out]."""
         path = self.join(name)
         in_features = x.shape[-1]
         if self.declaring:
             self.declare(_linear_module(path, ModuleKind.CONV1D, in_features, out_features, True, "Conv1D"))
         return self._apply_linear(path, x, (out_features, in_features), True)
 
-    def _apply_linear(self: Builder, path: str, x: Tensor, shape: Shape, bias: bool) -> Tensor:  # type: ignore[misc]
+    def _apply_linear(self, path: str, x: Tensor, shape: Shape, bias: bool) -> Tensor:
         outer, self.module = self.module, path
         site = self.sites.get(path) if self.sites else None
         weight = self.parameter(path, "weight", shape)
@@ -69,13 +65,13 @@ class LayerOps:
         self.module = outer
         return out
 
-    def _base_linear(self: Builder, site: Site, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # type: ignore[misc]
+    def _base_linear(self, site: Site, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if site.quantized is None:
             return self.matmul(x, weight, bias)
         return _linear_4bit(self, site.quantized, x, weight, bias)
 
-    def _lora_linear(  # type: ignore[misc]
-        self: Builder, path: str, site: Site, lora: LoraSite, x: Tensor, weight: Tensor, bias: Tensor | None
+    def _lora_linear(
+        self, path: str, site: Site, lora: LoraSite, x: Tensor, weight: Tensor, bias: Tensor | None
     ) -> Tensor:
         result = self._base_linear(site, x, weight, bias)
         dtype = result.dtype
@@ -87,7 +83,7 @@ class LayerOps:
         )
         return ops.to(self, result, dtype)
 
-    def _adapter(self: Builder, path: str, name: str, shape: Shape, dtype: DType) -> Tensor:  # type: ignore[misc]
+    def _adapter(self, path: str, name: str, shape: Shape, dtype: DType) -> Tensor:
         key = f"{path}.{name}"
         known = self.parameters.get(key)
         if known is None:
@@ -96,7 +92,7 @@ class LayerOps:
             known = self.parameters[key] = Tensor(self, shape, dtype, None, Leaf(key, shape, dtype))
         return known
 
-    def matmul(self: Builder, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # type: ignore[misc]
+    def matmul(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """`F.linear` under the step's autocast: inputs are cast, trained float32 weights through autocast's cache."""
         autocast = self.settings.autocast
         if autocast is None:
@@ -108,7 +104,7 @@ class LayerOps:
             self.cast_weight(bias, autocast) if bias is not None else None,
         )
 
-    def cast_weight(self: Builder, weight: Tensor, dtype: DType) -> Tensor:  # type: ignore[misc]
+    def cast_weight(self, weight: Tensor, dtype: DType) -> Tensor:
         """Autocast's copy of a parameter; kept until autocast ends if the parameter is a trained float32 leaf.
 
         Source: aten/src/ATen/autocast_mode.cpp, `cached_cast`.
@@ -126,7 +122,7 @@ class LayerOps:
 
     # -- embedding and norms ----------------------------------------------------------------------------
 
-    def embedding(self: Builder, name: str, shape: Shape, num_embeddings: int, dim: int) -> Tensor:  # type: ignore[misc]
+    def embedding(self, name: str, shape: Shape, num_embeddings: int, dim: int) -> Tensor:
         """`nn.Embedding` looked up with indices of `shape`: [*shape, dim]."""
         path = self.join(name)
         if self.declaring:
@@ -147,14 +143,12 @@ class LayerOps:
         self.module = outer
         return out
 
-    def input_embedding(self: Builder, name: str, shape: Shape, num_embeddings: int, dim: int) -> Tensor:  # type: ignore[misc]
+    def input_embedding(self, name: str, shape: Shape, num_embeddings: int, dim: int) -> Tensor:
         """The model's input embedding (`get_input_embeddings`)."""
         self.input_path = self.join(name)
         return self.embedding(name, shape, num_embeddings, dim)
 
-    def rms_norm(  # type: ignore[misc]
-        self: Builder, name: str, x: Tensor, *, class_name: str = "RMSNorm", weight_in_float: bool = False
-    ) -> Tensor:
+    def rms_norm(self, name: str, x: Tensor, *, class_name: str = "RMSNorm", weight_in_float: bool = False) -> Tensor:
         """RMSNorm over the last dimension, computed in float32 (LlamaRMSNorm; Gemma multiplies `1 + weight` in float32).
 
         Args:
@@ -173,7 +167,7 @@ class LayerOps:
         self.module = outer
         return out
 
-    def layer_norm(self: Builder, name: str, x: Tensor, *, bias: bool = True, class_name: str = "LayerNorm") -> Tensor:  # type: ignore[misc]
+    def layer_norm(self, name: str, x: Tensor, *, bias: bool = True, class_name: str = "LayerNorm") -> Tensor:
         """`nn.LayerNorm` over the last dimension: saves its input, mean and reciprocal deviation."""
         path = self.join(name)
         size = x.shape[-1]
@@ -189,7 +183,7 @@ class LayerOps:
         self.module = outer
         return out
 
-    def activation(self: Builder, function: str, x: Tensor) -> Tensor:  # type: ignore[misc]
+    def activation(self, function: str, x: Tensor) -> Tensor:
         """An activation by its `hidden_act` name; each saves its input except relu and tanh, which save their output."""
         if function in ("relu", "tanh", "sigmoid"):
             return ops.unary(self, function, x, save="output")
@@ -197,7 +191,7 @@ class LayerOps:
             return _gelu_new(self, x)
         return ops.unary(self, function, x, save="input")
 
-    def dropout(self: Builder, x: Tensor, probability: float) -> Tensor:  # type: ignore[misc]
+    def dropout(self, x: Tensor, probability: float) -> Tensor:
         """`F.dropout` of a model in training."""
         return ops.dropout(self, x, probability)
 
@@ -219,8 +213,8 @@ def _embedding_backward(tape: Tape, node: Node, grad: Tensor) -> tuple[Tensor]:
     return (tape.new(shape, dtype, "embedding_dense_backward"),)
 
 
-def _linear_4bit(t: Builder, quantized: QuantizedWeight, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """bitsandbytes `Linear4bit.forward` (0.50): cast to the compute dtype, dequantize and multiply, cast back."""
+def _linear_4bit(t: LayerOps, quantized: QuantizedWeight, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Bitsandbytes `Linear4bit.forward` (0.50): cast to the compute dtype, dequantize and multiply, cast back."""
     input_dtype = x.dtype
     x = ops.to(t, x, quantized.compute_dtype)
     shape = (*x.shape[:-1], weight.shape[0])
@@ -241,7 +235,7 @@ def _matmul_4bit_backward(tape: Tape, node: Node, grad: Tensor) -> tuple[Tensor]
     return (grad_x,)
 
 
-def _rms_norm(t: Builder, x: Tensor, weight: Tensor, weight_in_float: bool) -> Tensor:
+def _rms_norm(t: LayerOps, x: Tensor, weight: Tensor, weight_in_float: bool) -> Tensor:
     input_dtype = x.dtype
     hidden = ops.to(t, x, DType.FLOAT32)
     variance = ops.mean_last(t, ops.pow2(t, hidden))
@@ -251,7 +245,7 @@ def _rms_norm(t: Builder, x: Tensor, weight: Tensor, weight_in_float: bool) -> T
     return weight * ops.to(t, hidden, input_dtype)
 
 
-def _native_layer_norm(t: Builder, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def _native_layer_norm(t: LayerOps, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     rows = (*x.shape[:-1], 1)
     out = t.alloc(x.shape, x.dtype, "native_layer_norm")
     mean = t.alloc(rows, DType.FLOAT32, "native_layer_norm")
@@ -275,7 +269,7 @@ def _layer_norm_backward(tape: Tape, node: Node, grad: Tensor) -> tuple[Tensor |
     return tuple(grads)
 
 
-def _gelu_new(t: Builder, x: Tensor) -> Tensor:
-    """transformers' `NewGELUActivation`: 0.5 * x * (1 + tanh(c * (x + 0.044715 * x**3))), op by op."""
+def _gelu_new(t: LayerOps, x: Tensor) -> Tensor:
+    """Transformers' `NewGELUActivation`: 0.5 * x * (1 + tanh(c * (x + 0.044715 * x**3))), op by op."""
     inner = ops.unary(t, "tanh", ops.scale(t, x + ops.scale(t, ops.power(t, x))), save="output")
     return ops.scale(t, x) * ops.add_scalar(t, inner)

@@ -29,7 +29,7 @@ _WIDTH_ORDER = (
 
 
 def promote(a: DType, b: DType) -> DType:
-    """torch's result type of two tensors; bfloat16 with float16 gives float32."""
+    """Torch's result type of two tensors; bfloat16 with float16 gives float32."""
     if a is b:
         return a
     if {a, b} == {DType.BFLOAT16, DType.FLOAT16}:

@@ -34,16 +34,17 @@ class Dim(int):
     symbol: str
 
     def __new__(cls, value: int, symbol: str | None = None) -> Dim:
+        """An integer `value` that prints as `symbol`."""
         self = super().__new__(cls, value)
         self.symbol = symbol if symbol is not None else str(value)
         return self
 
-    def __mul__(self, other: int) -> Dim:  # type: ignore[override]
+    def __mul__(self, other: int) -> Dim:
         return Dim(int(self) * int(other), f"{self.symbol}·{symbol_of(other)}")
 
     __rmul__ = __mul__
 
-    def __add__(self, other: int) -> Dim:  # type: ignore[override]
+    def __add__(self, other: int) -> Dim:
         return Dim(int(self) + int(other), f"({self.symbol}+{symbol_of(other)})") if other else self
 
     __radd__ = __add__
@@ -143,20 +144,21 @@ class Node:
 class Leaf:
     """A trainable parameter as autograd sees it: the end of an edge, where a gradient accumulates."""
 
-    __slots__ = ("component", "dtype", "grad", "name", "shape")
+    __slots__ = ("dependencies", "dtype", "grad", "name", "shape")
 
     def __init__(self, name: str, shape: Shape, dtype: DType) -> None:
         self.name = name
         self.shape = shape
         self.dtype = dtype
         self.grad: Storage | None = None
+        self.dependencies = 0
 
 
 class Frame:
     """One checkpointed call: its saved tensors are forgotten in forward and recomputed on first use.
 
-    Mirrors torch/utils/checkpoint.py (`_CheckpointFrame`, non-reentrant, torch 2.13): saved tensors are numbered in the order
-    of saving; the recomputation stops early at the last one; each slot gives up its tensor when it is unpacked.
+    Mirrors torch/utils/checkpoint.py (`_CheckpointFrame`, non-reentrant, torch 2.13): saved tensors are numbered in the
+    order of saving; the recomputation stops early at the last one; each slot gives up its tensor when it is unpacked.
 
     Attributes:
         count: tensors saved so far in this run of the call.
