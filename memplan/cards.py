@@ -123,7 +123,8 @@ def _unknown(name: str, *, allow_paths: bool) -> UnknownNameError:
     if not closest(shown, card_ids()):
         # "llama3" is no part of "Llama-3.1-8B" until the punctuation is gone.
         wanted = "".join(filter(str.isalnum, shown.casefold()))
-        alike = [one for one in card_ids() if wanted and wanted in "".join(filter(str.isalnum, one.casefold()))]
+        places = [("".join(filter(str.isalnum, one.casefold().split("/")[1])).find(wanted), one) for one in card_ids()]
+        alike = [one for place, one in sorted(places) if wanted and place >= 0]
         if alike:
             hints.append("did you mean " + " or ".join(alike[:3]) + "?")
     hints.append(f"`memplan models` lists all {len(card_ids())} cards")
