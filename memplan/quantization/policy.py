@@ -1,7 +1,7 @@
 """Which modules are quantized, and in which dtype everything else ends up.
 
-The rules of transformers 5.23 (quantizers/base.py, quantizers/quantizers_utils.py and one integration a scheme) and
-peft 0.21 (utils/other.py, tuners/tuners_utils.py). Three of them surprise:
+The rules of transformers 5.23 (quantizers/base.py, quantizers/quantizers_utils.py and one integration a scheme), and of
+optimum 2.3 for gptq. Four of them surprise:
 
 - With bitsandbytes and fp8, a list of modules to skip *replaces* the default one: `llm_int8_skip_modules=["q_proj"]`
   quantizes the output head. AWQ adds to the default.
@@ -9,6 +9,7 @@ peft 0.21 (utils/other.py, tuners/tuners_utils.py). Three of them surprise:
   encoders) the name matches no module, so the classification head is replaced. A head that is not in the checkpoint
   still keeps the load dtype, because only loaded tensors are quantized: see `is_quantized`.
 - Experts stored as one 3-D parameter are not `nn.Linear`: bitsandbytes leaves them in 16 bit.
+- bitsandbytes replaces exact `nn.Linear` only, so Falcon, whose layers are a subclass of it, stays in 16 bit whole.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ class ModuleKind(StrEnum):
     """The class of a module, as far as quantizers tell classes apart."""
 
     LINEAR = "linear"  # exactly torch.nn.Linear
-    LINEAR_SUBCLASS = "linear_subclass"  # a router, a grouped linear
+    LINEAR_SUBCLASS = "linear_subclass"  # FalconLinear, some routers, grouped linears
     CONV1D = "conv1d"  # transformers.pytorch_utils.Conv1D: GPT-2
     EMBEDDING = "embedding"
     EXPERTS = "experts"  # 3-D expert parameters in a module whose name ends in ".experts"
@@ -38,7 +39,8 @@ class ModelOutline:
     """What a quantizer asks of a model before it looks at single modules.
 
     Attributes:
-        last_parameter: last name of `model.named_parameters()`, tied parameters listed once.
+        last_parameter: last name of `model.named_parameters()` as the model is built, before weights are tied: the
+            output head of a tied model too ("lm_head.weight").
         output_embedding: path of `model.get_output_embeddings()`; None when the model has none.
         tied_parameters: both sides of every tie ("lm_head.weight", "model.embed_tokens.weight").
         keep_in_fp32_modules: the model class's `_keep_in_fp32_modules` (T5: "wo").
