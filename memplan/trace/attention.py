@@ -146,14 +146,14 @@ class AttentionChooser:
                 raise UnsupportedError("the memory-efficient attention kernel does not support grouped-query attention")
             return _aten._scaled_dot_product_efficient_attention(
                 query, key, value, attn_mask, needs_grad, dropout_p, is_causal, scale=scale
-            )[0]  # type: ignore[no-any-return]
+            )[0]
         if backend is AttentionBackend.CUDNN:
             return _aten._scaled_dot_product_cudnn_attention(
                 query, key, value, attn_mask, needs_grad, dropout_p, is_causal, False, scale=scale
-            )[0]  # type: ignore[no-any-return]
+            )[0]
         return _aten._scaled_dot_product_attention_math(
             query, key, value, attn_mask, dropout_p, is_causal, None, scale=scale, enable_gqa=enable_gqa
-        )[0]  # type: ignore[no-any-return]
+        )[0]
 
 
 def _autocast(tensor: torch.Tensor, target: torch.dtype) -> torch.Tensor:
@@ -194,4 +194,4 @@ def _flash(
         scale = head_dim**-0.5 if scale is None else scale
         query, key, value = (torch.nn.functional.pad(tensor, [0, padding]) for tensor in (query, key, value))
     out = _aten._scaled_dot_product_flash_attention(query, key, value, dropout, is_causal, False, scale=scale)[0]
-    return out[..., :head_dim] if padding else out  # type: ignore[no-any-return]
+    return out[..., :head_dim] if padding else out

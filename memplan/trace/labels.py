@@ -47,7 +47,7 @@ class Labels:
             self._label(tensor, "quantization_state", name)
         self.parameters = {"total": total, "trainable": trainable}
         head = getattr(model, "get_output_embeddings", lambda: None)()
-        self._head_paths = {path for path in self._paths_of(model, head)} | {""}
+        self._head_paths = {*self._paths_of(model, head), ""}
 
     def _paths_of(self, model: nn.Module, head: Any) -> list[str]:
         name = self.recorder.modules.names.get(id(head))

@@ -27,7 +27,7 @@ def apply_method(spec: TraceSpec, model: Any, labels: Labels) -> nn.Module:
     """The trainable model: `model` itself, or PEFT's wrapper around it, with checkpointing switched on."""
     if spec.peft is None:
         builder.apply_checkpointing(spec, model)
-        return model  # type: ignore[no-any-return]
+        return model
     import peft
 
     quantized = spec.load_in_4bit or spec.load_in_8bit
@@ -46,9 +46,7 @@ def apply_method(spec: TraceSpec, model: Any, labels: Labels) -> nn.Module:
             # Trainer and TRL call this for PEFT with checkpointing; without it the first layer's input has no gradient.
             model.enable_input_require_grads()
     labels.before_method(model)
-    return peft.get_peft_model(  # type: ignore[no-any-return]
-        model, build_peft_config(spec), autocast_adapter_dtype=spec.autocast_adapter_dtype
-    )
+    return peft.get_peft_model(model, build_peft_config(spec), autocast_adapter_dtype=spec.autocast_adapter_dtype)
 
 
 def build_peft_config(spec: TraceSpec) -> Any:

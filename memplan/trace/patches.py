@@ -57,7 +57,7 @@ class Patches:
         torch.cuda.synchronize = lambda *_: None
         torch.cuda.empty_cache = lambda: None
         # Module.to() swaps tensors in place, which FakeTensor refuses.
-        torch.nn.Module._apply = _apply_by_assignment  # type: ignore[method-assign]
+        torch.nn.Module._apply = _apply_by_assignment
 
     def _transformers(self) -> None:
         import transformers

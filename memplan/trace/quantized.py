@@ -43,7 +43,7 @@ class QuantizedLoader:
     def replace_modules(self, model: nn.Module) -> None:
         """Puts `Linear4bit` or `Linear8bitLt` in place of the linear layers that transformers would replace."""
         self.quantizer._process_model_before_weight_loading(model, device_map={"": "cuda:0"})
-        model.config.quantization_config = self.config  # type: ignore[union-attr]
+        model.config.quantization_config = self.config
 
     def handles(self, module: nn.Module, leaf: str) -> bool:
         """Whether this parameter is stored quantized."""
@@ -68,20 +68,20 @@ class QuantizedLoader:
             done = nn.Parameter(packed, requires_grad=False)
             for name in _PARAMS_4BIT:
                 setattr(done, name, getattr(parameter, name))
-            done.quant_state = state  # type: ignore[attr-defined]
-            done.bnb_quantized = True  # type: ignore[attr-defined]
-            done.module = module  # type: ignore[attr-defined]
+            done.quant_state = state
+            done.bnb_quantized = True
+            done.module = module
             module.quant_state = state
             return done
         row_quantized, row_scales, _ = torch.ops.bitsandbytes.int8_vectorwise_quant(weight.to(torch.float16), 0.0)
         done = nn.Parameter(row_quantized, requires_grad=False)
-        done.CB, done.SCB, done.has_fp16_weights = done.data, row_scales, False  # type: ignore[attr-defined]
+        done.CB, done.SCB, done.has_fp16_weights = done.data, row_scales, False
         return done
 
     def finish(self, model: nn.Module) -> None:
         """Marks the model as quantized, which PEFT and Trainer look for."""
         self.quantizer._process_model_after_weight_loading(model)
-        model.is_quantized = True  # type: ignore[assignment]
+        model.is_quantized = True
         model.hf_quantizer = self.quantizer
         model.quantization_method = self.quantizer.quantization_config.quant_method
 

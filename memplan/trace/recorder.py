@@ -10,7 +10,7 @@ import sys
 import weakref
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,7 +28,7 @@ _ENGINE_CODE = _engine_run_backward.__code__
 _aten = torch.ops.aten
 
 
-class _Death(weakref.ref):  # type: ignore[type-arg]
+class _Death(weakref.ref[Any]):
     """A weak reference that knows which storage it watches."""
 
     __slots__ = ("address", "storage_id")
@@ -126,11 +126,11 @@ class ModuleStack:
                 stack.pop()
                 note()
 
-        torch.nn.Module.__call__ = call  # type: ignore[method-assign]
+        torch.nn.Module.__call__ = call
         try:
             yield
         finally:
-            torch.nn.Module.__call__ = original  # type: ignore[method-assign]
+            torch.nn.Module.__call__ = original
 
 
 def _plain_path(name: str) -> str:
@@ -140,7 +140,7 @@ def _plain_path(name: str) -> str:
     return "" if name in ("base_model", "base_model.model") else name
 
 
-class Recorder(TorchDispatchMode):
+class Recorder(TorchDispatchMode):  # type: ignore[misc]
     """The dispatch mode. Enter it inside an active `FakeTensorMode` (or over real tensors, for the differential test).
 
     Args:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 from memplan.units import round_to_block
@@ -123,7 +124,7 @@ class TraceResult:
         alive: dict[int, None] = {}
         live = 0
         summaries = []
-        for (start, step, phase), (end, _, _) in zip(bounds, bounds[1:], strict=False):
+        for (start, step, phase), (end, _, _) in pairwise(bounds):
             peak, peak_alive, at = live, dict(alive), TraceOp("", "")
             peak_index = start - 1
             for index in range(start, end):
@@ -178,7 +179,7 @@ class TraceResult:
 
     def allocator_events(self) -> Iterator[tuple[int, int] | str]:
         """The input of `memplan.step.allocator.replay`: phase marks, (id, bytes) births and (id, 0) deaths."""
-        marks = {}
+        marks: dict[int, list[str]] = {}
         for index, step, phase in self.marks:
             marks.setdefault(index, []).append(f"{phase}{step}")
         flushes = set(self.cache_flushes)

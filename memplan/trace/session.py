@@ -11,13 +11,13 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from memplan.trace import builder, optimizers
+from memplan.trace.batches import make_batch
 from memplan.trace.labels import Labels
 from memplan.trace.methods import apply_method
 from memplan.trace.patches import Patches
 from memplan.trace.quantized import QuantizedLoader
 from memplan.trace.recorder import Recorder
 from memplan.trace.result import TraceResult
-from memplan.trace.batches import make_batch
 from memplan.trace.spec import TraceSpec
 from memplan.trace.temporaries import KernelTemporaries
 

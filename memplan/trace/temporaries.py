@@ -132,7 +132,7 @@ class KernelTemporaries:
 def _on_device(args: Any, device_type: str) -> bool:
     for arg in args:
         if isinstance(arg, torch.Tensor):
-            return arg.device.type == device_type
+            return bool(arg.device.type == device_type)
     return False
 
 
