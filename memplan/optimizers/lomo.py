@@ -1,0 +1,85 @@
+"""LOMO and AdaLomo: the update happens inside backward, gradient by gradient (lomo-optim 0.1.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from memplan.dtypes import DType
+from memplan.errors import UnsupportedError
+from memplan.optimizers.base import LayoutKey, Optimizer, ParamInfo, StateTensor, StepTemporaries
+from memplan.optimizers.temporaries import StepScope, TensorGroup
+
+
+@dataclass(frozen=True)
+class Lomo(Optimizer):
+    """No state at all. A hook on each parameter applies the gradients that are there, and drops them.
+
+    `step_events` gives what the hook allocates for each parameter; it happens within backward.
+
+    Source: lomo_optim/lomo.py, `Lomo.fuse_update`, lomo-optim 0.1.1.
+    """
+
+    @property
+    def step_temporaries(self) -> StepTemporaries:
+        """float32 copies of one gradient and one parameter, where those are 16-bit."""
+        return "one_parameter_at_a_time"
+
+    def layout(self, key: LayoutKey) -> tuple[StateTensor, ...]:
+        """Nothing."""
+        return ()
+
+    def record_step(self, scope: StepScope, groups: Sequence[Sequence[ParamInfo]]) -> None:
+        """Each parameter in a call of the hook of its own."""
+        for group in groups:
+            for param in group:
+                self.record_hook(scope, param)
+                scope.leave()
+
+    def record_hook(self, scope: StepScope, param: ParamInfo) -> None:
+        """`p.grad.to(float32)` and `p.data.to(float32)` are copies unless the tensors are float32 already."""
+        if param.dtype != DType.FLOAT32:
+            scope.bind("grad_fp32", TensorGroup(param.elements, DType.FLOAT32))
+            scope.bind("p_fp32", TensorGroup(param.elements, DType.FLOAT32))
+
+
+@dataclass(frozen=True)
+class AdaLomo(Lomo):
+    """float32 row and column statistics as in Adafactor, for every parameter of the model, frozen or not.
+
+    Source: lomo_optim/adalomo.py, `AdaLomo.__init__` and `fuse_update`, lomo-optim 0.1.1.
+    """
+
+    lazy: ClassVar[bool] = False
+    covers_frozen_parameters: ClassVar[bool] = True
+
+    def layout(self, key: LayoutKey) -> tuple[StateTensor, ...]:
+        """exp_avg_sq_row [rows] and exp_avg_sq_col [columns], or exp_avg_sq for vectors.
+
+        Raises:
+            UnsupportedError: parameters with 0 or more than 2 dimensions.
+        """
+        if len(key.shape) not in (1, 2):
+            raise UnsupportedError(
+                f"adalomo cannot train a parameter of shape {list(key.shape)}",
+                hint="lomo_optim/adalomo.py keeps a row and a column vector, of the first two sizes of the shape",
+            )
+        if len(key.shape) == 1:
+            return (StateTensor("exp_avg_sq", key.shape, DType.FLOAT32),)
+        return (
+            StateTensor("exp_avg_sq_row", (key.shape[0],), DType.FLOAT32),
+            StateTensor("exp_avg_sq_col", (key.shape[1],), DType.FLOAT32),
+        )
+
+    def record_hook(self, scope: StepScope, param: ParamInfo) -> None:
+        """The update of Adafactor on a float32 gradient, then a float32 copy of the parameter."""
+        full = TensorGroup(param.elements, DType.FLOAT32)
+        if param.dtype != DType.FLOAT32:
+            scope.bind("grad_fp32", full)
+        scope.bind("square", full)  # update = (grad_fp32**2) + eps
+        scope.bind("update", full)
+        scope.release("square")
+        scope.bind("update", full)  # the outer product, or exp_avg_sq.rsqrt()
+        if param.dtype != DType.FLOAT32:
+            scope.bind("p_fp32", full)
