@@ -157,8 +157,8 @@ def is_quantized(
 
     Differs from `is_replaced` for a weight that the checkpoint lacks, such as a new classification head: transformers
     puts a plain parameter of the load dtype into the quantized module (modeling_utils.py,
-    _move_missing_keys_from_meta_to_device, 5.23). `Linear4bit.forward` then fails on it, unless PEFT's
-    `modules_to_save` or a skip pattern takes the head out.
+    _move_missing_keys_from_meta_to_device, 5.23). The bytes are then right, but the forward of such a head fails in
+    bitsandbytes 0.50, as a copy by PEFT's `modules_to_save` too: the run needs the head among `skip_modules`.
     """
     return in_checkpoint and is_replaced(quantization, module_path, module_kind, patterns, gptq_block=gptq_block)
 

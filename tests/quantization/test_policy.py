@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import bitsandbytes as bnb
+import peft
 import pytest
 import torch
 import transformers
@@ -274,3 +275,30 @@ def test_loaded_checkpoints_hold_the_same_quantized_weights(
     }
     assert ours == theirs
     assert ours
+
+
+@pytest.mark.parametrize(("skip", "works"), [(None, False), (["classifier", "pre_classifier"], True)])
+def test_a_new_head_that_is_not_skipped_keeps_its_dtype_and_cannot_run(
+    tmp_path: Path, skip: list[str] | None, works: bool
+) -> None:
+    """DistilBERT with two labels from a base checkpoint in 4 bit, with PEFT's copy of the head."""
+    transformers.DistilBertModel(transformers.DistilBertConfig(**DISTILBERT)).save_pretrained(tmp_path)
+    config = transformers.BitsAndBytesConfig(load_in_4bit=True, llm_int8_skip_modules=skip)
+    model = transformers.DistilBertForSequenceClassification.from_pretrained(
+        tmp_path, quantization_config=config, dtype=torch.bfloat16
+    )
+    patterns = skip_patterns(Quantization(Scheme.FP4, skip_modules=tuple(skip) if skip else None), _outline(model))
+    for path in ("classifier", "pre_classifier"):
+        assert is_replaced(Quantization(Scheme.FP4), path, ModuleKind.LINEAR, patterns) is not works
+        assert not is_quantized(Quantization(Scheme.FP4), path, ModuleKind.LINEAR, patterns, in_checkpoint=False)
+        assert model.get_submodule(path).weight.dtype is torch.bfloat16
+
+    model = peft.prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    lora = peft.LoraConfig(r=8, lora_alpha=32, target_modules=["q_lin", "v_lin"], task_type="SEQ_CLS")
+    model = peft.get_peft_model(model, lora)
+    batch = {"input_ids": torch.arange(4)[None], "labels": torch.tensor([1])}
+    if works:
+        model(**batch).loss.backward()
+    else:
+        with pytest.raises(AssertionError):
+            model(**batch)
