@@ -53,7 +53,7 @@ def _gemma(fields: dict[str, Any], extra: dict[str, Any]) -> None:
 
 
 def _gemma3_text(fields: dict[str, Any], extra: dict[str, Any]) -> None:
-    if fields["use_bidirectional_attention"]:
+    if fields["use_bidirectional_attention"] and fields["sliding_window"] is not None:
         fields["sliding_window"] = fields["sliding_window"] // 2 + 1
     pattern = extra.get("sliding_window_pattern", 6)
     if fields["layer_types"] is None:

@@ -74,7 +74,7 @@ def _sub_config(raw: Mapping[str, Any], cls: ConfigClass, key: str, *, path: str
     if nested is None and key == "text_config" and cls.model_type == "qwen2_5_vl":
         # Qwen2_5_VLConfig.__post_init__: older files keep the text model's keys at the top.
         text_class = config_class(cls.sub_configs[key])
-        nested = {name: raw[name] for name in text_class.accepted - {"tie_word_embeddings"} if name in raw}
+        nested = {name: raw[name] for name in text_class.accepted - set(cls.defaults) if name in raw}
         nested["dtype"] = raw.get("torch_dtype", raw.get("dtype"))
         return _normalise(nested, text_class, path=path)
     if nested is None:
@@ -131,10 +131,13 @@ def _check_shapes(fields: dict[str, Any], cls: ConfigClass, *, path: str) -> Non
             if groups is not None and heads % groups:
                 raise InvalidValueError(path + key, groups, f"a divisor of the {heads} attention heads")
     layers = fields.get("num_hidden_layers")
-    for key in ("layer_types", "no_rope_layers"):
+    for key in ("no_rope_layers", "layer_types"):
         entries = fields.get(key)
         if entries is not None and len(entries) != layers:
             raise InvalidValueError(path + key, entries, f"a list with an entry for each of the {layers} layers")
+    feed_forward = fields.get("feed_forward_proj")
+    if feed_forward is not None and feed_forward.removeprefix("gated-").count("-"):
+        raise InvalidValueError(f"{path}feed_forward_proj", feed_forward, "an activation, or gated- and an activation")
     routed = fields.get("num_experts", fields.get("num_local_experts", fields.get("n_routed_experts")))
     chosen = fields.get("num_experts_per_tok")
     if routed is not None and chosen is not None and chosen > routed:

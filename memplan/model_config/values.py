@@ -80,6 +80,8 @@ def check_rope(key: str, value: Any, *, nested: bool = False) -> dict[str, Any]:
         if not isinstance(name, str) or not _ROPE_KEY.fullmatch(name):
             raise InvalidValueError(key, name, "names of rotary parameters")
         shown = f"{key}.{name}"
+        if name in _LAYER_TYPES and item is not None and (nested or not isinstance(item, Mapping)):
+            raise InvalidValueError(shown, item, "an object of rotary parameters, or null")
         if item is None or isinstance(item, bool):
             checked[name] = item
         elif isinstance(item, str):
