@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import json
 import subprocess
 import sys
@@ -7,6 +8,8 @@ from pathlib import Path
 
 import pydantic
 import pytest
+import torch
+import transformers
 
 import memplan.cards
 from memplan.cards import ModelCard, card_ids, load_card, resolve_model
@@ -37,6 +40,28 @@ def test_card_is_consistent(card_id: str) -> None:
     if card.confidence == "high" and isinstance(card.published_parameters, int) and not card.note:
         # What differs says why: published totals count tied weights twice, buffers, or another head.
         assert card.published_parameters == card.parameters
+
+
+@pytest.mark.parametrize("card_id", card_ids())
+def test_parameters_equal_the_model_class(card_id: str) -> None:
+    card = load_card(card_id)
+    keys = copy.deepcopy(card.config)
+    config = transformers.AutoConfig.for_model(keys.pop("model_type"), **keys)
+    with torch.device("meta"):
+        model = getattr(transformers, card.model_class)(config)
+    counts = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    expected = card.parameters
+    if card.config["model_type"] in ("t5", "mt5") and not card.config["tie_word_embeddings"]:
+        # The class ties lm_head whatever the config says; the checkpoint has its own (see the card's note).
+        expected -= card.config["vocab_size"] * card.config["d_model"]
+    assert sum(counts.values()) == expected
+    saved = model.state_dict()
+    buffers = {name: buffer for name, buffer in model.named_buffers() if name in saved}
+    assert sum(buffer.numel() for buffer in buffers.values()) == card.persistent_buffer_elements
+    if card.vision_and_projector_parameters is not None:
+        parts = ("vision_tower", "multi_modal_projector", "visual")
+        outside_text = sum(count for name, count in counts.items() if any(part in name for part in parts))
+        assert outside_text == card.vision_and_projector_parameters
 
 
 def test_card_schema_is_strict() -> None:
