@@ -56,13 +56,35 @@ class Adafactor(Optimizer):
             scope.release(name)
             if param.dtype.is_half:
                 scope.bind(name, full)
-        scope.bind("square", full)  # update = (grad**2) + eps
-        scope.bind("update", full)
-        scope.release("square")
-        # _approx_sq_grad (the outer product), or exp_avg_sq.rsqrt()
-        scope.bind("update", full)
+        record_update(scope, param.shape, full.dtype)
         scope.bind("negated", full)  # p_data_fp32.add_(-update)
         scope.release("negated")
+
+
+def record_update(scope: StepScope, shape: tuple[int, ...], dtype: DType) -> None:
+    """From the squared gradient to `update`: through the row and column factors, or `exp_avg_sq.rsqrt()`.
+
+    Source: transformers/optimization.py, `Adafactor.step` and `_approx_sq_grad`, transformers 5.23 (GaLore
+    and AdaLomo carry copies).
+    """
+    full = TensorGroup(prod(shape), dtype)
+    scope.bind("square", full)  # update = (grad**2) + eps
+    scope.bind("update", full)
+    scope.release("square")
+    if len(shape) < 2:
+        scope.bind("update", full)
+        return
+    row, column = (TensorGroup(prod(sizes), dtype) for sizes in factored_shapes(shape))
+    for mean in (row, column):
+        scope.bind("mean", mean)
+        scope.release("mean")
+    scope.bind("row_mean", TensorGroup(prod(shape[:-2]), dtype))
+    scope.bind("r_factor", row)
+    scope.release("row_mean")
+    scope.bind("c_factor", column)
+    scope.bind("outer_product", full)
+    scope.release("r_factor", "c_factor")
+    scope.rename("outer_product", "update")
 
 
 def adafactor_state(shape: tuple[int, ...], dtype: DType) -> tuple[StateTensor, ...]:

@@ -259,15 +259,11 @@ class Optimizer(ABC):
         Raises:
             UnsupportedError: the temporaries of this optimizer are not known.
         """
-        self.check_parameters(groups)
-        scope = StepScope()
-        self.record_step(scope, groups)
-        scope.leave()
-        return tuple(scope.events)
+        return _step_events(self, tuple(map(tuple, groups)))
 
     def step_peak_bytes(self, *groups: Sequence[ParamInfo]) -> int:
         """Most bytes of temporaries alive at once during `step()`; see `step_events`."""
-        return peak_bytes(self.step_events(*groups))
+        return _step_peak_bytes(self, tuple(map(tuple, groups)))
 
 
 @lru_cache(maxsize=4096)
@@ -276,6 +272,21 @@ def _layout_bytes(optimizer: Optimizer, key: LayoutKey) -> tuple[StateBytes, tup
     tensors = optimizer.layout(key)
     own = StateBytes.of(tensor for tensor in tensors if not tensor.shared)
     return own, tuple(tensor for tensor in tensors if tensor.shared)
+
+
+@lru_cache(maxsize=64)
+def _step_events(optimizer: Optimizer, groups: tuple[tuple[ParamInfo, ...], ...]) -> tuple[StepEvent, ...]:
+    """A loop over parameters makes thousands of events, and the same model is asked about again and again."""
+    optimizer.check_parameters(groups)
+    scope = StepScope()
+    optimizer.record_step(scope, groups)
+    scope.leave()
+    return tuple(scope.events)
+
+
+@lru_cache(maxsize=64)
+def _step_peak_bytes(optimizer: Optimizer, groups: tuple[tuple[ParamInfo, ...], ...]) -> int:
+    return peak_bytes(_step_events(optimizer, groups))
 
 
 def group_by_dtype(params: Sequence[ParamInfo]) -> dict[DType, list[ParamInfo]]:

@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from memplan.dtypes import DType
 from memplan.errors import UnsupportedError
+from memplan.optimizers.adafactor import record_update
 from memplan.optimizers.base import LayoutKey, Optimizer, ParamInfo, StateTensor, StepTemporaries
 from memplan.optimizers.temporaries import StepScope, TensorGroup
 
@@ -77,9 +78,6 @@ class AdaLomo(Lomo):
         full = TensorGroup(param.elements, DType.FLOAT32)
         if param.dtype != DType.FLOAT32:
             scope.bind("grad_fp32", full)
-        scope.bind("square", full)  # update = (grad_fp32**2) + eps
-        scope.bind("update", full)
-        scope.release("square")
-        scope.bind("update", full)  # the outer product, or exp_avg_sq.rsqrt()
+        record_update(scope, param.shape, DType.FLOAT32)
         if param.dtype != DType.FLOAT32:
             scope.bind("p_fp32", full)

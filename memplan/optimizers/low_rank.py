@@ -162,6 +162,19 @@ class LowRank(Optimizer):
             return (rank, rank)
         return (shape[0], rank) if self.projects_columns(shape) else (rank, shape[1])
 
+    def check_projection_back(self, shape: tuple[int, ...]) -> None:
+        """GaLore reads off the low-rank shape which side was projected; `reverse_std` can mislead it.
+
+        Raises:
+            UnsupportedError: it does, and the library's step raises.
+        """
+        rows, columns = shape
+        if self.proj_type == "reverse_std" and rows < columns and self.rank >= rows:
+            raise UnsupportedError(
+                f"{self.name} fails on a {list(shape)} gradient with proj_type=reverse_std and rank={self.rank}",
+                hint="galore_torch/galore_projector.py, project_back, takes the wrong side; take std or a lower rank",
+            )
+
     def svd_projection(self, shape: tuple[int, ...], dtype: DType) -> tuple[StateTensor, ...]:
         """GaLore's orthogonal matrices for a gradient [m, n]: rank rows of Vh, or rank columns of U.
 
@@ -195,6 +208,7 @@ class GaLoreAdamW(LowRank):
         shape = key.shape
         projection: tuple[StateTensor, ...] = ()
         if key.variant == LOW_RANK:
+            self.check_projection_back(key.shape)
             projection = self.svd_projection(key.shape, key.dtype)
             shape = self.low_rank_shape(key.shape, min(self.rank, *key.shape))
         return (*projection, StateTensor("exp_avg", shape, key.dtype), StateTensor("exp_avg_sq", shape, key.dtype))
@@ -217,6 +231,7 @@ class GaLoreAdamW8bit(GaLoreAdamW):
         shape = key.shape
         projection: tuple[StateTensor, ...] = ()
         if key.variant == LOW_RANK:
+            self.check_projection_back(key.shape)
             projection = self.svd_projection(key.shape, key.dtype)
             shape = self.low_rank_shape(key.shape, min(self.rank, *key.shape))
         states = BitsAndBytes(self.row, embeddings_32bit=False).layout(LayoutKey(shape, key.dtype))
@@ -240,6 +255,7 @@ class GaLoreAdafactor(GaLoreAdamW):
         shape = key.shape
         projection: tuple[StateTensor, ...] = ()
         if key.variant == LOW_RANK:
+            self.check_projection_back(key.shape)
             projection = self.svd_projection(key.shape, dtype)
             shape = self.low_rank_shape(key.shape, min(self.rank, *key.shape))
         return (*projection, *adafactor_state(shape, dtype))
@@ -287,11 +303,7 @@ class Apollo(LowRank):
         """projector.ortho_matrix for targets, exp_avg, exp_avg_sq, and scaled_grad (a norm, 0-d) for targets."""
         if key.variant != LOW_RANK:
             return (StateTensor("exp_avg", key.shape, key.dtype), StateTensor("exp_avg_sq", key.shape, key.dtype))
-        if self.scale_type == "channel" and self.projects_columns(key.shape) != (key.shape[0] >= key.shape[1]):
-            raise UnsupportedError(
-                f"APOLLO cannot scale channels of a {list(key.shape)} gradient with proj_type={self.proj_type}",
-                hint="apollo_torch/apollo.py takes the norms along the side that proj_type=std projects",
-            )
+        self.check_channels(key.shape)
         shape = self.low_rank_shape(key.shape, self.kept_rank(key.shape))
         return (
             *self.projection(key.shape, key.dtype),
@@ -299,6 +311,22 @@ class Apollo(LowRank):
             StateTensor("exp_avg_sq", shape, key.dtype),
             StateTensor("scaled_grad", SCALAR, key.dtype),
         )
+
+    def check_channels(self, shape: tuple[int, ...]) -> None:
+        """Norms are taken along the side that `std` projects; along the other they must broadcast to the gradient.
+
+        Raises:
+            UnsupportedError: they do not, and the library's step raises.
+        """
+        rows, columns = shape
+        projects_columns = self.projects_columns(shape)
+        if self.scale_type != "channel" or projects_columns == (rows >= columns):
+            return
+        if self.kept_rank(shape) not in (1, columns if projects_columns else rows):
+            raise UnsupportedError(
+                f"APOLLO cannot scale channels of a {list(shape)} gradient with proj_type={self.proj_type}",
+                hint="apollo_torch/apollo.py, step: the norms do not broadcast to the gradient; take proj_type=std",
+            )
 
     def projection(self, shape: tuple[int, ...], dtype: DType) -> tuple[StateTensor, ...]:
         """The projection matrix of a gradient [m, n]: [rank, n] or [m, rank]."""
@@ -349,6 +377,15 @@ class Apollo(LowRank):
         scope.bind("grad", low)
         scope.bind("denom", low)
         scope.bind("norm_grad", low)
+        if self.scale_type == "channel":
+            channels = TensorGroup(shape[0] if param.shape[0] >= param.shape[1] else shape[1], dtype)
+            scope.bind("numerator", channels)
+            scope.bind("grad_norm", channels)
+            scope.bind("grad_norm_eps", channels)
+            scope.release("grad_norm")
+            scope.bind("quotient", channels)
+            scope.release("numerator", "grad_norm_eps")
+            scope.rename("quotient", "grad_scaling_factor")
         scope.bind("scaled_grad", full)
         scope.bind("scaled_grad", full)  # scaled_grad / limiter
         # norm_grad = scaled_grad: two names, one tensor, until both are bound again.
