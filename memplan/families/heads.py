@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from memplan.families import Head
+from memplan.step.attention import detached
 from memplan.step.builder import Builder
 from memplan.step.tensor import Dim, Tensor
 
@@ -22,7 +23,7 @@ def causal_lm(
     hidden = t.call(base, body)
     tied_to = f"{base}.{embedding}" if config.get("tie_word_embeddings") else None
     logits = t.output_embedding("lm_head", hidden, Dim(config["vocab_size"], "V"), tied_to=tied_to, bias=bias)
-    del hidden
+    t.outputs.append(detached(logits))
     return t.causal_lm_loss(logits)
 
 

@@ -58,13 +58,14 @@ def dims(config: Mapping[str, Any]) -> Dims:
     )
 
 
-def attention(t: Builder, x: Tensor, d: Dims, cos: Tensor, sin: Tensor) -> Tensor:
+def attention(t: Builder, x: Tensor, d: Dims, cos: Tensor, sin: Tensor, mask: Tensor | None) -> Tensor:
     """X [B, S, H] to [B, S, H]."""
     q = t.split_heads(t.linear("q_proj", x, d.heads * d.head_size, bias=d.attention_bias), d.heads, d.head_size)
     k = t.split_heads(t.linear("k_proj", x, d.kv_heads * d.head_size, bias=d.attention_bias), d.kv_heads, d.head_size)
     v = t.split_heads(t.linear("v_proj", x, d.kv_heads * d.head_size, bias=d.attention_bias), d.kv_heads, d.head_size)
-    q, k = t.rotary(q, cos, sin), t.rotary(k, cos, sin)
-    out = t.attention(q, k, v)
+    q, k = t.apply_rotary_pos_emb(q, k, cos, sin)
+    k, v = t.cache_key_values(k, v)
+    out = t.attention(q, k, v, mask=mask)
     out = t.view(out, (*x.shape[:-1], d.heads * d.head_size))
     return t.linear("o_proj", out, d.hidden, bias=d.output_bias)
 
@@ -80,11 +81,11 @@ def mlp(t: Builder, x: Tensor, d: Dims) -> Tensor:
     )
 
 
-def decoder_layer(t: Builder, x: Tensor, d: Dims, cos: Tensor, sin: Tensor) -> Tensor:
+def decoder_layer(t: Builder, x: Tensor, d: Dims, cos: Tensor, sin: Tensor, mask: Tensor | None) -> Tensor:
     """One layer: x [B, S, H] to [B, S, H]."""
     residual = x
     x = t.rms_norm("input_layernorm", x, class_name="LlamaRMSNorm")
-    x = t.call("self_attn", lambda t, h: attention(t, h, d, cos, sin), x)
+    x = t.call("self_attn", lambda t, h: attention(t, h, d, cos, sin, mask), x)
     x = residual + x
     residual = x
     x = t.rms_norm("post_attention_layernorm", x, class_name="LlamaRMSNorm")
@@ -95,10 +96,15 @@ def decoder_layer(t: Builder, x: Tensor, d: Dims, cos: Tensor, sin: Tensor) -> T
 def model(t: Builder, config: Mapping[str, Any]) -> Tensor:
     """The decoder without a head: [B, S, H]."""
     d = dims(config)
-    x = t.input_embedding("embed_tokens", (t.batch, t.sequence), d.vocabulary, d.hidden)
+    inputs_embeds = t.input_embedding("embed_tokens", (t.batch, t.sequence), d.vocabulary, d.hidden)
+    position_ids = t.position_ids(t.sequence)
+    mask = t.causal_mask(inputs_embeds.dtype)
+    x = inputs_embeds
     cos, sin = t.rotary_table(x.dtype, d.head_size, t.sequence)
-    x = t.layers("layers", d.layers, lambda t, h, _: decoder_layer(t, h, d, cos, sin), x)
-    return t.rms_norm("norm", x, class_name="LlamaRMSNorm")
+    x = t.layers("layers", d.layers, lambda t, h, _: decoder_layer(t, h, d, cos, sin, mask), x)
+    x = t.rms_norm("norm", x, class_name="LlamaRMSNorm")
+    del position_ids, inputs_embeds
+    return x
 
 
 def forward(t: Builder, config: Mapping[str, Any], head: Head) -> Tensor:

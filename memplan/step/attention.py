@@ -1,71 +1,72 @@
-"""Attention: rotary embedding, the kernel that scaled_dot_product_attention would choose, eager attention.
+"""Attention blocks between their projections: heads, rotary embedding, masks, eager attention.
 
 Symbols: B micro batch, S query length, T key length, A attention heads, K key/value heads, D head size.
 
-Sources: transformers 5.23 integrations/sdpa_attention.py and the models' `eager_attention_forward`; torch 2.13
-aten/src/ATen/native/transformers/cuda/{sdp_utils.cpp,attention.cu,flash_attn/flash_api.cpp}.
-
-Known limits:
-    cuDNN attention is never chosen; float32 with grouped heads is taken to run the memory-efficient kernel.
+Source: transformers 5.23 (masking_utils.py, cache_utils.py, integrations/sdpa_attention.py, models/llama).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from enum import StrEnum
 from typing import cast
 
 from memplan.dtypes import DType
+from memplan.estimate import Component
 from memplan.step import ops
+from memplan.step.attention_kernels import sdpa
 from memplan.step.layers import LayerOps
+from memplan.step.matmul import matmul, merge_heads, repeat_kv, require_contiguous_gradient, softmax, transpose_last
 from memplan.step.tensor import Node, Shape, Tape, Tensor
-
-
-class Kernel(StrEnum):
-    """What runs behind `F.scaled_dot_product_attention`."""
-
-    FLASH = "flash"
-    EFFICIENT = "efficient"
-
-
-def choose_kernel(dtype: DType, head_size: int, has_mask: bool, compute_capability: tuple[int, int]) -> Kernel:
-    """The kernel that CUDA takes: flash for half precision without a mask on sm80 and newer, else memory-efficient.
-
-    Flash refuses a head size above 192 with a gradient on sm86, sm89 and sm12x (sdp_utils.cpp,
-    `check_requires_grad_and_head_dim_gt192_constraints_on_sm86_89_or_120`) and above 256 everywhere.
-    """
-    if has_mask or not dtype.is_half or compute_capability < (8, 0) or head_size > 256:
-        return Kernel.EFFICIENT
-    if head_size > 192 and compute_capability in ((8, 6), (8, 9), (12, 0), (12, 1)):
-        return Kernel.EFFICIENT
-    return Kernel.FLASH
 
 
 class AttentionOps(LayerOps):
     """Everything between the projections of an attention block."""
 
     def split_heads(self, x: Tensor, heads: int, head_size: int) -> Tensor:
-        """[B, S, A·D] viewed as [B, A, S, D]."""
-        return self.view(x, (x.shape[0], heads, x.shape[1], head_size))
+        """[B, S, A·D] viewed as [B, A, S, D]; the gradient must come back laid out by token, or it is copied."""
+        shape = (x.shape[0], heads, x.shape[1], head_size)
+        node = self.record("view", (x,), (), _split_heads_backward, (x.shape,))
+        return Tensor(self, shape, x.dtype, x.storage, node, is_view=True, by_token=True)
 
     def rotary_table(self, dtype: DType, head_size: int, length: int) -> tuple[Tensor, Tensor]:
-        """Cos and sin of the rotary embedding, [1, S, D] each, made once per forward without gradients."""
-        shape = (1, length, head_size)
+        """cos and sin of the rotary embedding, [1, S, D] each, made once per forward without gradients."""
         outer, self.grad_enabled = self.grad_enabled, False
-        positions = self.new((1, length), DType.FLOAT32, "_to_copy")
-        freqs = self.new((1, length, head_size // 2), DType.FLOAT32, "mul")
-        del positions
-        emb = self.new(shape, DType.FLOAT32, "cat")
-        cos = ops.scale(self, self.new(shape, DType.FLOAT32, "cos"))
-        sin = ops.scale(self, self.new(shape, DType.FLOAT32, "sin"))
-        table = ops.to(self, cos, dtype), ops.to(self, sin, dtype)
-        del freqs, emb
+        table = _rotary_table(self, dtype, head_size, length)
         self.grad_enabled = outer
         return table
+
+    def position_ids(self, length: int) -> Tensor:
+        """`torch.arange(S) + past_seen_tokens`, int64 [S]."""
+        arange = self.new((length,), DType.INT64, "arange")
+        return ops.add_scalar(self, arange)
+
+    def apply_rotary_pos_emb(self, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+        """Both through `rotary`; the originals live until both are done."""
+        return self.rotary(q, cos, sin), self.rotary(k, cos, sin)
 
     def rotary(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """`x * cos + rotate_half(x) * sin` for x [B, A, S, D]."""
         return (x * cos) + (rotate_half(self, x) * sin)
+
+    def cache_key_values(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """`past_key_values.update` on an empty cache: both are copied by `torch.cat` (cache_utils.py, `DynamicLayer`)."""
+        if not self.settings.use_cache:
+            return k, v
+        k, v = _copy_by_cat(self, k), _copy_by_cat(self, v)
+        self.outputs += (detached(k), detached(v))
+        return k, v
+
+    def causal_mask(self, dtype: DType) -> Tensor | None:
+        """What `create_causal_mask` hands to every layer.
+
+        None for sdpa without padding, a boolean [B, 1, S, S] for sdpa with padding, an additive mask for eager attention.
+        """
+        settings = self.settings
+        if settings.attn_implementation == "flash_attention_2":
+            return None
+        if settings.attn_implementation == "sdpa" and not settings.padding:
+            return None
+        return _causal_mask(self, dtype)
 
     def attention(self, q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, dropout: float = 0.0) -> Tensor:
         """Attention of q [B, A, S, D] on k, v [B, K, T, D], as [B, S, A, D]; `is_causal` changes no byte."""
@@ -74,54 +75,107 @@ class AttentionOps(LayerOps):
         autocast = self.settings.autocast
         if autocast is not None:
             q, k, v = ops.to(self, q, autocast), ops.to(self, k, autocast), ops.to(self, v, autocast)
-        return sdpa(self, q, k, v, mask)
+        return sdpa(self, q, k, v, mask, self.settings.compute_capability)
+
+
+def _split_heads_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | None]:
+    (shape,) = cast(tuple[Shape], node.meta)
+    if not grad.by_token:
+        grad = tape.new(shape, grad.dtype, "clone")
+    return (Tensor(tape, shape, grad.dtype, grad.storage, None, is_view=True),)
+
+
+def _rotary_table(t: AttentionOps, dtype: DType, head_size: int, length: int) -> tuple[Tensor, Tensor]:
+    positions = t.new((1, length, 1), DType.FLOAT32, "_to_copy")
+    freqs = t.new((1, length, head_size // 2), DType.FLOAT32, "mul")
+    del positions
+    emb = t.new((1, length, head_size), DType.FLOAT32, "cat")
+    cos = ops.scale(t, t.new(emb.shape, DType.FLOAT32, "cos"))
+    sin = ops.scale(t, t.new(emb.shape, DType.FLOAT32, "sin"))
+    table = ops.to(t, cos, dtype), ops.to(t, sin, dtype)
+    del freqs, emb, cos, sin
+    return table
+
+
+def _causal_mask(t: AttentionOps, dtype: DType) -> Tensor:
+    length = t.sequence
+    square = (1, 1, length, length)
+    positions = [t.alloc((length,), DType.INT64, "add") for _ in range(2)]
+    allowed = t.new(square, DType.BOOL, "le")
+    if t.settings.padding:
+        both = t.new(square, DType.BOOL, "bitwise_and")
+        del allowed
+        allowed = t.new((t.batch, 1, length, length), DType.BOOL, "bitwise_and")
+        del both
+    del positions
+    if t.settings.attn_implementation == "eager":
+        return t.new((t.batch, 1, length, length), dtype, "where")
+    return allowed
+
+
+def _copy_by_cat(t: AttentionOps, x: Tensor) -> Tensor:
+    node = t.record("cat", (x,), (), _cat_backward, (x.shape,))
+    storage = t.alloc(x.shape, x.dtype, "cat", Component.KV_CACHE)
+    return Tensor(t, x.shape, x.dtype, storage, node)
+
+
+def detached(x: Tensor) -> Tensor:
+    """`x` without its graph: what an output object keeps alive of it."""
+    return Tensor(x.tape, x.shape, x.dtype, x.storage)
 
 
 def rotate_half(t: AttentionOps, x: Tensor) -> Tensor:
-    """`torch.cat((-x2, x1), dim=-1)`."""
-    half = (*x.shape[:-1], x.shape[-1] // 2)
-    first, second = t.view(x, half), t.view(x, half)
-    negative = ops.neg(t, second)
-    node = t.record("cat", (negative, first), (), _cat_backward, (half,))
-    return t.new(x.shape, x.dtype, "cat", node)
+    """`torch.cat((-x2, x1), dim=-1)`; each half's gradient is scattered into a full-size tensor of zeros."""
+    first, second = _half(t, x), _half(t, x)
+    return _concatenate(t, ops.neg(t, second), first, x.shape)
+
+
+def _concatenate(t: AttentionOps, left: Tensor, right: Tensor, shape: Shape) -> Tensor:
+    node = t.record("cat", (left, right), (), _cat_backward, (left.shape,))
+    return t.new(shape, left.dtype, "cat", node)
+
+
+def _half(t: AttentionOps, x: Tensor) -> Tensor:
+    shape = (*x.shape[:-1], x.shape[-1] // 2)
+    node = t.record("slice", (x,), (), _slice_backward, (x.shape,))
+    return Tensor(t, shape, x.dtype, x.storage, node, is_view=True)
+
+
+def _slice_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | None]:
+    (shape,) = cast(tuple[Shape], node.meta)
+    return (tape.new(shape, grad.dtype, "slice_backward"),)
 
 
 def _cat_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | None]:
-    (half,) = cast(tuple[Shape], node.meta)
+    (part,) = cast(tuple[Shape], node.meta)
     return tuple(
-        Tensor(tape, half, grad.dtype, grad.storage, None, is_view=True) if edge is not None else None
+        Tensor(tape, part, grad.dtype, grad.storage, None, is_view=True, by_token=grad.by_token)
+        if edge is not None
+        else None
         for edge in node.edges
     )
 
 
-def sdpa(t: AttentionOps, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """`F.scaled_dot_product_attention`; saves q, k, v, its output and the log-sum-exp."""
-    batch, heads, length, size = q.shape
-    kernel = choose_kernel(q.dtype, size, mask is not None, t.settings.compute_capability)
-    shape = (batch, length, heads, size)
-    out = t.alloc(shape, q.dtype, f"{kernel}_attention")
-    if kernel is Kernel.FLASH:
-        lse_shape: Shape = (batch, heads, length)
-        extra = [t.alloc((2,), DType.INT64, "flash_attention"), t.alloc((1,), DType.INT64, "flash_attention")]
-    else:
-        lse_shape = (batch, heads, -(-length // 32) * 32)
-        extra = []
-    lse = t.alloc(lse_shape, DType.FLOAT32, f"{kernel}_attention")
-    node = t.record(
-        "sdpa", (q, k, v), (q, k, v, out, lse, *extra), _sdpa_backward, (q.shape, k.shape, v.shape, q.dtype, kernel)
-    )
-    return Tensor(t, shape, q.dtype, out, node)
-
-
-def _sdpa_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | None]:
-    q_shape, k_shape, v_shape, dtype, kernel = cast(tuple[Shape, Shape, Shape, DType, Kernel], node.meta)
-    kept = [node.stored(index) for index in range(len(node.saved))]
-    name = f"{kernel}_attention_backward"
-    grads = tuple(tape.new(shape, dtype, name) for shape in (q_shape, k_shape, v_shape))
-    del kept
-    return tuple(g if edge is not None else None for g, edge in zip(grads, node.edges, strict=True))
-
-
 def eager_attention(t: AttentionOps, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
-    """`eager_attention_forward` of the Llama family: scores, softmax in float32, probabilities times values."""
-    raise NotImplementedError
+    """`eager_attention_forward` of the Llama family: scores, softmax in float32, probabilities times values.
+
+    q [B, A, S, D], k and v [B, K, T, D]; the result is [B, S, A, D].
+    """
+    batch, heads, length, size = q.shape
+    key, value = repeat_kv(t, k, heads), repeat_kv(t, v, heads)
+    scores = (batch, heads, length, k.shape[2])
+    weights = ops.scale(t, autocast_matmul(t, q, transpose_last(t, key), scores))
+    if mask is not None:
+        weights = weights + mask
+    weights = ops.to(t, softmax(t, weights, DType.FLOAT32), q.dtype)
+    weights = ops.dropout(t, weights, dropout)
+    out = require_contiguous_gradient(t, autocast_matmul(t, weights, value, (batch, heads, length, size)))
+    return merge_heads(t, out)
+
+
+def autocast_matmul(t: AttentionOps, a: Tensor, b: Tensor, shape: Shape) -> Tensor:
+    """`torch.matmul` under the step's autocast."""
+    autocast = t.settings.autocast
+    if autocast is not None:
+        a, b = ops.to(t, a, autocast), ops.to(t, b, autocast)
+    return matmul(t, a, b, shape)

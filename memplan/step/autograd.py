@@ -36,12 +36,12 @@ def _reference_counts(buffers: dict[int, Tensor], key: int) -> tuple[int, int]:
 _UNIQUE = _calibrate_uniqueness()
 
 
-def backward(tape: Tape, root: Tensor, grad: Tensor) -> None:
+def backward(tape: Tape, root: Node | Leaf | None, grad: Tensor) -> None:
     """Run the backward pass from `root`, whose gradient is `grad`; gradients end in the leaves' `grad`."""
-    assert isinstance(root.node, Node)
-    _count_dependencies(root.node)
-    buffers: dict[int, Tensor] = {id(root.node): grad}
-    ready: list[tuple[int, int, Node]] = [(-root.node.sequence, 0, root.node)]
+    assert isinstance(root, Node), "nothing to train: the loss needs no gradient"
+    _count_dependencies(root)
+    buffers: dict[int, Tensor] = {id(root): grad}
+    ready: list[tuple[int, int, Node]] = [(-root.sequence, 0, root)]
     del grad, root
     outer_layer, outer_module = tape.current_layer, tape.module
     while ready:

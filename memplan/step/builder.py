@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from memplan.step import autograd
 from memplan.step.loss import LossOps
+from memplan.step.settings import StepSettings
 from memplan.step.site import Site
 from memplan.step.tensor import Tensor
 
@@ -27,9 +28,25 @@ class Run:
     first: int
     count: int
 
+    def parts(self, fold: bool) -> list[tuple[int, int]]:
+        """(index, repeats) of what is executed: the first layer, and one layer for all the others."""
+        if not fold or self.count == 1:
+            return [(self.first + offset, 1) for offset in range(self.count)]
+        return [(self.first, 1), (self.first + 1, self.count - 1)]
+
 
 class Builder(LossOps):
-    """A tape with modules, attention and losses on it, and layers that repeat."""
+    """A tape with modules, attention and losses on it, and layers that repeat.
+
+    Args:
+        settings: batch, sequence, precision and kernels of the step.
+        sites: what stands at each module path; None while declaring.
+        fold: execute equal neighbouring layers once instead of one by one.
+    """
+
+    def __init__(self, settings: StepSettings, sites: Mapping[str, Site] | None = None, *, fold: bool = True) -> None:
+        super().__init__(settings, sites)
+        self.fold = fold
 
     def layers(
         self,
@@ -59,9 +76,7 @@ class Builder(LossOps):
             return x
         checkpointed = checkpoint and self.settings.checkpointing is not None
         for run in self.runs(path, count, kind):
-            for index, repeats in ((run.first, 1), (run.first + 1, run.count - 1)):
-                if repeats < 1:
-                    continue
+            for index, repeats in run.parts(self.fold):
                 last = index + repeats - 1
                 label = f"{path}.{index}" if repeats == 1 else f"{path}.{{{index}..{last}}}"
                 self.layer_counts.append(repeats)
@@ -73,11 +88,12 @@ class Builder(LossOps):
 
     def _run_layer(self, path: str, index: int, layer: Layer, x: Tensor, checkpointed: bool) -> Tensor:
         def forward(h: Tensor) -> Tensor:
-            outer, self.path = self.path, f"{path}.{index}"
+            outer = self.path
+            self.path = self.module = f"{path}.{index}"
             try:
                 return layer(self, h, index)
             finally:
-                self.path = outer
+                self.path = self.module = outer
 
         return autograd.checkpoint(self, forward, x) if checkpointed else forward(x)
 

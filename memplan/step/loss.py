@@ -13,24 +13,29 @@ from memplan.step.tensor import Node, Shape, Tape, Tensor
 
 
 class LossOps(AttentionOps):
-    """The heads' losses."""
+    """The heads' losses; what they allocate counts as `logits_and_loss`."""
 
     def causal_lm_loss(self, logits: Tensor) -> Tensor:
-        """Transformers' `ForCausalLMLoss`: float32 logits, log_softmax, nll_loss."""
+        """transformers' `ForCausalLMLoss`: float32 logits, labels shifted by padding, mean cross-entropy."""
         with self.component(Component.LOGITS_AND_LOSS):
+            batch, length, vocabulary = logits.shape
             logits = ops.to(self, logits, DType.FLOAT32)
-            rows = (logits.shape[0] * logits.shape[1], logits.shape[2])
-            return cross_entropy(self, self.view(logits, rows))
+            padded = self.new((batch, length + 1), DType.INT64, "constant_pad_nd")
+            labels = self.new((batch, length), DType.INT64, "clone")
+            logits = self.view(logits, (batch * length, vocabulary))
+            loss = cross_entropy(self, logits, labels)
+            del padded
+            return loss
 
     def classification_loss(self, logits: Tensor) -> Tensor:
         """Cross-entropy over the labels of a classification head: logits [..., C]."""
         with self.component(Component.LOGITS_AND_LOSS):
-            return cross_entropy(self, logits)
+            return cross_entropy(self, logits, None)
 
 
-def cross_entropy(t: LossOps, logits: Tensor) -> Tensor:
-    """`F.cross_entropy` with class indices: log_softmax saves its result, nll_loss the log-probabilities (the same)."""
-    return nll_loss(t, log_softmax(t, logits))
+def cross_entropy(t: LossOps, logits: Tensor, labels: Tensor | None) -> Tensor:
+    """`F.cross_entropy` with class indices: log_softmax saves its result, nll_loss saves the same and the labels."""
+    return nll_loss(t, log_softmax(t, logits), labels)
 
 
 def log_softmax(t: LossOps, x: Tensor) -> Tensor:
@@ -38,13 +43,13 @@ def log_softmax(t: LossOps, x: Tensor) -> Tensor:
     return ops.unary(t, "_log_softmax", x, save="output", backward_op="_log_softmax_backward_data")
 
 
-def nll_loss(t: LossOps, log_probabilities: Tensor) -> Tensor:
+def nll_loss(t: LossOps, log_probabilities: Tensor, labels: Tensor | None) -> Tensor:
     """`nll_loss` with mean reduction: a scalar; its backward is a full-size tensor of zeros with one entry a row."""
-    total_weight = t.alloc((1,), DType.FLOAT32, "nll_loss_forward")
-    node = t.record(
-        "nll_loss", (log_probabilities,), (log_probabilities, total_weight), _nll_backward, (log_probabilities.shape,)
-    )
-    return t.new((1,), DType.FLOAT32, "nll_loss_forward", node)
+    out = t.alloc((), DType.FLOAT32, "nll_loss_forward")
+    total_weight = t.alloc((), DType.FLOAT32, "nll_loss_forward")
+    shape = log_probabilities.shape
+    node = t.record("nll_loss", (log_probabilities,), (log_probabilities, labels, total_weight), _nll_backward, (shape,))
+    return Tensor(t, (), DType.FLOAT32, out, node)
 
 
 def _nll_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | None]:

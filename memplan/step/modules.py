@@ -27,6 +27,7 @@ class ModuleTape(Tape):
         tied: full name of a parameter that is another one.
         input_path, output_path: module paths of the input and output embeddings.
         head_modules: top-level modules that the task head adds, output embedding excluded.
+        outputs: what the model's output object holds besides the loss: logits, past key/values.
     """
 
     def __init__(self, settings: StepSettings, sites: Mapping[str, Site] | None = None) -> None:
@@ -41,6 +42,7 @@ class ModuleTape(Tape):
         self.input_path = ""
         self.output_path: str | None = None
         self.head_modules: list[str] = []
+        self.outputs: list[Tensor] = []
         self.class_names: dict[str, str] = {}
         self.parameters: dict[str, Tensor] = {}
         self.casts: dict[str, Tensor] = {}
@@ -61,11 +63,11 @@ class ModuleTape(Tape):
     def call(self, name: str, forward: Callable[..., Tensor], *args: Tensor) -> Tensor:
         """Run `forward(self, *args)` as the submodule `name`; as in `nn.Module.__call__` the arguments live until it returns."""
         outer = self.path
-        self.path = self.join(name)
+        self.path = self.module = self.join(name)
         try:
             return forward(self, *args)
         finally:
-            self.path = outer
+            self.path = self.module = outer
 
     # -- parameters -------------------------------------------------------------------------------------
 

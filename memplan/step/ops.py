@@ -52,7 +52,7 @@ def fit_gradient(tape: Tape, grad: Tensor, shape: Shape, dtype: DType) -> Tensor
     if prod(grad.shape) != prod(shape):
         grad = tape.new(shape, grad.dtype, "sum")
     if grad.dtype is not dtype:
-        grad = tape.new(shape, dtype, "_to_copy")
+        grad = tape.new(shape, dtype, "_to_copy", by_token=grad.by_token)
     return grad
 
 
@@ -64,12 +64,12 @@ def to(tape: Tape, x: Tensor, dtype: DType) -> Tensor:
     if x.dtype is dtype:
         return x
     node = tape.record("_to_copy", (x,), (), _to_backward, (x.shape, x.dtype))
-    return tape.new(x.shape, dtype, "_to_copy", node)
+    return tape.new(x.shape, dtype, "_to_copy", node, by_token=x.by_token)
 
 
 def _to_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | None]:
     shape, dtype = cast(tuple[Shape, DType], node.meta)
-    return (tape.new(shape, dtype, "_to_copy"),)
+    return (tape.new(shape, dtype, "_to_copy", by_token=grad.by_token),)
 
 
 def add(tape: Tape, a: Tensor, b: Tensor) -> Tensor:
@@ -77,7 +77,7 @@ def add(tape: Tape, a: Tensor, b: Tensor) -> Tensor:
     dtype = promote(a.dtype, b.dtype)
     shape = broadcast(a.shape, b.shape)
     node = tape.record("add", (a, b), (), _add_backward, (a.shape, a.dtype, b.shape, b.dtype))
-    return tape.new(shape, dtype, "add", node)
+    return tape.new(shape, dtype, "add", node, by_token=a.by_token)
 
 
 def _add_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | None]:
@@ -92,22 +92,23 @@ def mul(tape: Tape, a: Tensor, b: Tensor) -> Tensor:
     dtype = promote(a.dtype, b.dtype)
     shape = broadcast(a.shape, b.shape)
     saved = (a if b.node is not None else None, b if a.node is not None else None)
-    node = tape.record("mul", (a, b), saved, _mul_backward, (a.shape, a.dtype, b.shape, b.dtype, dtype))
-    return tape.new(shape, dtype, "mul", node)
+    node = tape.record("mul", (a, b), saved, _mul_backward, (a.shape, a.dtype, b.shape, b.dtype))
+    return tape.new(shape, dtype, "mul", node, by_token=a.by_token)
 
 
 def _mul_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | None]:
-    a_shape, a_dtype, b_shape, b_dtype, _ = cast(tuple[Shape, DType, Shape, DType, DType], node.meta)
-    _touch(node)
+    a_shape, a_dtype, b_shape, b_dtype = cast(tuple[Shape, DType, Shape, DType], node.meta)
+    kept = _touch(node)
     left = right = None
     if node.edges[0] is not None:
-        left = tape.new(grad.shape, grad.dtype, "mul")
+        left = tape.new(grad.shape, grad.dtype, "mul", by_token=grad.by_token)
     if node.edges[1] is not None:
-        right = tape.new(grad.shape, grad.dtype, "mul")
+        right = tape.new(grad.shape, grad.dtype, "mul", by_token=grad.by_token)
     if left is not None:
         left = fit_gradient(tape, left, a_shape, a_dtype)
     if right is not None:
         right = fit_gradient(tape, right, b_shape, b_dtype)
+    del kept
     return (left, right)
 
 
@@ -129,13 +130,13 @@ def unary(tape: Tape, op: str, x: Tensor, *, save: str = "none", backward_op: st
     out = tape.alloc(x.shape, x.dtype, op)
     saved: tuple[Tensor | Storage | None, ...] = (x,) if save == "input" else (out,) if save == "output" else ()
     node = tape.record(op, (x,), saved, _unary_backward, (x.shape, x.dtype, backward_op or f"{op}_backward"))
-    return Tensor(tape, x.shape, x.dtype, out, node)
+    return Tensor(tape, x.shape, x.dtype, out, node, False, x.by_token)
 
 
 def _unary_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | None]:
     shape, dtype, name = cast(tuple[Shape, DType, str], node.meta)
     kept = _touch(node)
-    out = tape.new(shape, dtype, name)
+    out = tape.new(shape, dtype, name, by_token=grad.by_token)
     del kept
     return (out,)
 
@@ -187,11 +188,11 @@ def _linear_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | 
     x_shape, w_shape, dtype = cast(tuple[Shape, Shape, DType], node.meta)
     kept = _touch(node)
     grad_x = grad_w = grad_b = None
-    if node.edges[0] is not None:
-        grad_x = tape.new(x_shape, dtype, "mm")
-        grad_x.is_view = len(x_shape) > 2
     if node.edges[1] is not None:
         grad_w = tape.new(w_shape, dtype, "mm")
+    if node.edges[0] is not None:
+        grad_x = tape.new(x_shape, dtype, "mm")
+        grad_x.is_view = len(x_shape) > 2  # computed over [rows, N_in] and viewed back
     if node.edges[2] is not None:
         grad_b = tape.new((w_shape[0],), dtype, "sum")
     del kept
@@ -210,11 +211,11 @@ def pow2(tape: Tape, x: Tensor) -> Tensor:
 def _pow2_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | None]:
     shape, dtype = cast(tuple[Shape, DType], node.meta)
     kept = _touch(node)
-    power = tape.alloc(shape, dtype, "pow")
+    # C++ temporaries of `grad * (exponent * self.pow(exponent - 1))` live to the end of the expression.
+    powered = tape.alloc(shape, dtype, "pow")
     scaled = tape.alloc(shape, dtype, "mul")
-    del power
     out = tape.new(shape, dtype, "mul")
-    del kept, scaled
+    del scaled, powered, kept
     return (out,)
 
 
@@ -255,8 +256,8 @@ def rsqrt(tape: Tape, x: Tensor) -> Tensor:
 def _rsqrt_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | None]:
     shape, dtype = cast(tuple[Shape, DType], node.meta)
     kept = _touch(node)
-    scaled = tape.alloc(shape, dtype, "mul")
     cubed = tape.alloc(shape, dtype, "pow")
+    scaled = tape.alloc(shape, dtype, "mul")
     out = tape.new(shape, dtype, "mul")
-    del kept, scaled, cubed
+    del scaled, cubed, kept
     return (out,)

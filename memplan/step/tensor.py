@@ -163,6 +163,7 @@ class Frame:
     Attributes:
         count: tensors saved so far in this run of the call.
         total: tensors that the forward run saved; known once the recomputation starts.
+        recompute: runs the call again; holds its arguments until the last node of the call has run.
     """
 
     __slots__ = ("count", "recompute", "recomputed", "total")
@@ -170,7 +171,7 @@ class Frame:
     def __init__(self, recompute: Callable[[Frame], None]) -> None:
         self.count = 0
         self.total: int | None = None
-        self.recompute: Callable[[Frame], None] | None = recompute
+        self.recompute = recompute
         self.recomputed: dict[int, Storage] = {}
 
 
@@ -186,9 +187,8 @@ class Slot:
     def unpack(self) -> Storage | None:
         """Recompute the frame if this is its first use, and take this slot's storage out of it."""
         frame = self.frame
-        if frame.recompute is not None:
-            recompute, frame.recompute = frame.recompute, None
-            recompute(frame)
+        if frame.total is None:
+            frame.recompute(frame)
         return frame.recomputed.pop(self.index, None)
 
 
@@ -203,9 +203,10 @@ class Tensor:
         storage: None for parameters and inputs that the tape does not own.
         node: the autograd node that made it, or the leaf it is; None when no gradient is needed.
         is_view: whether it shares another tensor's storage (such a gradient is never accumulated in place).
+        by_token: for [B, A, S, D], whether its memory is laid out [B, S, A, D], as split heads are.
     """
 
-    __slots__ = ("dtype", "is_view", "node", "shape", "storage", "tape")
+    __slots__ = ("by_token", "dtype", "is_view", "node", "shape", "storage", "tape")
 
     def __init__(
         self,
@@ -215,7 +216,9 @@ class Tensor:
         storage: Storage | None,
         node: Node | Leaf | None = None,
         is_view: bool = False,
+        by_token: bool = False,
     ) -> None:
+        self.by_token = by_token
         self.tape = tape
         self.shape = shape
         self.dtype = dtype
@@ -307,14 +310,16 @@ class Tape:
         self.events.append(info.index)
         return Storage(self, info)
 
-    def new(self, shape: Shape, dtype: DType, op: str, node: Node | Leaf | None = None) -> Tensor:
+    def new(
+        self, shape: Shape, dtype: DType, op: str, node: Node | Leaf | None = None, *, by_token: bool = False
+    ) -> Tensor:
         """A tensor with a storage of its own."""
-        return Tensor(self, shape, dtype, self.alloc(shape, dtype, op), node)
+        return Tensor(self, shape, dtype, self.alloc(shape, dtype, op), node, False, by_token)
 
-    def view(self, x: Tensor, shape: Shape, *, node: bool = True) -> Tensor:
+    def view(self, x: Tensor, shape: Shape, *, by_token: bool = False) -> Tensor:
         """`x` under another shape, sharing its storage. Autograd's view nodes allocate nothing in backward."""
-        made = self.record("view", (x,), (), _pass_view, (x.shape,)) if node and x.node is not None else None
-        return Tensor(self, shape, x.dtype, x.storage, made if node else None, is_view=True)
+        node = self.record("view", (x,), (), _pass_view, (x.shape, x.by_token))
+        return Tensor(self, shape, x.dtype, x.storage, node, True, by_token)
 
     # -- autograd graph ---------------------------------------------------------------------------------
 
@@ -350,7 +355,7 @@ class Tape:
     def _mark_saved(self, storage: Storage) -> None:
         info = storage.info
         info.saved = True
-        if info.component is Component.TEMPORARIES:
+        if info.component in (Component.TEMPORARIES, Component.KV_CACHE):
             info.component = Component.ACTIVATIONS
 
     def _save_in_frame(self, frame: Frame, storage: Storage) -> Storage | Slot:
@@ -380,6 +385,6 @@ class Tape:
 
 
 def _pass_view(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | None]:
-    (shape,) = node.meta
+    shape, _ = node.meta
     assert isinstance(shape, tuple)
-    return (Tensor(tape, shape, grad.dtype, grad.storage, None, is_view=True),)
+    return (Tensor(tape, shape, grad.dtype, grad.storage, None, True, grad.by_token),)

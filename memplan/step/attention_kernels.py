@@ -1,0 +1,198 @@
+"""`F.scaled_dot_product_attention` on CUDA: which kernel runs, what it saves and what it allocates inside.
+
+Symbols: B micro batch, A attention heads, K key/value heads, S query length, T key length, D head size.
+
+Sources, torch 2.13: aten/src/ATen/native/transformers/cuda/sdp_utils.cpp (choice), attention.cpp (padding, mask, math path),
+cuda/attention.cu, cuda/flash_attn/flash_api.cpp, cuda/attention_backward.cu.
+
+Known limits:
+    The memory-efficient kernel takes no grouped heads before torch 2.14. cuDNN is taken first on sm90 and sm100, as with
+    cuDNN 9.15 and newer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import cast
+
+from memplan.dtypes import DType
+from memplan.step import ops
+from memplan.step.matmul import matmul, merge_heads, repeat_kv, require_contiguous_gradient, transpose_last
+from memplan.step.tensor import Node, Shape, Tape, Tensor
+
+
+class Kernel(StrEnum):
+    """What runs behind `F.scaled_dot_product_attention`."""
+
+    FLASH = "flash"
+    EFFICIENT = "efficient"
+    CUDNN = "cudnn"
+    MATH = "math"
+
+
+@dataclass(frozen=True, slots=True)
+class Meta:
+    """What backward needs to know of an input that is not kept: shape, element type, memory layout."""
+
+    shape: Shape
+    dtype: DType
+    by_token: bool
+
+
+def meta(x: Tensor) -> Meta:
+    """The `Meta` of a tensor."""
+    return Meta(x.shape, x.dtype, x.by_token)
+
+
+def choose_kernel(
+    dtype: DType, head_size: int, *, has_mask: bool, grouped: bool, compute_capability: tuple[int, int]
+) -> Kernel:
+    """The kernel that CUDA's dispatcher takes for equal head sizes of q, k and v.
+
+    Args:
+        dtype: of q, k and v.
+        head_size: D.
+        has_mask: an explicit mask is given.
+        grouped: k and v have fewer heads than q (`enable_gqa`).
+        compute_capability: (major, minor).
+    """
+    half = dtype.is_half if compute_capability >= (8, 0) else dtype is DType.FLOAT16
+    if compute_capability[0] in (9, 10) and half and head_size % 8 == 0 and head_size <= 128:
+        return Kernel.CUDNN
+    consumer = (8, 6) <= compute_capability <= (8, 9) or (12, 0) <= compute_capability <= (12, 1)
+    if half and not has_mask and compute_capability >= (8, 0) and head_size <= 256:
+        if not consumer or head_size <= 192 or head_size > 224:
+            return Kernel.FLASH
+    alignment = 8 if dtype.is_half else 4
+    known = half or dtype is DType.FLOAT32
+    return Kernel.EFFICIENT if known and not grouped and head_size % alignment == 0 else Kernel.MATH
+
+
+def sdpa(t: Tape, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, compute_capability: tuple[int, int]) -> Tensor:
+    """Attention of q [B, A, S, D] on k, v [B, K, T, D] as transformers calls it: [B, S, A, D].
+
+    Grouped heads are passed on (`enable_gqa`) only without a mask; with one, k and v are repeated first
+    (integrations/sdpa_attention.py, `use_gqa_in_sdpa`).
+    """
+    heads = q.shape[1]
+    if k.shape[1] != heads and (mask is not None or k.shape[-1] > 256):
+        k, v = repeat_kv(t, k, heads), repeat_kv(t, v, heads)
+    kernel = choose_kernel(
+        q.dtype,
+        q.shape[-1],
+        has_mask=mask is not None,
+        grouped=k.shape[1] != heads,
+        compute_capability=compute_capability,
+    )
+    if kernel is Kernel.MATH:
+        return merge_heads(t, _math(t, q, k, v, mask))
+    if kernel is Kernel.EFFICIENT and mask is not None:
+        mask = _aligned_mask(t, _additive(t, mask, q.dtype), q, k)
+    return _fused(t, kernel, q, k, v, mask)
+
+
+def _fused(t: Tape, kernel: Kernel, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    batch, heads, length, size = q.shape
+    name = f"_scaled_dot_product_{kernel}_attention"
+    shape = (batch, length, heads, size)
+    out = t.alloc(shape, q.dtype, name)
+    rows = -(-length // 32) * 32 if kernel is Kernel.EFFICIENT else length
+    lse = t.alloc((batch, heads, rows), DType.FLOAT32, name)
+    random_state = [t.alloc((2,), DType.INT64, name), t.alloc((1,), DType.INT64, name)]  # philox seed and offset
+    saved = (q, k, v, mask, out, lse, *random_state)
+    node = t.record("sdpa", (q, k, v), saved, _fused_backward, (meta(q), meta(k), meta(v), kernel))
+    return Tensor(t, shape, q.dtype, out, node)
+
+
+def _fused_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | None]:
+    q, k, v, kernel = cast(tuple[Meta, Meta, Meta, Kernel], node.meta)
+    kept = [node.stored(index) for index in range(len(node.saved))]
+    name = f"_scaled_dot_product_{kernel}_attention_backward"
+    grads = [tape.new(m.shape, m.dtype, name, by_token=m.by_token) for m in (q, k, v)]
+    temporaries = [tape.alloc((size,), DType.UINT8, name) for size in backward_workspaces(kernel, q, k)]
+    del temporaries, kept
+    return tuple(g if edge is not None else None for g, edge in zip(grads, node.edges, strict=True))
+
+
+def backward_workspaces(kernel: Kernel, q: Meta, k: Meta) -> list[int]:
+    """Bytes that the kernel's backward allocates inside and frees again.
+
+    Flash (flash_api.cpp, `mha_bwd`): softmax_d and dq_accum in float32 over lengths rounded up to 128 and head sizes rounded
+    up to 32 (64 above 128); with grouped heads dk and dv expanded to all heads. Memory-efficient
+    (attention_backward.cu): delta in float32 over the length rounded up to 32.
+    """
+    batch, heads, length, size = q.shape
+    if kernel is Kernel.EFFICIENT:
+        return [batch * heads * -(-length // 32) * 32 * 4]
+    if kernel is Kernel.CUDNN:
+        return []
+    rows = -(-length // 128) * 128
+    multiple = 32 if size <= 128 else 64
+    sizes = [batch * heads * rows * 4, batch * heads * rows * -(-size // multiple) * multiple * 4]
+    if k.shape[1] != heads:
+        sizes += [batch * k.shape[2] * heads * size * q.dtype.itemsize_bytes] * 2
+    return sizes
+
+
+def _additive(t: Tape, mask: Tensor, dtype: DType) -> Tensor:
+    """attention.cpp, `convert_boolean_attn_mask_`: zeros_like, then masked_fill_ with the inverted mask."""
+    if mask.dtype is not DType.BOOL:
+        return mask
+    additive = t.new(mask.shape, dtype, "zeros_like")
+    t.alloc(mask.shape, DType.BOOL, "logical_not")
+    return additive
+
+
+def _aligned_mask(t: Tape, mask: Tensor, q: Tensor, k: Tensor) -> Tensor:
+    """attention.cpp, `pad_bias<16>`: rows of the expanded mask are padded to a multiple of 16 elements, which copies it."""
+    last = k.shape[2]
+    if last % 16 == 0:
+        return mask
+    return t.new((*q.shape[:3], -(-last // 16) * 16), mask.dtype, "constant_pad_nd")
+
+
+def _math(t: Tape, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """attention.cpp, `_scaled_dot_product_attention_math`: half precision is computed in float32; result [B, A, S, D]."""
+    origin, (batch, heads, length, size) = q.dtype, q.shape
+    q_, k_, v_ = (ops.to(t, x, DType.FLOAT32 if origin.is_half else origin) for x in (q, k, v))
+    query = ops.scale(t, q_)
+    bias = _causal_bias(t, length, k_.shape[2], q_.dtype) if mask is None else _additive(t, mask, q_.dtype)
+    key, value = repeat_kv(t, k_, heads), repeat_kv(t, v_, heads)
+    scores = (batch, heads, length, k_.shape[2])
+    # The mask is added in place: the sum takes the product's storage.
+    weights = _safe_softmax(t, matmul(t, query, ops.scale(t, transpose_last(t, key)), scores))
+    lowered = t.alloc(scores, origin, "_to_copy") if origin.is_half else None
+    out = require_contiguous_gradient(t, matmul(t, weights, value, (batch, heads, length, size)))
+    out = ops.to(t, out, origin)
+    del bias, lowered
+    return out
+
+
+def _causal_bias(t: Tape, rows: int, columns: int, dtype: DType) -> Tensor:
+    ones = t.alloc((rows, columns), DType.BOOL, "ones")
+    lower = t.alloc((rows, columns), DType.BOOL, "tril")
+    del ones
+    bias = t.new((rows, columns), dtype, "where")
+    del lower
+    return bias
+
+
+def _safe_softmax(t: Tape, x: Tensor) -> Tensor:
+    """attention.cpp, `_safe_softmax`: softmax, a boolean `eq(-inf)`, then `where` makes the result that is saved."""
+    plain = t.alloc(x.shape, x.dtype, "_softmax")
+    masked = t.alloc(x.shape, DType.BOOL, "eq")
+    out = t.alloc(x.shape, x.dtype, "where")
+    node = t.record("_safe_softmax", (x,), (out,), _safe_softmax_backward, (x.shape, x.dtype))
+    del plain, masked
+    return Tensor(t, x.shape, x.dtype, out, node)
+
+
+def _safe_softmax_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | None]:
+    shape, dtype = cast(tuple[Shape, DType], node.meta)
+    kept = [node.stored(index) for index in range(len(node.saved))]
+    out = tape.new(shape, dtype, "_softmax_backward_data")
+    del kept
+    return (out,)
+

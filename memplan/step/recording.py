@@ -1,0 +1,63 @@
+"""One micro-step on a tape: the batch, forward, loss, backward.
+
+Symbols: B micro batch, S sequence length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from memplan.dtypes import DType
+from memplan.estimate import Component, Phase
+from memplan.step.autograd import backward
+from memplan.step.builder import Builder
+from memplan.step.settings import StepSettings
+from memplan.step.site import Site
+from memplan.step.tensor import Segment, StorageInfo, Tensor
+
+
+@dataclass(frozen=True)
+class Recording:
+    """What one micro-step allocated and freed.
+
+    Attributes:
+        infos: every storage, by index.
+        segments: events in order of time; equal layers stand once, with their count.
+    """
+
+    infos: list[StorageInfo]
+    segments: list[Segment]
+
+
+def record(
+    forward: Callable[[Builder], Tensor], sites: Mapping[str, Site], settings: StepSettings, *, fold: bool = True
+) -> Recording:
+    """Run `forward` and its backward on a tape.
+
+    Args:
+        forward: a family's forward pass; returns the loss.
+        sites: what stands at each module path.
+        settings: batch, sequence, precision, kernels.
+        fold: execute equal layers once instead of one by one.
+    """
+    tape = Builder(settings, sites, fold=fold)
+    tape.enter(Phase.FORWARD)
+    batch = (tape.batch, tape.sequence)
+    input_ids = tape.alloc(batch, DType.INT64, "input_ids", Component.BUFFERS)
+    labels = tape.alloc(batch, DType.INT64, "labels", Component.BUFFERS)
+    loss = forward(tape)
+    if not settings.keep_outputs:
+        tape.outputs.clear()
+    tape.casts.clear()  # autocast's cache ends with its context
+    tape.enter(Phase.BACKWARD)
+    with tape.component(Component.LOGITS_AND_LOSS):
+        grad = tape.new((), DType.FLOAT32, "ones_like")
+    node, loss.node = loss.node, None
+    backward(tape, node, grad)
+    del grad
+    tape.enter(Phase.OPTIMIZER_STEP)
+    result = Recording(tape.infos, tape.segments)
+    tape.outputs.clear()
+    del input_ids, labels, loss, node
+    return result
