@@ -42,7 +42,8 @@ class BitsAndBytes(Optimizer):
         optim_bits: 8 or 32.
         paged: states of 100,000 elements and more are CUDA managed memory.
         double_first_state: AdEMAMix keeps its fast and slow averages in one tensor of shape [2, *shape].
-        embeddings_32bit: the Trainer's override; False for a loop without the Trainer.
+        embeddings_32bit: the Trainer's override; False for a loop without the Trainer, and for the
+            names that the Trainer does not know (Adam's).
         min_8bit_size: parameters with fewer elements keep 32-bit states.
     """
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import pytest
@@ -164,8 +164,3 @@ def oracle() -> Any:
         mixed_groups: Callable[..., tuple[list[dict[str, Any]], list[list[ParamInfo]]]] = staticmethod(mixed_groups)
 
     return Oracle
-
-
-def trail_of(events: Sequence[Any]) -> list[int]:
-    """Signed bytes of our events, tensor by tensor is not kept: one entry per event."""
-    return [event.allocated_bytes if event.action == "alloc" else -event.allocated_bytes for event in events]

@@ -128,6 +128,12 @@ def test_the_trainer_keeps_embeddings_in_32_bits(oracle: Any) -> None:
     assert [tensor.dtype for tensor in without_trainer[:2]] == [DType.UINT8, DType.UINT8]
 
 
+def test_adams_name_is_unknown_to_the_trainer_and_so_is_its_override() -> None:
+    info = ParamInfo((64, 65), DType.BFLOAT16, is_embedding=True)
+    assert get_optimizer("adam_8bit").state_tensors(info)[0].dtype == DType.UINT8
+    assert get_optimizer("adamw_8bit").state_tensors(info)[0].dtype == DType.FLOAT32
+
+
 def test_a_large_embedding_of_a_paged_optimizer_is_paged_in_32_bits() -> None:
     info = ParamInfo((32000, 4096), DType.BFLOAT16, is_embedding=True)
     assert get_optimizer("paged_adamw_8bit").state_bytes([info]) == StateBytes(0, 0, 0, 32000 * 4096 * 8)
