@@ -1,4 +1,4 @@
-"""torch-optimi 0.3.3, grokadamw 0.1.2 and torchdistx: values worked out from the sources that each test names; CI does not install them."""
+"""torch-optimi 0.3.3, grokadamw 0.1.2, torchdistx: values worked out from the sources that each test names."""
 
 from __future__ import annotations
 
