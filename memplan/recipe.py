@@ -231,7 +231,9 @@ def parse_json(text: str, name: str) -> Any:
     try:
         return json.loads(text, object_pairs_hook=unique, parse_constant=constant)
     except json.JSONDecodeError as error:
-        raise FileFormatError(f"{name} is not valid JSON: line {error.lineno} column {error.colno}: {error.msg}") from None
+        raise FileFormatError(
+            f"{name} is not valid JSON: line {error.lineno} column {error.colno}: {error.msg}"
+        ) from None
     except RecursionError:
         raise FileFormatError(f"{name} is nested too deeply") from None
 
@@ -246,7 +248,7 @@ def _parse_yaml(text: str, path: Path) -> Any:
 
 
 def _accept_old_names(data: dict[str, Any]) -> dict[str, Any]:
-    """transformers renamed `gradient_checkpointing` to `activation_checkpointing` (5.x); both are read."""
+    """Transformers renamed `gradient_checkpointing` to `activation_checkpointing` (5.x); both are read."""
     if "gradient_checkpointing" not in data:
         return data
     if data.get("activation_checkpointing") is not None:

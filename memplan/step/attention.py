@@ -52,7 +52,7 @@ class AttentionOps(LayerOps):
         """`past_key_values.update` on an empty cache: both are copied by `torch.cat` (cache_utils.py, `DynamicLayer`)."""
         if not self.settings.use_cache:
             return k, v
-        k, v = _copy_by_cat(self, k), _copy_by_cat(self, v)
+        k, v = _copy_by_cat(self, k, k.dtype), _copy_by_cat(self, v, ops.promote(k.dtype, v.dtype))
         self.outputs += (detached(k), detached(v))
         return k, v
 
@@ -113,10 +113,17 @@ def _causal_mask(t: AttentionOps, dtype: DType) -> Tensor:
     return allowed
 
 
-def _copy_by_cat(t: AttentionOps, x: Tensor) -> Tensor:
-    node = t.record("cat", (x,), (), _cat_backward, (x.shape,))
-    storage = t.alloc(x.shape, x.dtype, "cat", Component.KV_CACHE)
-    return Tensor(t, x.shape, x.dtype, storage, node)
+def _copy_by_cat(t: AttentionOps, x: Tensor, dtype: DType) -> Tensor:
+    """`torch.cat([cache, x])`: the cache was made in the keys' element type, so values may be promoted to it."""
+    node = t.record("cat", (x,), (), _copy_backward, (x.shape, x.dtype))
+    storage = t.alloc(x.shape, dtype, "cat", Component.KV_CACHE)
+    return Tensor(t, x.shape, dtype, storage, node)
+
+
+def _copy_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | None]:
+    shape, dtype = cast(tuple[Shape, DType], node.meta)
+    view = Tensor(tape, shape, grad.dtype, grad.storage, None, is_view=True, by_token=grad.by_token)
+    return (ops.fit_gradient(tape, view, shape, dtype),)
 
 
 def detached(x: Tensor) -> Tensor:

@@ -140,6 +140,7 @@ def checkpoint(tape: Tape, call: object, x: Tensor) -> Tensor:
             pass
         finally:
             tape.frame, tape.module = outer_frame, outer_module
+            tape.casts.clear()  # autocast's context around the recomputation ends here
 
     frame = Frame(recompute)
     tape.frame = frame

@@ -13,10 +13,12 @@ from __future__ import annotations
 from memplan.dtypes import DType
 from memplan.estimate import Component
 from memplan.families.architecture import Module, ModuleKind, Parameter
+from memplan.quantization import Quantization
 from memplan.step import ops
 from memplan.step.modules import ModuleTape
-from memplan.step.site import LoraSite, QuantizedWeight, Site
-from memplan.step.tensor import Node, Shape, Tape, Tensor
+from memplan.step.quantized import quantized_linear
+from memplan.step.site import LoraSite, Site
+from memplan.step.tensor import Leaf, Node, Shape, Tape, Tensor
 
 
 class LayerOps(ModuleTape):
@@ -24,12 +26,14 @@ class LayerOps(ModuleTape):
 
     # -- linear -----------------------------------------------------------------------------------------
 
-    def linear(self, name: str, x: Tensor, out_features: int, *, bias: bool = False) -> Tensor:
+    def linear(
+        self, name: str, x: Tensor, out_features: int, *, bias: bool = False, class_name: str = "Linear"
+    ) -> Tensor:
         """`nn.Linear`: x [..., in] to [..., out_features], with whatever quantization and adapter stands there."""
         path = self.join(name)
         in_features = x.shape[-1]
         if self.declaring:
-            self.declare(_linear_module(path, ModuleKind.LINEAR, in_features, out_features, bias, "Linear"))
+            self.declare(_linear_module(path, ModuleKind.LINEAR, in_features, out_features, bias, class_name))
         return self._apply_linear(path, x, (out_features, in_features), bias)
 
     def output_embedding(
@@ -68,27 +72,49 @@ class LayerOps(ModuleTape):
     def _base_linear(self, site: Site, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if site.quantized is None:
             return self.matmul(x, weight, bias)
-        return _linear_4bit(self, site.quantized, x, weight, bias)
+        return quantized_linear(self, site.quantized, x, weight, bias)
 
     def _lora_linear(
         self, path: str, site: Site, lora: LoraSite, x: Tensor, weight: Tensor, bias: Tensor | None
     ) -> Tensor:
-        result = self._base_linear(site, x, weight, bias)
-        dtype = result.dtype
         a = self._adapter(path, "lora_A", (lora.rank, x.shape[-1]), lora.dtype)
         b = self._adapter(path, "lora_B", (weight.shape[0], lora.rank), lora.dtype)
+        if site.quantized is not None:
+            return self._lora_on_quantized(site.quantized, lora, x, weight, bias, a, b)
+        result = self.matmul(x, weight, bias)
+        dtype = result.dtype
         x = ops.to(self, x, lora.dtype)
-        result = result + ops.scale(
-            self, self.matmul(self.matmul(ops.dropout(self, x, lora.dropout), a, None), b, None)
-        )
+        result = result + self._lora_update(lora, x, a, b)
         return ops.to(self, result, dtype)
+
+    def _lora_on_quantized(
+        self,
+        quantized: Quantization,
+        lora: LoraSite,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        a: Tensor,
+        b: Tensor,
+    ) -> Tensor:
+        """peft/tuners/lora/bnb.py: 4-bit results are cloned; x is cast, and the update cast back, only without autocast."""
+        result = quantized_linear(self, quantized, x, weight, bias)
+        dtype = result.dtype
+        if quantized.scheme.is_4bit_bitsandbytes:
+            result = ops.clone(self, result)
+        if self.settings.autocast is not None:
+            return result + self._lora_update(lora, x, a, b)
+        x = ops.to(self, x, lora.dtype)
+        return result + ops.to(self, self._lora_update(lora, x, a, b), dtype)
+
+    def _lora_update(self, lora: LoraSite, x: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        """`lora_B(lora_A(dropout(x))) * scaling`."""
+        return ops.scale(self, self.matmul(self.matmul(ops.dropout(self, x, lora.dropout), a, None), b, None))
 
     def _adapter(self, path: str, name: str, shape: Shape, dtype: DType) -> Tensor:
         key = f"{path}.{name}"
         known = self.parameters.get(key)
         if known is None:
-            from memplan.step.tensor import Leaf
-
             known = self.parameters[key] = Tensor(self, shape, dtype, None, Leaf(key, shape, dtype))
         return known
 
@@ -122,7 +148,9 @@ class LayerOps(ModuleTape):
 
     # -- embedding and norms ----------------------------------------------------------------------------
 
-    def embedding(self, name: str, shape: Shape, num_embeddings: int, dim: int) -> Tensor:
+    def embedding(
+        self, name: str, shape: Shape, num_embeddings: int, dim: int, *, class_name: str = "Embedding"
+    ) -> Tensor:
         """`nn.Embedding` looked up with indices of `shape`: [*shape, dim]."""
         path = self.join(name)
         if self.declaring:
@@ -133,7 +161,7 @@ class LayerOps(ModuleTape):
                     (Parameter("weight", (num_embeddings, dim)),),
                     num_embeddings,
                     dim,
-                    "Embedding",
+                    class_name,
                 )
             )
         outer, self.module = self.module, path
@@ -143,10 +171,21 @@ class LayerOps(ModuleTape):
         self.module = outer
         return out
 
-    def input_embedding(self, name: str, shape: Shape, num_embeddings: int, dim: int) -> Tensor:
-        """The model's input embedding (`get_input_embeddings`)."""
+    def input_embedding(
+        self, name: str, shape: Shape, num_embeddings: int, dim: int, *, class_name: str = "Embedding"
+    ) -> Tensor:
+        """The model's input embedding (`get_input_embeddings`).
+
+        With `input_require_grads` its result is made a leaf: transformers keeps it, and autograd its gradient, until the
+        next forward pass has made a new one.
+        """
         self.input_path = self.join(name)
-        return self.embedding(name, shape, num_embeddings, dim)
+        out = self.embedding(name, shape, num_embeddings, dim, class_name=class_name)
+        if self.settings.input_require_grads and out.node is None:
+            leaf = Leaf(self.input_path, out.shape, out.dtype)
+            out.node = leaf
+            self.carry(out.storage, leaf)
+        return out
 
     def rms_norm(self, name: str, x: Tensor, *, class_name: str = "RMSNorm", weight_in_float: bool = False) -> Tensor:
         """RMSNorm over the last dimension, computed in float32 (LlamaRMSNorm; Gemma multiplies `1 + weight` in float32).
@@ -211,28 +250,6 @@ def _embedding_backward(tape: Tape, node: Node, grad: Tensor) -> tuple[Tensor]:
     assert isinstance(shape, tuple)
     assert isinstance(dtype, DType)
     return (tape.new(shape, dtype, "embedding_dense_backward"),)
-
-
-def _linear_4bit(t: LayerOps, quantized: QuantizedWeight, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Bitsandbytes `Linear4bit.forward` (0.50): cast to the compute dtype, dequantize and multiply, cast back."""
-    input_dtype = x.dtype
-    x = ops.to(t, x, quantized.compute_dtype)
-    shape = (*x.shape[:-1], weight.shape[0])
-    node = t.record("matmul_4bit", (x,), (), _matmul_4bit_backward, (x.shape, weight.shape, quantized))
-    out = t.alloc(shape, x.dtype, "matmul_4bit")
-    t.alloc(weight.shape, quantized.compute_dtype, "dequantize_4bit")
-    return ops.to(t, Tensor(t, shape, x.dtype, out, node), input_dtype)
-
-
-def _matmul_4bit_backward(tape: Tape, node: Node, grad: Tensor) -> tuple[Tensor]:
-    x_shape, w_shape, quantized = node.meta
-    assert isinstance(x_shape, tuple)
-    assert isinstance(w_shape, tuple)
-    assert isinstance(quantized, QuantizedWeight)
-    dequantized = tape.alloc(w_shape, quantized.compute_dtype, "dequantize_4bit")
-    grad_x = tape.new(x_shape, grad.dtype, "mm")
-    del dequantized
-    return (grad_x,)
 
 
 def _rms_norm(t: LayerOps, x: Tensor, weight: Tensor, weight_in_float: bool) -> Tensor:

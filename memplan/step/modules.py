@@ -9,12 +9,15 @@ Symbols: B micro batch, S sequence length (virtual tokens included).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import TypeVar
 
 from memplan.dtypes import DType
 from memplan.families.architecture import Buffer, Module, ModuleKind, Parameter
 from memplan.step.settings import StepSettings
 from memplan.step.site import Site
 from memplan.step.tensor import Dim, Leaf, Shape, Tape, Tensor
+
+Output = TypeVar("Output")
 
 
 class ModuleTape(Tape):
@@ -45,7 +48,6 @@ class ModuleTape(Tape):
         self.outputs: list[Tensor] = []
         self.class_names: dict[str, str] = {}
         self.parameters: dict[str, Tensor] = {}
-        self.casts: dict[str, Tensor] = {}
         self.batch = Dim(settings.batch, "B")
         self.sequence = Dim(settings.sequence + settings.virtual_tokens, "S")
 
@@ -60,7 +62,7 @@ class ModuleTape(Tape):
         """`name` below the module that is running."""
         return f"{self.path}.{name}" if self.path and name else self.path or name
 
-    def call(self, name: str, forward: Callable[..., Tensor], *args: Tensor) -> Tensor:
+    def call(self, name: str, forward: Callable[..., Output], *args: Tensor) -> Output:
         """Run `forward(self, *args)` as the submodule `name`; as in `nn.Module.__call__` the arguments live until it returns."""
         outer = self.path
         self.path = self.module = self.join(name)

@@ -146,6 +146,12 @@ def silu(tape: Tape, x: Tensor) -> Tensor:
     return unary(tape, "silu", x, save="input")
 
 
+def clone(tape: Tape, x: Tensor) -> Tensor:
+    """`x.clone()`: the gradient passes through."""
+    node = tape.record("clone", (x,), (), _identity_backward)
+    return tape.new(x.shape, x.dtype, "clone", node, by_token=x.by_token)
+
+
 def scale(tape: Tape, x: Tensor, op: str = "mul") -> Tensor:
     """`x * number`: saves nothing."""
     return unary(tape, op, x, backward_op=op)

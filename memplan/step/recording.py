@@ -24,10 +24,12 @@ class Recording:
     Attributes:
         infos: every storage, by index.
         segments: events in order of time; equal layers stand once, with their count.
+        carried: indices of storages that outlive the step until RELEASE_CARRIED of the next one.
     """
 
     infos: list[StorageInfo]
     segments: list[Segment]
+    carried: list[int]
 
 
 def record(
@@ -57,7 +59,8 @@ def record(
     backward(tape, node, grad)
     del grad
     tape.enter(Phase.OPTIMIZER_STEP)
-    result = Recording(tape.infos, tape.segments)
+    carried = [entry.info.index for storage, leaf in tape.carried for entry in (storage, leaf.grad) if entry is not None]
+    result = Recording(tape.infos, tape.segments, carried)
     tape.outputs.clear()
     del input_ids, labels, loss, node
     return result

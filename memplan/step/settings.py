@@ -21,6 +21,7 @@ class StepSettings:
         compute_capability: (major, minor) of the GPU; decides the attention kernel and workspaces.
         keep_outputs: the caller keeps the model's output (logits) alive until the step ends.
         use_cache: the model builds and returns past key/values.
+        input_require_grads: `enable_input_require_grads` was called, as PEFT does with checkpointing.
         virtual_tokens: positions that a prompt method puts in front of every sequence.
     """
 
@@ -34,4 +35,5 @@ class StepSettings:
     compute_capability: tuple[int, int] = (8, 0)
     keep_outputs: bool = False
     use_cache: bool = False
+    input_require_grads: bool = False
     virtual_tokens: int = 0

@@ -5,11 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from memplan.dtypes import DType
+from memplan.quantization import Quantization
 
 
 @dataclass(frozen=True, slots=True)
 class SiteParameter:
-    """One parameter as it is in memory: element type, and whether it is trained."""
+    """One parameter as it is in memory: element type (of a quantized weight: the one it was loaded in), and whether it is
+    trained.
+    """
 
     name: str
     dtype: DType
@@ -34,26 +37,11 @@ class LoraSite:
 
 
 @dataclass(frozen=True, slots=True)
-class QuantizedWeight:
-    """A weight that is stored in fewer bits and dequantized when it is used.
-
-    Attributes:
-        scheme: `nf4`, `fp4` or `int8`.
-        nested: double quantization.
-        compute_dtype: what the matmul runs in (`bnb_4bit_compute_dtype`).
-    """
-
-    scheme: str
-    nested: bool
-    compute_dtype: DType
-
-
-@dataclass(frozen=True, slots=True)
 class Site:
     """A module in a run. Equal sites behave alike, so that equal layers are executed once."""
 
     parameters: tuple[SiteParameter, ...]
-    quantized: QuantizedWeight | None = None
+    quantized: Quantization | None = None
     lora: LoraSite | None = None
 
     def parameter(self, name: str) -> SiteParameter | None:

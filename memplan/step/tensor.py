@@ -57,6 +57,9 @@ def symbol_of(value: int) -> str:
 
 Shape = tuple[int, ...]
 
+# The event at which what the previous step left behind is freed (an int that is no storage index).
+RELEASE_CARRIED = 1 << 60
+
 
 @dataclass(slots=True, eq=False)
 class StorageInfo:
@@ -244,7 +247,7 @@ class Segment:
 
     Attributes:
         name: module path of the layer, or the phase it belongs to.
-        events: storage index for an allocation, its complement (`~index`) for a free.
+        events: storage index for an allocation, its complement (`~index`) for a free, or RELEASE_CARRIED.
     """
 
     name: str
@@ -257,6 +260,12 @@ class Tape:
     """Records allocations, frees and the autograd graph of one step.
 
     The tape starts outside any layer; `enter` opens a new segment for what follows.
+
+    Attributes:
+        scope_component: what allocations count as, where it is not decided by the op.
+        frame: the checkpointed call that is running, if any.
+        casts: autocast's cache of casted parameters; emptied when autocast's context ends.
+        carried: what outlives the step (see `carry`).
     """
 
     def __init__(self) -> None:
@@ -271,6 +280,8 @@ class Tape:
         self.layer_names: list[str] = [""]
         self.current_layer = 0
         self.phase = ""
+        self.carried: list[tuple[Storage, Leaf]] = []
+        self.casts: dict[str, Tensor] = {}
         self._sequence = 0
 
     # -- segments ---------------------------------------------------------------------------------------
@@ -320,6 +331,12 @@ class Tape:
         """`x` under another shape, sharing its storage. Autograd's view nodes allocate nothing in backward."""
         node = self.record("view", (x,), (), _pass_view, (x.shape, x.by_token))
         return Tensor(self, shape, x.dtype, x.storage, node, True, by_token)
+
+    def carry(self, storage: Storage | None, leaf: Leaf) -> None:
+        """Keep `storage` and the gradient of `leaf` until this moment of the next step, where the old ones are freed."""
+        assert storage is not None
+        self.carried.append((storage, leaf))
+        self.events.append(RELEASE_CARRIED)
 
     # -- autograd graph ---------------------------------------------------------------------------------
 
