@@ -110,10 +110,10 @@ def _accumulate_leaf(tape: Tape, leaf: Leaf, buffers: dict[int, Tensor]) -> None
     if leaf.grad is not None:
         return  # added in place into the gradient that is there; the new one is freed here
     if unique and grad.storage is not None:
-        grad.storage.info.component = Component.GRADIENTS
+        grad.storage.info.component = leaf.component
         leaf.grad = grad.storage
     else:
-        leaf.grad = tape.alloc(grad.shape, grad.dtype, "clone", Component.GRADIENTS)
+        leaf.grad = tape.alloc(grad.shape, grad.dtype, "clone", leaf.component)
     leaf.grad.info.shape = leaf.shape
     leaf.grad.info.module = leaf.name
 

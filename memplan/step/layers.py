@@ -176,15 +176,14 @@ class LayerOps(ModuleTape):
     ) -> Tensor:
         """The model's input embedding (`get_input_embeddings`).
 
-        With `input_require_grads` its result is made a leaf: transformers keeps it, and autograd its gradient, until the
-        next forward pass has made a new one.
+        With `input_require_grads` its result is made a leaf, whose gradient accumulates.
         """
         self.input_path = self.join(name)
         out = self.embedding(name, shape, num_embeddings, dim, class_name=class_name)
         if self.settings.input_require_grads and out.node is None:
-            leaf = Leaf(self.input_path, out.shape, out.dtype)
+            leaf = Leaf(self.input_path, out.shape, out.dtype, Component.TEMPORARIES)
             out.node = leaf
-            self.carry(out.storage, leaf)
+            self.leaves.append((out.storage, leaf))
         return out
 
     def rms_norm(self, name: str, x: Tensor, *, class_name: str = "RMSNorm", weight_in_float: bool = False) -> Tensor:

@@ -24,12 +24,12 @@ class Recording:
     Attributes:
         infos: every storage, by index.
         segments: events in order of time; equal layers stand once, with their count.
-        carried: indices of storages that outlive the step until RELEASE_CARRIED of the next one.
+        loss: index of the loss, which lives until the next step has made its own.
     """
 
     infos: list[StorageInfo]
     segments: list[Segment]
-    carried: list[int]
+    loss: int
 
 
 def record(
@@ -56,11 +56,12 @@ def record(
     with tape.component(Component.LOGITS_AND_LOSS):
         grad = tape.new((), DType.FLOAT32, "ones_like")
     node, loss.node = loss.node, None
+    assert loss.storage is not None
     backward(tape, node, grad)
     del grad
+    tape.leaves.clear()  # Trainer.training_step returns a detached loss: the graph goes here
     tape.enter(Phase.OPTIMIZER_STEP)
-    carried = [entry.info.index for storage, leaf in tape.carried for entry in (storage, leaf.grad) if entry is not None]
-    result = Recording(tape.infos, tape.segments, carried)
+    result = Recording(tape.infos, tape.segments, loss.storage.info.index)
     tape.outputs.clear()
     del input_ids, labels, loss, node
     return result

@@ -57,9 +57,6 @@ def symbol_of(value: int) -> str:
 
 Shape = tuple[int, ...]
 
-# The event at which what the previous step left behind is freed (an int that is no storage index).
-RELEASE_CARRIED = 1 << 60
-
 
 @dataclass(slots=True, eq=False)
 class StorageInfo:
@@ -145,12 +142,17 @@ class Node:
 
 
 class Leaf:
-    """A trainable parameter as autograd sees it: the end of an edge, where a gradient accumulates."""
+    """Where an edge ends and a gradient accumulates: a trainable parameter, or another tensor made to require one.
 
-    __slots__ = ("dependencies", "dtype", "grad", "name", "shape")
+    Attributes:
+        component: what its gradient counts as.
+    """
 
-    def __init__(self, name: str, shape: Shape, dtype: DType) -> None:
+    __slots__ = ("component", "dependencies", "dtype", "grad", "name", "shape")
+
+    def __init__(self, name: str, shape: Shape, dtype: DType, component: Component = Component.GRADIENTS) -> None:
         self.name = name
+        self.component = component
         self.shape = shape
         self.dtype = dtype
         self.grad: Storage | None = None
@@ -247,7 +249,7 @@ class Segment:
 
     Attributes:
         name: module path of the layer, or the phase it belongs to.
-        events: storage index for an allocation, its complement (`~index`) for a free, or RELEASE_CARRIED.
+        events: storage index for an allocation, its complement (`~index`) for a free.
     """
 
     name: str
@@ -265,7 +267,7 @@ class Tape:
         scope_component: what allocations count as, where it is not decided by the op.
         frame: the checkpointed call that is running, if any.
         casts: autocast's cache of casted parameters; emptied when autocast's context ends.
-        carried: what outlives the step (see `carry`).
+        leaves: tensors made to require a gradient; the loss's graph keeps them and their gradients until backward is done.
     """
 
     def __init__(self) -> None:
@@ -280,7 +282,7 @@ class Tape:
         self.layer_names: list[str] = [""]
         self.current_layer = 0
         self.phase = ""
-        self.carried: list[tuple[Storage, Leaf]] = []
+        self.leaves: list[tuple[Storage | None, Leaf]] = []
         self.casts: dict[str, Tensor] = {}
         self._sequence = 0
 
@@ -331,12 +333,6 @@ class Tape:
         """`x` under another shape, sharing its storage. Autograd's view nodes allocate nothing in backward."""
         node = self.record("view", (x,), (), _pass_view, (x.shape, x.by_token))
         return Tensor(self, shape, x.dtype, x.storage, node, True, by_token)
-
-    def carry(self, storage: Storage | None, leaf: Leaf) -> None:
-        """Keep `storage` and the gradient of `leaf` until this moment of the next step, where the old ones are freed."""
-        assert storage is not None
-        self.carried.append((storage, leaf))
-        self.events.append(RELEASE_CARRIED)
 
     # -- autograd graph ---------------------------------------------------------------------------------
 
