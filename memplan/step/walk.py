@@ -1,0 +1,265 @@
+"""The walk: load, then two steps of forward, backward and optimizer, with everything that is alive at each moment.
+
+A `Recording` says what one micro-step allocates and frees; here it is played on top of what stays (weights, states),
+phase by phase. Equal layers stand once in the recording with their count: a stretch that repeats is linear, so its
+highest moment lies in its first or its last repetition.
+
+Known limits:
+    Memory is followed at the level `live`: storages rounded to 512 bytes. Blocks and segments are the allocator's business.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from memplan.estimate import Component, Phase
+from memplan.step.recording import Recording
+from memplan.step.tensor import Segment
+
+Alive = Counter[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Resident:
+    """What does not come and go within a step, in bytes rounded per storage.
+
+    Attributes:
+        loaded: after loading, by component.
+        gradients_bytes: of all trained parameters, allocated in backward, freed by `zero_grad`.
+        states_bytes: optimizer states on the device, allocated by the first step.
+        load_transient_bytes: the most that loading needs besides what it leaves.
+        workspace_bytes: of one BLAS handle; the forward and the autograd thread have one each.
+    """
+
+    loaded: Mapping[Component, int]
+    gradients_bytes: int
+    states_bytes: int
+    load_transient_bytes: int
+    workspace_bytes: int
+
+    @property
+    def loaded_bytes(self) -> int:
+        """Everything that loading leaves."""
+        return sum(self.loaded.values())
+
+
+@dataclass(frozen=True, slots=True)
+class OptimizerEvent:
+    """A change in what is alive during the optimizer's step: bytes gained or given back."""
+
+    label: str
+    bytes: int
+    component: Component
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """A moment: which step, phase, op and module."""
+
+    step: int
+    phase: Phase
+    op: str
+    module: str
+
+    def __str__(self) -> str:
+        return f"{self.op} in {self.module}" if self.module else self.op
+
+
+@dataclass(frozen=True, slots=True)
+class PhasePeak:
+    """One phase of one step.
+
+    Attributes:
+        peak_bytes, end_bytes: live bytes at the highest moment and at the end.
+        at: the highest moment.
+        components: bytes alive at the highest moment, by component; sum to `peak_bytes`.
+        storages: storages of the recording alive then, by index, with how many of each.
+    """
+
+    peak_bytes: int
+    end_bytes: int
+    at: Moment
+    components: Mapping[Component, int]
+    storages: Mapping[int, int]
+
+
+@dataclass
+class Profile:
+    """A segment's events summed: net change, highest point within, and where that is."""
+
+    delta_bytes: int
+    peak_bytes: int
+    peak_index: int
+
+
+@dataclass
+class Walk:
+    """The result: every phase in order of time."""
+
+    phases: list[PhasePeak] = field(default_factory=list)
+
+    @property
+    def peak(self) -> PhasePeak:
+        """The phase with the highest moment; the earlier one of two equals."""
+        return max(self.phases, key=lambda phase: phase.peak_bytes)
+
+
+class Walker:
+    """Plays a recording and an optimizer on top of what stays.
+
+    Args:
+        recording: one micro-step.
+        resident: what stays.
+        optimizer_events: what one optimizer step borrows, clipping included, in order.
+        steps: how many steps to walk; the second one is the steady state.
+    """
+
+    def __init__(
+        self, recording: Recording, resident: Resident, optimizer_events: Iterable[OptimizerEvent], steps: int = 2
+    ) -> None:
+        self.infos = recording.infos
+        self.recording = recording
+        self.resident = resident
+        self.optimizer_events = tuple(optimizer_events)
+        self.steps = steps
+        self.base: Counter[Component] = Counter(resident.loaded)
+        self.alive: Alive = Counter()
+        self.live_bytes = resident.loaded_bytes
+        self.profiles: dict[int, Profile] = {}
+
+    def run(self) -> Walk:
+        """Walk load and all steps."""
+        walk = Walk()
+        walk.phases.append(self._load())
+        for step in range(1, self.steps + 1):
+            for phase in (Phase.FORWARD, Phase.BACKWARD):
+                walk.phases.append(self._play(step, phase))
+            walk.phases.append(self._optimize(step))
+        return walk
+
+    def _load(self) -> PhasePeak:
+        transient = self.resident.load_transient_bytes
+        components = Counter(self.base)
+        if transient:
+            components[Component.TEMPORARIES] += transient
+        at = Moment(0, Phase.LOAD, "load", "")
+        return PhasePeak(self.live_bytes + transient, self.live_bytes, at, components, {})
+
+    def _play(self, step: int, phase: Phase) -> PhasePeak:
+        if step == 1:
+            # cuBLAS takes its workspace at the first matrix product of a thread, and keeps it.
+            self._add(Component.TEMPORARIES, self.resident.workspace_bytes)
+        peak, where = self.live_bytes, None
+        start = Counter(self.alive)
+        segments = [segment for segment in self.recording.segments if segment.phase == phase]
+        for position, segment in enumerate(segments):
+            profile = self._profile(segment)
+            repeats = segment.count
+            for repeat in (0, repeats - 1):
+                height = self.live_bytes + repeat * profile.delta_bytes + profile.peak_bytes
+                if height > peak:
+                    peak, where = height, (position, repeat, profile.peak_index)
+            self.live_bytes += repeats * profile.delta_bytes
+            self._count(self.alive, segment.events, repeats)
+        alive, at = self._situation(start, segments, where, step, phase)
+        components = self._components(alive)
+        if phase is Phase.BACKWARD:
+            self._settle_gradients()
+        elif step > 1:
+            self._forget_loss()
+        return PhasePeak(peak, self.live_bytes, at, components, alive)
+
+    def _settle_gradients(self) -> None:
+        """Parameter gradients leave the recording's books: they are resident until `zero_grad`."""
+        total = 0
+        for index, count in list(self.alive.items()):
+            if self.infos[index].component is Component.GRADIENTS:
+                total += count * self.infos[index].size_bytes
+                del self.alive[index]
+        assert total == self.resident.gradients_bytes, f"{total} bytes of gradients, {self.resident.gradients_bytes} expected"
+        self.base[Component.GRADIENTS] += total
+
+    def _forget_loss(self) -> None:
+        """The loss of the previous step, whose name has just been bound to the new one."""
+        self.alive[self.recording.loss] -= 1
+        self.live_bytes -= self.infos[self.recording.loss].size_bytes
+
+    def _optimize(self, step: int) -> PhasePeak:
+        peak, components, label = self.live_bytes, self._components(self.alive), "optimizer.step"
+        if step == 1:
+            self._add(Component.OPTIMIZER_STATES, self.resident.states_bytes)
+            peak, components = self.live_bytes, self._components(self.alive)
+        for event in self.optimizer_events:
+            self._add(event.component, event.bytes)
+            if self.live_bytes > peak:
+                peak, components, label = self.live_bytes, self._components(self.alive), event.label
+        self._add(Component.GRADIENTS, -self.base[Component.GRADIENTS])
+        end = self.live_bytes
+        storages = dict(self.alive)
+        self._end_step()
+        return PhasePeak(peak, end, Moment(step, Phase.OPTIMIZER_STEP, label, ""), components, storages)
+
+    def _end_step(self) -> None:
+        """The batch gives way to the next one; the loss stays until the next loss has its name."""
+        for index, count in list(self.alive.items()):
+            if not count:
+                del self.alive[index]
+            elif index != self.recording.loss:
+                self.live_bytes -= count * self.infos[index].size_bytes
+                del self.alive[index]
+
+    # -- sums -------------------------------------------------------------------------------------------
+
+    def _add(self, component: Component, size_bytes: int) -> None:
+        self.base[component] += size_bytes
+        self.live_bytes += size_bytes
+
+    def _profile(self, segment: Segment) -> Profile:
+        known = self.profiles.get(id(segment))
+        if known is not None:
+            return known
+        height = peak = 0
+        peak_index = -1
+        infos = self.infos
+        for position, event in enumerate(segment.events):
+            if event < 0:
+                height -= infos[~event].size_bytes
+            else:
+                height += infos[event].size_bytes
+                if height > peak:
+                    peak, peak_index = height, position
+        profile = self.profiles[id(segment)] = Profile(height, peak, peak_index)
+        return profile
+
+    def _count(self, alive: Alive, events: Iterable[int], repeats: int) -> None:
+        for event in events:
+            if event < 0:
+                alive[~event] -= repeats
+            else:
+                alive[event] += repeats
+
+    def _situation(
+        self, start: Alive, segments: list[Segment], where: tuple[int, int, int] | None, step: int, phase: Phase
+    ) -> tuple[Alive, Moment]:
+        """Storages alive at the highest moment of a phase, and what that moment is."""
+        if where is None:
+            return start, Moment(step, phase, "start", "")
+        position, repeat, index = where
+        alive = Counter(start)
+        for segment in segments[:position]:
+            self._count(alive, segment.events, segment.count)
+        segment = segments[position]
+        self._count(alive, segment.events, repeat)
+        self._count(alive, segment.events[: index + 1], 1)
+        info = self.infos[segment.events[index]]
+        return alive, Moment(step, phase, info.op, info.module)
+
+    def _components(self, alive: Alive) -> dict[Component, int]:
+        total = Counter(self.base)
+        for index, count in alive.items():
+            if count:
+                info = self.infos[index]
+                total[info.component] += count * info.size_bytes
+        return {component: size for component, size in total.items() if size}
