@@ -9,6 +9,8 @@ sm100 with cuDNN newer than 9.15 cuDNN comes first.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -38,6 +40,8 @@ class AttentionChooser:
         self.efficient_supports_gqa = (major, minor) >= (2, 14)
         self.cudnn_first = arch.capability[0] in (9, 10) if cudnn_first is None else cudnn_first
         self.chosen: Counter[AttentionBackend] = Counter()
+        # Entered around an op that runs decomposed; the recorder follows its in-place updates.
+        self.decomposed: Callable[[], AbstractContextManager[None]] = nullcontext
 
     def choose(
         self,
@@ -151,9 +155,10 @@ class AttentionChooser:
             return _aten._scaled_dot_product_cudnn_attention(
                 query, key, value, attn_mask, needs_grad, dropout_p, is_causal, False, scale=scale
             )[0]
-        return _aten._scaled_dot_product_attention_math(
-            query, key, value, attn_mask, dropout_p, is_causal, None, scale=scale, enable_gqa=enable_gqa
-        )[0]
+        with self.decomposed():
+            return _aten._scaled_dot_product_attention_math(
+                query, key, value, attn_mask, dropout_p, is_causal, None, scale=scale, enable_gqa=enable_gqa
+            )[0]
 
 
 def _autocast(tensor: torch.Tensor, target: torch.dtype) -> torch.Tensor:

@@ -14,11 +14,13 @@ def make_batch(spec: TraceSpec, model: Any, device: torch.device) -> dict[str, t
     shape = (spec.batch, spec.sequence)
 
     def tokens(size: tuple[int, ...]) -> torch.Tensor:
-        return torch.empty(size, dtype=torch.int64, device=device)
+        return torch.zeros(size, dtype=torch.int64, device=device)
 
     batch = {"input_ids": tokens(shape)}
     if spec.attention_mask or spec.padding:
-        batch["attention_mask"] = tokens(shape)
+        batch["attention_mask"] = torch.ones(shape, dtype=torch.int64, device=device)
+        if spec.padding:
+            batch["attention_mask"][:, -1:] = 0
     if spec.task == "seq2seq-lm":
         batch["labels"] = tokens((spec.batch, spec.target_sequence or spec.sequence))
     elif spec.task == "sequence-classification":

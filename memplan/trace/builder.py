@@ -84,6 +84,8 @@ def build_on_meta(spec: TraceSpec, config: Any) -> nn.Module:
     except (ValueError, ImportError) as error:
         raise UnsupportedError(f"transformers cannot build this model: {error}", code="model_not_buildable") from None
     _keep_in_float32(model, dtype)
+    if hasattr(model, "tie_weights"):
+        model.tie_weights()
     return model
 
 
@@ -107,8 +109,6 @@ def _keep_in_float32(model: nn.Module, dtype: torch.dtype) -> None:
 def load(model: nn.Module, device: torch.device, quantizer: QuantizedLoader | None) -> Iterator[str]:
     """Gives every parameter and buffer its storage on `device`, in the order of the checkpoint; yields each name."""
     tied: dict[int, nn.Parameter] = {}
-    if hasattr(model, "tie_weights"):
-        model.tie_weights()
     for name, module in list(model.named_modules()):
         prefix = f"{name}." if name else ""
         for leaf, parameter in list(module._parameters.items()):

@@ -20,12 +20,14 @@ from torch._subclasses.fake_tensor import DataDependentOutputException
 from torch.autograd.graph import _engine_run_backward
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from memplan.trace.fake_kernels import KERNELS
 from memplan.trace.guesses import ScalarGuesses
-from memplan.trace.repair import InPlaceSum
+from memplan.trace.repair import FUNCTIONAL_FOR_SUBCLASSES, InPlaceUpdate
 from memplan.trace.temporaries import KernelTemporaries
 
 _ENGINE_CODE = _engine_run_backward.__code__
 _aten = torch.ops.aten
+_DEVICE = torch.ops.prim.device.default
 
 
 class _Death(weakref.ref[Any]):
@@ -164,13 +166,25 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
         self.in_backward = False
         self._alive: dict[int, _Death] = {}
         self._alias: dict[int, int] = {}
-        self._pending: InPlaceSum | None = None
+        self._pending: InPlaceUpdate | None = None
         self._stopped = False
+        # True while a composite op that updates in place for plain tensors runs decomposed.
+        self.inside_composite = False
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
         # Dynamo's wrapper would put its own frame between the autograd engine and __torch_dispatch__.
         return False
+
+    @contextmanager
+    def decomposed(self) -> Iterator[None]:
+        """A composite op runs here op by op."""
+        self.inside_composite = True
+        try:
+            yield
+        finally:
+            self._settle()
+            self.inside_composite = False
 
     def mark(self, step: int, phase: str) -> None:
         """A new phase begins here."""
@@ -196,6 +210,18 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
         death = self._alive.get(tensor.untyped_storage()._cdata)
         return death.storage_id if death is not None else 0
 
+    def alive_id(self, tensor: torch.Tensor) -> int:
+        """The id of the storage behind `tensor`, without deciding a pending update; 0 if it is not recorded."""
+        death = self._alive.get(tensor.untyped_storage()._cdata)
+        return death.storage_id if death is not None else 0
+
+    def rename(self, storage_id: int, new_id: int) -> None:
+        """From now on the living storage `storage_id` counts as `new_id`."""
+        for death in self._alive.values():
+            if death.storage_id == storage_id:
+                death.storage_id = new_id
+                return
+
     def live_ids(self) -> set[int]:
         """Ids of the storages alive now."""
         self._settle()
@@ -220,6 +246,9 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
         self._record(tensor, op, 0)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is _DEVICE:
+            # `tensor.device` of a fake; not an op of the program.
+            return func(*args, **(kwargs or {}))
         if self._pending is not None:
             self._settle()
         kwargs = kwargs or {}
@@ -227,7 +256,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
             return self._scalar(func, args, kwargs)
         log = self.log
         first_new = len(log.storages)
-        out = func(*args, **kwargs)
+        substitute = KERNELS.get(func)
+        out = func(*args, **kwargs) if substitute is None else substitute(func, args, kwargs)
         name = func._schema.name
         log.calls[name] += 1
         op_id = 0
@@ -243,10 +273,10 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
                             op_id = self._record(inner, name, op_id)
         if self.temporaries is not None:
             self.temporaries.after(self, func, args, kwargs, out, first_new)
-        if self.in_backward and func is _aten.add.Tensor and len(log.storages) > first_new:
-            frame = sys._getframe(1)
-            if frame.f_code is _ENGINE_CODE:
-                self._pending = InPlaceSum.candidate(args, out, self)
+        if func in FUNCTIONAL_FOR_SUBCLASSES and len(log.storages) > first_new:
+            composite = self.inside_composite or (self.in_backward and sys._getframe(1).f_code is _ENGINE_CODE)
+            if composite:
+                self._pending = InPlaceUpdate.candidate(func, args, out, self)
         return out
 
     def _record(self, tensor: torch.Tensor, op: str, op_id: int) -> int:
@@ -288,7 +318,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
         self.log.events.append(-death.storage_id)
 
     def _settle(self) -> None:
-        """Decides the sum left pending by the previous op: in place in the real engine, or not."""
+        """Decides the update left pending by the previous op: in place in the real engine, or not."""
         pending, self._pending = self._pending, None
         if pending is not None and pending.happened_in_place(self):
             pending.apply(self)

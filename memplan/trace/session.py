@@ -135,6 +135,7 @@ def trace_in_process(spec: TraceSpec, *, shim_kind: str, import_seconds: float) 
         ("transformers/masking_utils.py", "", not spec.padding),
         ("torch/amp/grad_scaler.py", "", 0),
     ]
+    patches.attention.decomposed = recorder.decomposed
     session = Session(spec, recorder)
     model = session.build()
     with ExitStack() as stack:

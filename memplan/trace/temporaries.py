@@ -59,8 +59,11 @@ def embedding_backward(
 
     cuda/Embedding.cu, embedding_dense_backward_cuda: sorted_indices and orig_indices (int64); the sort itself takes
     index and key buffers of the same size. EmbeddingBackwardKernel.cu, embedding_backward_cuda_kernel: per-segment
-    offsets and partial sums for at most n / 10 + min(n, num_weights) pieces of 10 indices.
+    offsets and partial sums for at most n / 10 + min(n, num_weights) pieces of 10 indices. A gradient that is not
+    contiguous is copied first (the CPU kernel does the same).
     """
+    if not grad.is_contiguous():
+        yield grad.numel() * grad.element_size()
     count = indices.numel()
     threshold = int(table()["embedding_dense_backward"]["max_unsorted_indices"])
     if count <= threshold:
@@ -90,10 +93,16 @@ def gemm_4bit(query: torch.Tensor, weight: torch.Tensor, shape: Any, *rest: Any,
     yield elements * query.element_size()
 
 
+def safe_softmax(self: torch.Tensor, *_: Any, **__: Any) -> Iterable[int]:
+    """aten/src/ATen/native/SoftMax.cpp, _safe_softmax: a bool for every element, to find rows that are wholly masked."""
+    yield self.numel()
+
+
 _RULES: dict[str, Callable[..., Iterable[int]]] = {
     "aten::_scaled_dot_product_flash_attention_backward": flash_backward,
     "aten::_scaled_dot_product_efficient_attention_backward": efficient_backward,
     "aten::embedding_dense_backward": embedding_backward,
+    "aten::_safe_softmax": safe_softmax,
     "bitsandbytes::gemm_4bit": gemm_4bit,
 }
 _CUBLAS = {"aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::_grouped_mm"}
