@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib import import_module
 from typing import Any
@@ -45,17 +45,42 @@ class Family:
         base_model_prefix: attribute under which the headless model sits inside a model with a head.
         tasks: heads that the family has, its usual one first.
         walked: model types (within this family) whose step is verified against the trace of the real model.
+        missing: heads that transformers does not have for a model type of this family.
     """
 
     forward: Callable[[Builder, Mapping[str, Any], Head], Tensor]
     base_model_prefix: str
     tasks: tuple[Task, ...]
     walked: frozenset[str] = frozenset()
+    missing: Mapping[str, frozenset[Task]] = field(default_factory=dict)
+
+    def tasks_of(self, model_type: str) -> tuple[Task, ...]:
+        """The heads that a model type of this family has, its usual one first."""
+        missing = self.missing.get(model_type, frozenset())
+        return tuple(task for task in self.tasks if task not in missing)
 
 
 _MODULES: dict[str, str] = {
     "llama": "llama",
     "mistral": "llama",
+    "gpt2": "gpt2",
+    "gpt_bigcode": "gpt2",
+    "gpt_neox": "gpt_neox",
+    "gptj": "gptj",
+    "opt": "opt",
+    "bloom": "bloom",
+    "falcon": "falcon",
+    "qwen2": "llama",
+    "qwen3": "llama",
+    "smollm3": "llama",
+    "granite": "llama",
+    "phi3": "phi3",
+    "olmo": "olmo",
+    "olmo2": "olmo",
+    "stablelm": "stablelm",
+    "starcoder2": "starcoder2",
+    "phi": "phi",
+    "cohere": "cohere",
 }
 
 
@@ -84,7 +109,7 @@ def check_task(model_type: str, task: Task) -> None:
     Raises:
         InvalidValueError: names the heads that exist.
     """
-    tasks = family_of(model_type).tasks
+    tasks = family_of(model_type).tasks_of(model_type)
     if task not in tasks:
         raise InvalidValueError("task", str(task), f"{model_type} models have: {', '.join(tasks)}")
 

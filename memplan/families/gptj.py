@@ -1,0 +1,137 @@
+"""GPT-J: rotary embedding on pairs, attention and MLP in parallel, a head with bias, attention written out in float32.
+
+Symbols: B micro batch, S sequence length, H hidden size, A attention heads, D head size, I intermediate size, P positions,
+V vocabulary.
+
+Source: transformers 5.23 models/gptj/modeling_gptj.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from memplan.dtypes import DType
+from memplan.families import Family, Head
+from memplan.families.classic_heads import decoder_head
+from memplan.recipe import Task
+from memplan.step import ops
+from memplan.step.builder import Builder
+from memplan.step.matmul import matmul, merge_heads, softmax, transpose_last
+from memplan.step.split import rotate_part
+from memplan.step.tensor import Dim, Tensor
+from memplan.step.written_masks import additive_causal_mask
+
+
+@dataclass(frozen=True, slots=True)
+class Dims:
+    """The sizes of one decoder, with their symbols; `rotary_size` is the rotated part of D."""
+
+    hidden: Dim
+    heads: Dim
+    head_size: Dim
+    rotary_size: int
+    table_width: int
+    intermediate: Dim
+    positions: Dim
+    vocabulary: Dim
+    layers: int
+    activation: str
+    residual_dropout: float
+    embedding_dropout: float
+    attention_dropout: float
+
+
+def dims(config: Mapping[str, Any]) -> Dims:
+    """Read the sizes from a normalised config."""
+    hidden, heads = config["n_embd"], config["n_head"]
+    return Dims(
+        hidden=Dim(hidden, "H"),
+        heads=Dim(heads, "A"),
+        head_size=Dim(hidden // heads, "D"),
+        rotary_size=config["rotary_dim"] or hidden // heads,
+        table_width=config["rotary_dim"] or hidden,
+        intermediate=Dim(config["n_inner"] or 4 * hidden, "I"),
+        positions=Dim(config["n_positions"], "P"),
+        vocabulary=Dim(config["vocab_size"], "V"),
+        layers=config["n_layer"],
+        activation=config["activation_function"],
+        residual_dropout=config["resid_pdrop"],
+        embedding_dropout=config["embd_pdrop"],
+        attention_dropout=config["attn_pdrop"],
+    )
+
+
+def position_table(t: Builder, d: Dims, x: Tensor) -> tuple[Tensor, Tensor]:
+    """`_get_embed_positions`, `gather` and `repeat_interleave` of every layer: sin and cos, [1, S, 1, R] each."""
+    t.buffer("embed_positions", (d.positions, d.table_width))
+    table = t.new((1, d.positions, d.table_width), DType.FLOAT32, "repeat")
+    indices = t.new((1, t.sequence, d.table_width), DType.INT64, "repeat")
+    gathered = t.new((1, t.sequence, d.table_width), DType.FLOAT32, "gather")
+    both = ops.to(t, gathered, x.dtype)
+    sin, cos = (t.new((1, t.sequence, d.table_width), x.dtype, "repeat_interleave") for _ in range(2))
+    del table, indices, gathered, both
+    return sin, cos
+
+
+def attention(t: Builder, x: Tensor, d: Dims, mask: Tensor) -> Tensor:
+    """X [B, S, H] to [B, S, H]; scores are computed in float32."""
+    q, k, v = (t.linear(name, x, d.hidden) for name in ("q_proj", "k_proj", "v_proj"))
+    q, k, v = (t.split_heads(y, d.heads, d.head_size) for y in (q, k, v))
+    sin, cos = position_table(t, d, k)
+    k, q = rotate_part(t, k, cos, sin, d.rotary_size), rotate_part(t, q, cos, sin, d.rotary_size)
+    k, v = t.cache_key_values(k, v)
+    out = attend(t, q, k, v, mask, d)
+    out = t.view(merge_heads(t, out), (*x.shape[:-1], d.hidden))
+    return t.dropout(t.linear("out_proj", out, d.hidden), d.residual_dropout)
+
+
+def attend(t: Builder, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, d: Dims) -> Tensor:
+    """`_attn`: q, k, v [B, A, S, D] to [B, A, S, D]."""
+    q, k = ops.to(t, q, DType.FLOAT32), ops.to(t, k, DType.FLOAT32)
+    weights = matmul(t, q, transpose_last(t, k), (*q.shape[:-1], k.shape[2]))
+    weights = ops.scale(t, weights, "div")
+    weights = weights + mask
+    weights = softmax(t, weights, DType.FLOAT32)
+    weights = ops.to(t, weights, v.dtype)
+    weights = t.dropout(weights, d.attention_dropout)
+    return matmul(t, weights, v, q.shape)
+
+
+def mlp(t: Builder, x: Tensor, d: Dims) -> Tensor:
+    """X [B, S, H] to [B, S, H]."""
+    x = t.linear("fc_in", x, d.intermediate, bias=True)
+    x = t.activation(d.activation, x)
+    x = t.linear("fc_out", x, d.hidden, bias=True)
+    return t.dropout(x, d.residual_dropout)
+
+
+def block(t: Builder, x: Tensor, d: Dims, mask: Tensor) -> Tensor:
+    """One layer: x [B, S, H] to [B, S, H]."""
+    residual = x
+    x = t.layer_norm("ln_1", x)
+    attended = t.call("attn", lambda t, h: attention(t, h, d, mask), x)
+    forwarded = t.call("mlp", lambda t, h: mlp(t, h, d), x)
+    return attended + forwarded + residual
+
+
+def model(t: Builder, config: Mapping[str, Any]) -> Tensor:
+    """The decoder without a head: [B, S, H]."""
+    d = dims(config)
+    embedded = t.input_embedding("wte", (t.batch, t.sequence), d.vocabulary, d.hidden)
+    position_ids = t.position_ids(t.sequence)
+    mask = additive_causal_mask(t, embedded.dtype)
+    x = t.dropout(embedded, d.embedding_dropout)
+    x = t.layers("h", d.layers, lambda t, h, _: block(t, h, d, mask), x)
+    x = t.layer_norm("ln_f", x)
+    del embedded, position_ids
+    return x
+
+
+def forward(t: Builder, config: Mapping[str, Any], head: Head) -> Tensor:
+    """The decoder under its head; returns the loss."""
+    return decoder_head(t, lambda t: model(t, config), config, head, base="transformer", embedding="wte", bias=True)
+
+
+FAMILY = Family(forward, "transformer", (Task.CAUSAL_LM, Task.SEQUENCE_CLASSIFICATION, Task.FEATURE_EXTRACTION))

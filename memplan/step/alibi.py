@@ -1,0 +1,64 @@
+"""Attention with linear biases, and Bloom's GELU.
+
+Symbols: B micro batch, A attention heads, S sequence length.
+
+Source: transformers 5.23 models/bloom/modeling_bloom.py (`build_alibi_tensor`, `GeLUFunction`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import cast
+
+from memplan.dtypes import DType
+from memplan.step import ops
+from memplan.step.attention import AttentionOps
+from memplan.step.tensor import Node, Shape, Tape, Tensor
+
+
+def alibi_bias(t: AttentionOps, heads: int, dtype: DType) -> Tensor:
+    """The slopes times the key positions, [B·A, 1, S]; made once per forward."""
+    slopes = t.new((heads,), DType.FLOAT32, "pow")
+    positions = t.new((t.sequence,), DType.INT64, "arange")
+    bias = t.new((heads, 1, t.sequence), DType.FLOAT32, "mul")
+    del positions
+    repeated = t.new((t.batch * heads, 1, t.sequence), DType.FLOAT32, "repeat")
+    del bias, slopes
+    return ops.to(t, repeated, dtype)
+
+
+def baddbmm(t: Tape, bias: Tensor, a: Tensor, b: Tensor, shape: Shape) -> Tensor:
+    """`bias.baddbmm(a, b)` with a bias that needs no gradient; saves both factors."""
+    saved = (b if a.node is not None else None, a if b.node is not None else None)
+    node = t.record("baddbmm", (a, b), saved, _baddbmm_backward, (a.shape, b.shape, a.dtype))
+    return t.new(shape, a.dtype, "baddbmm", node)
+
+
+def _baddbmm_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | None]:
+    a_shape, b_shape, dtype = cast(tuple[Shape, Shape, DType], node.meta)
+    kept = [node.stored(index) for index in range(len(node.saved))]
+    grad_a = tape.new(a_shape, dtype, "bmm") if node.edges[0] is not None else None
+    grad_b = tape.new(b_shape, dtype, "bmm") if node.edges[1] is not None else None
+    del kept
+    return (grad_a, grad_b)
+
+
+def bloom_gelu(t: Tape, x: Tensor) -> Tensor:
+    """`GeLUFunction`: the tanh approximation written out, its input saved by a custom autograd function."""
+    outer, t.grad_enabled = t.grad_enabled, False
+    half = ops.scale(t, x)
+    inner = ops.scale(t, x) * ops.add_scalar(t, ops.scale(t, x) * x)
+    out = half * ops.add_scalar(t, ops.unary(t, "tanh", inner))
+    t.grad_enabled = outer
+    node = t.record("GeLUFunction", (x,), (x,), _bloom_gelu_backward, (x.shape, x.dtype))
+    return Tensor(t, x.shape, x.dtype, out.storage, node)
+
+
+def _bloom_gelu_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | None]:
+    shape, dtype = cast(tuple[Shape, DType], node.meta)
+    kept = [node.stored(index) for index in range(len(node.saved))]
+    tanh_out = tape.new(shape, dtype, "tanh")
+    slope = tape.new(shape, dtype, "add")
+    out = tape.new(shape, dtype, "mul")
+    del tanh_out, slope, kept
+    return (out,)

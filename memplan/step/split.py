@@ -1,0 +1,95 @@
+"""Taking tensors apart along their last dimension and putting them together again.
+
+Symbols: B micro batch, A attention heads, S sequence length, D head size.
+
+Source: tools/autograd/derivatives.yaml and torch/csrc/autograd/FunctionsManual.cpp (`split_backward`, `slice_backward`,
+`cat_tensors_backward`), torch 2.13.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import cast
+
+from memplan.step.attention import AttentionOps
+from memplan.step.tensor import Node, Shape, Tape, Tensor
+
+
+def split(t: Tape, x: Tensor, sizes: Sequence[int]) -> list[Tensor]:
+    """`x.split(sizes, dim=-1)` (and `chunk`): views; backward puts the parts' gradients together into one tensor."""
+    waiting: list[Tensor] = []
+    whole = Tensor(t, x.shape, x.dtype, x.storage, t.record("split", (x,), (), _split_backward, (waiting, x.shape)))
+    parts = []
+    for size in sizes:
+        node = t.record("split", (whole,), (), _part_backward, (waiting,))
+        shape = (*x.shape[:-1], size)
+        parts.append(Tensor(t, shape, x.dtype, x.storage, node, is_view=True, by_token=x.by_token))
+    return parts
+
+
+def _part_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | None]:
+    # One torch node with several outputs: each gradient waits in its input buffer until the last one is there.
+    (waiting,) = cast(tuple[list[Tensor]], node.meta)
+    whole = node.edges[0]
+    assert whole is not None
+    if whole.dependencies > 1:
+        waiting.append(grad)
+        return (None,)
+    return (grad,)
+
+
+def _split_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | None]:
+    waiting, shape = cast(tuple[list[Tensor], Shape], node.meta)
+    out = tape.new(shape, grad.dtype, "cat")
+    waiting.clear()
+    return (out,)
+
+
+def narrow(t: Tape, x: Tensor, shape: Shape, op: str = "slice") -> Tensor:
+    """A view of part of `x` (slice or select); backward scatters into a tensor of zeros as large as `x`."""
+    node = t.record(op, (x,), (), _narrow_backward, (x.shape, op))
+    return Tensor(t, shape, x.dtype, x.storage, node, is_view=True, by_token=x.by_token)
+
+
+def take(t: Tape, x: Tensor, shape: Shape) -> Tensor:
+    """`x[..., [i], :]`: a copy of part of `x`; backward adds into a tensor of zeros as large as `x`."""
+    node = t.record("index", (x,), (), _narrow_backward, (x.shape, "index"))
+    return t.new(shape, x.dtype, "index", node)
+
+
+def _narrow_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | None]:
+    shape, op = cast(tuple[Shape, str], node.meta)
+    return (tape.new(shape, grad.dtype, f"{op}_backward"),)
+
+
+def copy(t: Tape, x: Tensor, shape: Shape, op: str = "clone") -> Tensor:
+    """`x` copied into another shape of as many elements (`reshape` where no view can do it); its gradient is viewed back."""
+    node = t.record(op, (x,), (), _view_back, (x.shape,))
+    return t.new(shape, x.dtype, op, node)
+
+
+def _view_back(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | None]:
+    (shape,) = cast(tuple[Shape], node.meta)
+    return (Tensor(tape, shape, grad.dtype, grad.storage, None, is_view=True),)
+
+
+def concatenate(t: Tape, parts: Sequence[Tensor], shape: Shape) -> Tensor:
+    """`torch.cat(parts)` of the given result shape; each part's gradient is a view of the whole one."""
+    node = t.record("cat", tuple(parts), (), _cat_backward, tuple(part.shape for part in parts))
+    return t.new(shape, parts[0].dtype, "cat", node, by_token=parts[0].by_token)
+
+
+def _cat_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | None]:
+    shapes = cast(tuple[Shape, ...], node.meta)
+    return tuple(
+        Tensor(tape, shape, grad.dtype, grad.storage, None, is_view=True, by_token=grad.by_token) if edge else None
+        for shape, edge in zip(shapes, node.edges, strict=True)
+    )
+
+
+def rotate_part(t: AttentionOps, x: Tensor, cos: Tensor, sin: Tensor, rotary_size: int) -> Tensor:
+    """Rotary embedding on the first `rotary_size` of D elements, the rest passed on: x [B, A, S, D]."""
+    rotated = narrow(t, x, (*x.shape[:-1], rotary_size))
+    passed = narrow(t, x, (*x.shape[:-1], x.shape[-1] - rotary_size))
+    rotated = t.rotary(rotated, cos, sin)
+    return concatenate(t, (rotated, passed), x.shape)

@@ -1,0 +1,35 @@
+"""Causal masks of models that do not leave the causal pattern to the attention kernel.
+
+Symbols: B micro batch, S sequence length.
+
+Source: transformers 5.23 masking_utils.py (`create_causal_mask`, `sdpa_mask`, `eager_mask`).
+"""
+
+from __future__ import annotations
+
+from memplan.dtypes import DType
+from memplan.step.attention import AttentionOps
+from memplan.step.tensor import Tensor
+
+
+def additive_causal_mask(t: AttentionOps, dtype: DType) -> Tensor:
+    """[B, 1, S, S] of zeros and minus infinity, for models whose attention is written out (no sdpa)."""
+    allowed = _allowed(t)
+    mask = t.new((t.batch, 1, t.sequence, t.sequence), dtype, "where")
+    del allowed
+    return mask
+
+
+def full_causal_mask(t: AttentionOps, dtype: DType) -> Tensor | None:
+    """The mask under `allow_is_causal_skip=False`: for sdpa without padding a boolean [1, 1, S, S], expanded over the batch."""
+    settings = t.settings
+    if settings.attn_implementation == "sdpa" and not settings.padding:
+        return _allowed(t)
+    return t.causal_mask(dtype)
+
+
+def _allowed(t: AttentionOps) -> Tensor:
+    positions = [t.alloc((t.sequence,), DType.INT64, "add") for _ in range(2)]
+    allowed = t.new((1, 1, t.sequence, t.sequence), DType.BOOL, "le")
+    del positions
+    return allowed
