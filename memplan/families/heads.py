@@ -8,21 +8,36 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from memplan.estimate import Component
 from memplan.families import Head
 from memplan.step.attention import detached
 from memplan.step.builder import Builder
 from memplan.step.tensor import Dim, Tensor
 
 Body = Callable[[Builder], Tensor]
+Finish = Callable[[Builder, Tensor], Tensor]
 
 
 def causal_lm(
-    t: Builder, body: Body, config: Mapping[str, Any], *, base: str, embedding: str, bias: bool = False
+    t: Builder,
+    body: Body,
+    config: Mapping[str, Any],
+    *,
+    base: str,
+    embedding: str,
+    bias: bool = False,
+    finish: Finish | None = None,
 ) -> Tensor:
-    """`lm_head` over the vocabulary and the shifted cross-entropy; tied to `{base}.{embedding}` where the config says so."""
+    """`lm_head` over the vocabulary, tied to `{base}.{embedding}` where the config says so, and shifted cross-entropy.
+
+    `finish` is what some models do to the logits before the loss (scaling, soft cap).
+    """
     hidden = t.call(base, body)
     tied_to = f"{base}.{embedding}" if config.get("tie_word_embeddings") else None
     logits = t.output_embedding("lm_head", hidden, Dim(config["vocab_size"], "V"), tied_to=tied_to, bias=bias)
+    if finish is not None:
+        with t.component(Component.LOGITS_AND_LOSS):
+            logits = finish(t, logits)
     t.outputs.append(detached(logits))
     return t.causal_lm_loss(logits)
 
@@ -35,9 +50,9 @@ def sequence_classification(t: Builder, body: Body, head: Head, *, base: str) ->
     return t.classification_loss(logits)
 
 
-def token_classification(t: Builder, body: Body, head: Head, *, base: str) -> Tensor:
+def token_classification(t: Builder, body: Body, head: Head, *, base: str, dropout: float = 0.1) -> Tensor:
     """Dropout and `score` with bias on every position."""
     hidden = t.call(base, body)
     t.head_modules.append("score")
-    logits = t.linear("score", t.dropout(hidden, 0.1), Dim(head.num_labels, "C"), bias=True)
+    logits = t.linear("score", t.dropout(hidden, dropout), Dim(head.num_labels, "C"), bias=True)
     return t.classification_loss(logits)

@@ -1,9 +1,9 @@
-"""Llama and the models that share its decoder: Llama, Mistral, Qwen2, Qwen3, SmolLM3, Granite, Phi-3 and others.
+"""Llama and the models that differ from it in a bias, a norm or a factor: Mistral, Qwen2, Qwen3, SmolLM3, Granite.
 
-Symbols: B micro batch, S sequence length, H hidden size, A attention heads, K key/value heads, D head size, I intermediate size,
-V vocabulary, L layers.
+Symbols: B micro batch, S sequence length, H hidden size, A attention heads, K key/value heads, D head size,
+I intermediate size, V vocabulary, L layers.
 
-Source: transformers 5.23 models/llama/modeling_llama.py and the modular files that derive from it.
+Source: transformers 5.23 models/{llama,mistral,qwen2,qwen3,smollm3,granite}/modeling_*.py.
 """
 
 from __future__ import annotations
@@ -13,116 +13,128 @@ from dataclasses import dataclass
 from typing import Any
 
 from memplan.families import Family, Head
-from memplan.families.heads import causal_lm, sequence_classification, token_classification
+from memplan.families.decoder import (
+    TEXT_TASKS,
+    Dims,
+    Position,
+    decoder,
+    dims,
+    gated_mlp,
+    split_normed_heads,
+    with_head,
+)
 from memplan.recipe import Task
+from memplan.step import ops
 from memplan.step.builder import Builder
 from memplan.step.tensor import Dim, Tensor
 
+_CLASS_PREFIX = {
+    "llama": "Llama",
+    "mistral": "Mistral",
+    "qwen2": "Qwen2",
+    "qwen2_5_vl_text": "Qwen2_5_VL",
+    "qwen3": "Qwen3",
+    "smollm3": "SmolLM3",
+    "granite": "Granite",
+}
+
 
 @dataclass(frozen=True, slots=True)
-class Dims:
-    """The sizes of one decoder, with their symbols."""
+class Variant:
+    """What distinguishes the members of the family.
 
-    hidden: Dim
-    heads: Dim
-    kv_heads: Dim
-    head_size: Dim
-    intermediate: Dim
-    vocabulary: Dim
-    layers: int
-    activation: str
-    attention_bias: bool
+    Attributes:
+        norm_class: torch class of the norms.
+        qkv_bias, output_bias, mlp_bias: which linear layers have biases.
+        qk_norm: RMSNorm on each head of q and k.
+        rotated: per layer, whether q and k are rotated (SmolLM3 leaves every fourth alone).
+        scaled: hidden states, residuals and logits are multiplied by constants (Granite).
+    """
+
+    norm_class: str
+    qkv_bias: bool
     output_bias: bool
     mlp_bias: bool
     qk_norm: bool
+    rotated: tuple[bool, ...]
+    scaled: bool
 
 
-def dims(config: Mapping[str, Any]) -> Dims:
-    """Read the sizes from a normalised config."""
+def variant(config: Mapping[str, Any]) -> Variant:
+    """Read the differences from a normalised config."""
     model_type = config["model_type"]
-    heads = config["num_attention_heads"]
-    attention_bias = config.get("attention_bias") or model_type == "qwen2"
-    return Dims(
-        hidden=Dim(config["hidden_size"], "H"),
-        heads=Dim(heads, "A"),
-        kv_heads=Dim(config.get("num_key_value_heads") or heads, "K"),
-        head_size=Dim(config.get("head_dim") or config["hidden_size"] // heads, "D"),
-        intermediate=Dim(config["intermediate_size"], "I"),
-        vocabulary=Dim(config["vocab_size"], "V"),
-        layers=config["num_hidden_layers"],
-        activation=config.get("hidden_act", "silu"),
-        attention_bias=bool(attention_bias),
-        output_bias=bool(attention_bias) and model_type != "qwen2",
+    qwen2 = model_type in ("qwen2", "qwen2_5_vl_text")
+    return Variant(
+        norm_class=f"{_CLASS_PREFIX[model_type]}RMSNorm",
+        qkv_bias=qwen2 or bool(config.get("attention_bias")),
+        output_bias=bool(config.get("attention_bias")) and not qwen2,
         mlp_bias=bool(config.get("mlp_bias")),
         qk_norm=model_type == "qwen3",
+        rotated=tuple(map(bool, config.get("no_rope_layers") or [1] * config["num_hidden_layers"])),
+        scaled=model_type == "granite",
     )
 
 
-def attention(t: Builder, x: Tensor, d: Dims, cos: Tensor, sin: Tensor, mask: Tensor | None) -> Tensor:
+def attention(t: Builder, x: Tensor, d: Dims, v: Variant, at: Position) -> Tensor:
     """X [B, S, H] to [B, S, H]."""
-    q = t.split_heads(t.linear("q_proj", x, d.heads * d.head_size, bias=d.attention_bias), d.heads, d.head_size)
-    k = t.split_heads(t.linear("k_proj", x, d.kv_heads * d.head_size, bias=d.attention_bias), d.kv_heads, d.head_size)
-    v = t.split_heads(t.linear("v_proj", x, d.kv_heads * d.head_size, bias=d.attention_bias), d.kv_heads, d.head_size)
-    q, k = t.apply_rotary_pos_emb(q, k, cos, sin)
-    k, v = t.cache_key_values(k, v)
-    out = t.attention(q, k, v, mask=mask)
+    query = _heads(t, "q", t.linear("q_proj", x, d.heads * d.head_size, bias=v.qkv_bias), d.heads, d, v)
+    key = _heads(t, "k", t.linear("k_proj", x, d.kv_heads * d.head_size, bias=v.qkv_bias), d.kv_heads, d, v)
+    value = t.split_heads(t.linear("v_proj", x, d.kv_heads * d.head_size, bias=v.qkv_bias), d.kv_heads, d.head_size)
+    if v.rotated[at.index]:
+        query, key = t.apply_rotary_pos_emb(query, key, at.cos, at.sin)
+    key, value = t.cache_key_values(key, value)
+    out = t.attention(query, key, value, mask=at.mask, dropout=d.attention_dropout)
     out = t.view(out, (*x.shape[:-1], d.heads * d.head_size))
-    return t.linear("o_proj", out, d.hidden, bias=d.output_bias)
+    return t.linear("o_proj", out, d.hidden, bias=v.output_bias)
 
 
-def mlp(t: Builder, x: Tensor, d: Dims) -> Tensor:
-    """The gated MLP: x [B, S, H] to [B, S, H]."""
-    return t.linear(
-        "down_proj",
-        t.activation(d.activation, t.linear("gate_proj", x, d.intermediate, bias=d.mlp_bias))
-        * t.linear("up_proj", x, d.intermediate, bias=d.mlp_bias),
-        d.hidden,
-        bias=d.mlp_bias,
+def _heads(t: Builder, name: str, x: Tensor, heads: Dim, d: Dims, v: Variant) -> Tensor:
+    if not v.qk_norm:
+        return t.split_heads(x, heads, d.head_size)
+    return split_normed_heads(
+        t, x, heads, d.head_size, lambda h: t.rms_norm(f"{name}_norm", h, class_name=v.norm_class)
     )
 
 
-def decoder_layer(t: Builder, x: Tensor, d: Dims, cos: Tensor, sin: Tensor, mask: Tensor | None) -> Tensor:
+def decoder_layer(t: Builder, x: Tensor, d: Dims, v: Variant, at: Position) -> Tensor:
     """One layer: x [B, S, H] to [B, S, H]."""
     residual = x
-    x = t.rms_norm("input_layernorm", x, class_name="LlamaRMSNorm")
-    x = t.call("self_attn", lambda t, h: attention(t, h, d, cos, sin, mask), x)
-    x = residual + x
+    x = t.rms_norm("input_layernorm", x, class_name=v.norm_class)
+    x = t.call("self_attn", lambda t, h: attention(t, h, d, v, at), x)
+    x = residual + (ops.scale(t, x) if v.scaled else x)
     residual = x
-    x = t.rms_norm("post_attention_layernorm", x, class_name="LlamaRMSNorm")
-    x = t.call("mlp", lambda t, h: mlp(t, h, d), x)
-    return residual + x
+    x = t.rms_norm("post_attention_layernorm", x, class_name=v.norm_class)
+    x = t.call("mlp", lambda t, h: gated_mlp(t, h, d, bias=v.mlp_bias), x)
+    return residual + (ops.scale(t, x) if v.scaled else x)
 
 
 def model(t: Builder, config: Mapping[str, Any]) -> Tensor:
     """The decoder without a head: [B, S, H]."""
-    d = dims(config)
-    inputs_embeds = t.input_embedding("embed_tokens", (t.batch, t.sequence), d.vocabulary, d.hidden)
-    position_ids = t.position_ids(t.sequence)
-    mask = t.causal_mask(inputs_embeds.dtype)
-    x = inputs_embeds
-    cos, sin = t.rotary_table(x.dtype, d.head_size, t.sequence)
-    x = t.layers("layers", d.layers, lambda t, h, _: decoder_layer(t, h, d, cos, sin, mask), x)
-    x = t.rms_norm("norm", x, class_name="LlamaRMSNorm")
-    del position_ids, inputs_embeds
-    return x
+    d, v = dims(config), variant(config)
+    return decoder(
+        t,
+        config,
+        lambda t, h, at: decoder_layer(t, h, d, v, at),
+        lambda t, name, h: t.rms_norm(name, h, class_name=v.norm_class),
+        embed=ops.scale if v.scaled else None,
+        kind=lambda index: v.rotated[index],
+    )
 
 
 def forward(t: Builder, config: Mapping[str, Any], head: Head) -> Tensor:
     """The decoder under its head; returns the loss."""
+    scaled = config["model_type"] == "granite"
+    return with_head(t, lambda t: model(t, config), config, head, finish=_divide if scaled else None)
 
-    def body(t: Builder) -> Tensor:
-        return model(t, config)
 
-    if head.task is Task.CAUSAL_LM:
-        return causal_lm(t, body, config, base="model", embedding="embed_tokens")
-    if head.task is Task.SEQUENCE_CLASSIFICATION:
-        return sequence_classification(t, body, head, base="model")
-    return token_classification(t, body, head, base="model")
+def _divide(t: Builder, logits: Tensor) -> Tensor:
+    return ops.scale(t, logits, "div")
 
 
 FAMILY = Family(
     forward,
     "model",
-    (Task.CAUSAL_LM, Task.SEQUENCE_CLASSIFICATION, Task.TOKEN_CLASSIFICATION),
+    TEXT_TASKS,
     walked=frozenset({"llama", "mistral"}),
+    missing={"granite": frozenset({Task.SEQUENCE_CLASSIFICATION, Task.TOKEN_CLASSIFICATION})},
 )

@@ -1,0 +1,200 @@
+"""What the decoder-only families share: sizes, rotary embedding, the gated MLP, the frame around the layers, heads.
+
+Symbols: B micro batch, S sequence length, H hidden size, A attention heads, K key/value heads, D head size,
+I intermediate size, V vocabulary, L layers.
+
+Source: transformers 5.23 models/llama/modeling_llama.py, from which the modular files of the others derive, and
+modeling_layers.py (heads).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from memplan.dtypes import DType
+from memplan.families import Head
+from memplan.families.heads import Finish, causal_lm, sequence_classification, token_classification
+from memplan.recipe import Task
+from memplan.step.builder import Builder
+from memplan.step.masks import layer_masks, mask_kind
+from memplan.step.tensor import Dim, Tensor
+
+Norm = Callable[[Builder, str, Tensor], Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Dims:
+    """The sizes of one decoder, with their symbols.
+
+    Attributes:
+        rotary_size: how many of the D elements of a head are rotated.
+        attention_dropout: probability, in training.
+    """
+
+    hidden: Dim
+    heads: Dim
+    kv_heads: Dim
+    head_size: Dim
+    rotary_size: int
+    intermediate: Dim
+    vocabulary: Dim
+    layers: int
+    activation: str
+    attention_dropout: float
+
+
+def dims(config: Mapping[str, Any]) -> Dims:
+    """Read the sizes from a normalised config."""
+    heads, head_size = config["num_attention_heads"], config["head_dim"]
+    rotary_factor = config["rope_parameters"].get("partial_rotary_factor", 1.0)
+    return Dims(
+        hidden=Dim(config["hidden_size"], "H"),
+        heads=Dim(heads, "A"),
+        kv_heads=Dim(config.get("num_key_value_heads") or heads, "K"),
+        head_size=Dim(head_size, "D"),
+        rotary_size=int(head_size * rotary_factor),
+        intermediate=Dim(config["intermediate_size"], "I"),
+        vocabulary=Dim(config["vocab_size"], "V"),
+        layers=config["num_hidden_layers"],
+        activation=config.get("hidden_act") or config["hidden_activation"],
+        attention_dropout=config.get("attention_dropout", 0.0),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """What a layer's attention gets from the model: the rotary table and its mask.
+
+    Attributes:
+        cos, sin: [1, S, D] each.
+        mask: None where the kernel is causal by itself.
+        index: of the layer.
+        position_ids: every layer is given them, so a checkpointed layer keeps them until its backward.
+    """
+
+    cos: Tensor
+    sin: Tensor
+    mask: Tensor | None
+    index: int
+    position_ids: Tensor
+
+
+Layer = Callable[[Builder, Tensor, Position], Tensor]
+
+
+def rotary_embedding(
+    t: Builder, dtype: DType, size: int, *, name: str = "rotary_emb", prefix: str = ""
+) -> tuple[Tensor, Tensor]:
+    """The module that makes cos and sin [1, S, size]; its frequencies are buffers."""
+
+    def forward(t: Builder) -> tuple[Tensor, Tensor]:
+        t.buffer(f"{prefix}inv_freq", (size // 2,))
+        t.buffer(f"{prefix}original_inv_freq", (size // 2,))
+        return t.rotary_table(dtype, size, t.sequence)
+
+    return t.call(name, forward)
+
+
+def decoder(
+    t: Builder,
+    config: Mapping[str, Any],
+    layer: Layer,
+    norm: Norm,
+    *,
+    embed: Callable[[Builder, Tensor], Tensor] | None = None,
+    dropout: float = 0.0,
+    table_dtype: DType | None = None,
+    kind: Callable[[int], object] | None = None,
+    final_norm: str = "norm",
+    embedding_class: str = "Embedding",
+) -> Tensor:
+    """`LlamaModel.forward`: embeddings, the layers, the last norm: [B, S, H].
+
+    Args:
+        t: the tape.
+        config: normalised.
+        layer: one decoder layer.
+        norm: the class of the last norm, called with (tape, name, x).
+        embed: what is done to the embeddings as soon as they are looked up.
+        dropout: probability on the embeddings before the layers.
+        table_dtype: of cos and sin, where it is not that of the hidden states.
+        kind: what distinguishes layers beyond their parameters and the kind of their mask.
+        final_norm: name of the last norm.
+        embedding_class: torch class of `embed_tokens`.
+    """
+    d = dims(config)
+    shape = (t.batch, t.sequence)
+    inputs_embeds = t.input_embedding("embed_tokens", shape, d.vocabulary, d.hidden, class_name=embedding_class)
+    if embed is not None:
+        inputs_embeds = embed(t, inputs_embeds)
+    position_ids = t.position_ids(t.sequence)
+    masks = layer_masks(t, inputs_embeds.dtype, config)
+    x = t.dropout(inputs_embeds, dropout)
+    cos, sin = rotary_embedding(t, table_dtype or x.dtype, d.rotary_size)
+    x = t.layers(
+        "layers",
+        d.layers,
+        lambda t, h, index: layer(t, h, Position(cos, sin, masks[index], index, position_ids)),
+        x,
+        kind=lambda index: (mask_kind(config, index), kind(index) if kind else None),
+    )
+    return norm(t, final_norm, x)
+
+
+def split_normed_heads(t: Builder, x: Tensor, heads: Dim, head_size: Dim, norm: Callable[[Tensor], Tensor]) -> Tensor:
+    """[B, S, A·D] viewed as [B, S, A, D], normed there, and turned to [B, A, S, D] (Qwen3)."""
+    x = norm(t.view(x, (*x.shape[:-1], heads, head_size)))
+    return t.view(x, (x.shape[0], heads, x.shape[1], head_size), by_token=True)
+
+
+def gated_mlp(t: Builder, x: Tensor, d: Dims, *, width: int | None = None, bias: bool = False) -> Tensor:
+    """`LlamaMLP`: down(act(gate(x)) * up(x)), x [..., H] to [..., H]; `width` is I unless given."""
+    width = width or d.intermediate
+    return t.linear(
+        "down_proj",
+        t.activation(d.activation, t.linear("gate_proj", x, width, bias=bias))
+        * t.linear("up_proj", x, width, bias=bias),
+        d.hidden,
+        bias=bias,
+    )
+
+
+def with_head(
+    t: Builder,
+    body: Callable[[Builder], Tensor],
+    config: Mapping[str, Any],
+    head: Head,
+    *,
+    bias: bool = False,
+    finish: Finish | None = None,
+) -> Tensor:
+    """The decoder `body` as the headless model, or as `model` under a head; returns the loss.
+
+    Args:
+        t: the tape.
+        body: the decoder without a head.
+        config: normalised.
+        head: which head.
+        bias: whether `lm_head` has one.
+        finish: what is done to the logits before the loss.
+    """
+    if head.task is Task.FEATURE_EXTRACTION:
+        return body(t)
+    if head.task is Task.CAUSAL_LM:
+        return causal_lm(t, body, config, base="model", embedding="embed_tokens", bias=bias, finish=finish)
+    if head.task is Task.SEQUENCE_CLASSIFICATION:
+        return sequence_classification(t, body, head, base="model")
+    return token_classification(t, body, head, base="model", dropout=classifier_dropout(config))
+
+
+def classifier_dropout(config: Mapping[str, Any]) -> float:
+    """Probability in front of a token classifier (modeling_layers.py, `GenericForTokenClassification`)."""
+    for key in ("classifier_dropout", "hidden_dropout"):
+        if config.get(key) is not None:
+            return float(config[key])
+    return 0.1
+
+
+TEXT_TASKS = (Task.CAUSAL_LM, Task.SEQUENCE_CLASSIFICATION, Task.TOKEN_CLASSIFICATION, Task.FEATURE_EXTRACTION)

@@ -1,0 +1,70 @@
+"""The mask of sliding-window attention, and which mask each decoder layer gets.
+
+Symbols: B micro batch, S sequence length.
+
+Source: transformers 5.23 masking_utils.py (`create_sliding_window_causal_mask`, `sdpa_mask`,
+`_ignore_causal_mask_sdpa`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from memplan.dtypes import DType
+from memplan.step.attention import AttentionOps
+from memplan.step.tensor import Tensor
+
+
+def sliding_window_mask(t: AttentionOps, dtype: DType, window: int) -> Tensor | None:
+    """What `create_sliding_window_causal_mask` returns: the plain causal mask below the window's length.
+
+    Flash attention takes the window as a number. For sdpa the mask is boolean [B, 1, S, S], expanded over the batch
+    unless there is padding; for eager attention it is additive in `dtype`.
+    """
+    settings = t.settings
+    if settings.attn_implementation == "flash_attention_2":
+        return None
+    if settings.attn_implementation == "sdpa" and t.sequence < window:
+        return t.causal_mask(dtype)
+    square = (1, 1, t.sequence, t.sequence)
+    positions = [t.alloc((t.sequence,), DType.INT64, "add") for _ in range(2)]
+    allowed = _both(t, t.new(square, DType.BOOL, "gt"), t.new(square, DType.BOOL, "le"))
+    if settings.padding:
+        batched = t.new((t.batch, 1, t.sequence, t.sequence), DType.BOOL, "bitwise_and")
+        del allowed
+        allowed = batched
+        del batched
+    del positions
+    if settings.attn_implementation == "eager":
+        return t.new((t.batch, 1, t.sequence, t.sequence), dtype, "where")
+    return allowed
+
+
+def _both(t: AttentionOps, a: Tensor, b: Tensor) -> Tensor:
+    return t.new(a.shape, DType.BOOL, "bitwise_and")
+
+
+def layer_masks(t: AttentionOps, dtype: DType, config: Mapping[str, Any]) -> list[Tensor | None]:
+    """The mask of every layer, as `layer_types` or a window for all layers choose it; layers of one type share one.
+
+    Args:
+        t: the tape.
+        dtype: of the embeddings; additive masks have it.
+        config: normalised; `layer_types` and `sliding_window` may be absent.
+    """
+    window: int | None = config.get("sliding_window")
+    types = config.get("layer_types")
+    if not types:
+        mask = sliding_window_mask(t, dtype, window) if window else t.causal_mask(dtype)
+        return [mask] * config["num_hidden_layers"]
+    masks = {"full_attention": t.causal_mask(dtype)}
+    if "sliding_attention" in types and window:
+        masks["sliding_attention"] = sliding_window_mask(t, dtype, window)
+    return [masks[layer_type] for layer_type in types]
+
+
+def mask_kind(config: Mapping[str, Any], index: int) -> str:
+    """What distinguishes the attention of layer `index` from that of others."""
+    types = config.get("layer_types")
+    return str(types[index]) if types else ""
