@@ -70,6 +70,10 @@ _MODULES: dict[str, str] = {
     "opt": "opt",
     "bloom": "bloom",
     "falcon": "falcon",
+    "bert": "bert",
+    "roberta": "roberta",
+    "xlm-roberta": "roberta",
+    "distilbert": "distilbert",
     "qwen2": "llama",
     "qwen3": "llama",
     "smollm3": "llama",
@@ -81,6 +85,9 @@ _MODULES: dict[str, str] = {
     "starcoder2": "starcoder2",
     "phi": "phi",
     "cohere": "cohere",
+    "gemma": "gemma",
+    "gemma2": "gemma",
+    "gemma3_text": "gemma",
 }
 
 

@@ -1,0 +1,60 @@
+"""What encoders do differently from decoders: masks over all positions, softmax in the input's type, first-token pooling.
+
+Symbols: B micro batch, S query length, T key length, H hidden size, A attention heads, D head size, V vocabulary.
+
+Sources: transformers 5.23 masking_utils.py (`create_bidirectional_mask`), models/bert/modeling_bert.py
+(`eager_attention_forward`, `BertPooler`), torch 2.13 autocast_mode.cpp (softmax and cross_entropy run in float32).
+"""
+
+from __future__ import annotations
+
+from memplan.dtypes import DType
+from memplan.estimate import Component
+from memplan.step import ops
+from memplan.step.attention import AttentionOps, autocast_matmul, detached
+from memplan.step.loss import LossOps, cross_entropy
+from memplan.step.matmul import merge_heads, repeat_kv, require_contiguous_gradient, softmax, transpose_last
+from memplan.step.split import narrow
+from memplan.step.tensor import Tensor
+
+
+def bidirectional_mask(t: AttentionOps, dtype: DType, length: int, key_length: int) -> Tensor | None:
+    """None without padding; else boolean [B, 1, S, T] for sdpa, additive for eager attention."""
+    settings = t.settings
+    if not settings.padding or settings.attn_implementation == "flash_attention_2":
+        return None
+    allowed = t.new((t.batch, 1, length, key_length), DType.BOOL, "bitwise_and")
+    if settings.attn_implementation == "sdpa":
+        return allowed
+    mask = t.new((t.batch, 1, length, key_length), dtype, "where")
+    del allowed
+    return mask
+
+
+def attend(t: AttentionOps, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
+    """Attention whose eager form takes the softmax in the scores' own type: q [B, A, S, D], k, v [B, K, T, D] to [B, S, A, D]."""
+    if t.settings.attn_implementation != "eager":
+        return t.attention(q, k, v, mask=mask, dropout=dropout)
+    batch, heads, length, size = q.shape
+    key, value = repeat_kv(t, k, heads), repeat_kv(t, v, heads)
+    weights = ops.scale(t, autocast_matmul(t, q, transpose_last(t, key), (batch, heads, length, k.shape[2])))
+    if mask is not None:
+        weights = weights + mask
+    weights = ops.to(t, softmax(t, weights, DType.FLOAT32 if t.settings.autocast else weights.dtype), v.dtype)
+    weights = ops.dropout(t, weights, dropout)
+    out = require_contiguous_gradient(t, autocast_matmul(t, weights, value, (batch, heads, length, size)))
+    return merge_heads(t, out)
+
+
+def first_token(t: AttentionOps, x: Tensor) -> Tensor:
+    """`x[:, 0]`: [B, S, H] to [B, H]."""
+    return narrow(t, x, (x.shape[0], x.shape[2]), "select")
+
+
+def masked_lm_loss(t: LossOps, logits: Tensor) -> Tensor:
+    """`CrossEntropyLoss()(logits.view(-1, V), labels.view(-1))`: in the logits' own type, in float32 under autocast."""
+    t.outputs.append(detached(logits))
+    with t.component(Component.LOGITS_AND_LOSS):
+        rows = logits.shape[0] * logits.shape[1]
+        flat = t.view(logits, (rows, logits.shape[2]))
+        return cross_entropy(t, ops.to(t, flat, DType.FLOAT32) if t.settings.autocast else flat, None)
