@@ -1,0 +1,194 @@
+"""Applies a PEFT method that wraps layers: find the targets, add the tensors, copy `modules_to_save`, mark what trains.
+
+Source: peft/tuners/tuners_utils.py, BaseTuner.inject_adapter, and the wrappers of peft/peft_model.py (PEFT 0.21.2).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from memplan.errors import InvalidValueError
+from memplan.families.architecture import Architecture, ModuleKind
+from memplan.methods import lora
+from memplan.methods.adaptation import Adaptation
+from memplan.methods.config import config_class, default_target_modules
+from memplan.methods.experts import inject_parameters, rename_experts
+from memplan.methods.state import ModelState
+from memplan.methods.targets import ALL_LINEAR, Matcher, all_linear, module_paths, no_match
+from memplan.methods.tokens import save_token_rows
+from memplan.methods.tuner import Target, Tuner
+from memplan.step.site import LoraSite
+
+# peft/peft_model.py: PeftModelForSequenceClassification adds these before it looks for targets,
+# PeftModelForTokenClassification and PeftModelForQuestionAnswering after.
+_CLASSIFIER_NAMES = ["classifier", "score"]
+_QUESTION_ANSWERING_NAMES = ["qa_outputs"]
+
+
+def head_names(config: dict[str, Any]) -> list[str]:
+    """Module names that PEFT adds to `modules_to_save` for the task."""
+    if "modules_to_save" not in config:
+        return []
+    if config["task_type"] in ("SEQ_CLS", "TOKEN_CLS"):
+        return _CLASSIFIER_NAMES
+    return _QUESTION_ANSWERING_NAMES if config["task_type"] == "QUESTION_ANS" else []
+
+
+def apply_tuner(method: str, tuner: Tuner, state: ModelState, config: dict[str, Any]) -> Adaptation:
+    """The model under a method that wraps layers.
+
+    Args:
+        method: canonical name.
+        tuner: what the method adds to one layer.
+        state: the base model; changed in place.
+        config: resolved adapter config.
+
+    Raises:
+        InvalidValueError: targets or `modules_to_save` that match nothing, a module that the method cannot wrap, a
+            rank larger than the layer.
+    """
+    architecture = state.architecture
+    if tuner.check is not None:
+        tuner.check(config)
+    given_saves = config.get("modules_to_save")
+    config = prepare_targets(architecture, config)
+    targets = find_targets(tuner, state, config)
+    check_ranks(tuner, targets, config)
+    shared = tuner.shared(targets, config) if tuner.shared is not None else []
+    for weight in shared:
+        state.add("base_model", "", weight, state.layer_dtype(targets[0].module))
+    sites: dict[str, LoraSite] = {}
+    unwalked = [tuner.unwalked] if tuner.unwalked else []
+    for target in targets:
+        state.inject(target.module, tuner.weights(target, config))
+        if tuner is lora.TUNER:
+            dtype = state.cast(lora.weights(target, config)[0], target.dtype)
+            site = lora.site(target, config, dtype)
+            if site is not None:
+                sites[target.path] = site
+            unwalked += [words] if (words := lora.unwalked(target, config)) else []
+    if tuner is lora.TUNER and inject_parameters(state, config):
+        unwalked.append("LoRA on expert parameters")
+    elif not targets:
+        raise no_match("peft.target_modules", config["target_modules"], architecture)
+    state.train_biases(config.get("bias") or "none")
+    saved = finish(state, config, given_saves)
+    if config.get("trainable_token_indices") is not None:
+        unwalked.append("trainable tokens")
+    if any(path == target.path or target.path.startswith(f"{path}.") for path in saved for target in targets):
+        unwalked.append("an adapter inside a module of modules_to_save")
+    return Adaptation(
+        method=method,
+        peft=config,
+        trainable_base=state.trainable_base(),
+        added=state.added(),
+        buffers=tuple(state.buffers),
+        lora={
+            path: site for path, site in sites.items() if not any(path == s or path.startswith(f"{s}.") for s in saved)
+        },
+        unwalked=tuple(dict.fromkeys(unwalked)),
+    )
+
+
+def finish(state: ModelState, config: dict[str, Any], given: list[str] | None) -> list[str]:
+    """Copy `modules_to_save`, and the heads that PEFT trains by task; returns the paths copied.
+
+    Raises:
+        InvalidValueError: a name in `modules_to_save` that matches nothing.
+    """
+    names = [*(given or ()), *head_names(config)]
+    saved = state.save_modules(names)
+    for name in given or ():
+        if not any(path.endswith(name) for path in module_paths(state.architecture)):
+            raise no_match("peft.modules_to_save", name, state.architecture)
+    save_token_rows(state, config)
+    if "modules_to_save" in config and names:
+        config["modules_to_save"] = names
+    return saved
+
+
+def prepare_targets(architecture: Architecture, config: dict[str, Any]) -> dict[str, Any]:
+    """The config with PEFT's own targets filled in, heads protected, and `all-linear` spelled out."""
+    config = dict(config)
+    peft_type = config["peft_type"]
+    if peft_type == "LORA":
+        config = rename_experts(architecture, config)
+    if config["target_modules"] is None:
+        config["target_modules"] = default_target_modules(peft_type, architecture.model_type)
+        if config["target_modules"] is None and not config.get("target_parameters"):
+            names = list(dict.fromkeys(module.name for module in architecture.modules))
+            raise InvalidValueError(
+                "peft.target_modules",
+                None,
+                f"PEFT has no default for {architecture.model_type} in {config_class(peft_type)}: name the modules",
+                hint="its modules: " + ", ".join(names[:24]),
+            )
+    targets = config["target_modules"]
+    if isinstance(targets, str) and targets.lower() == ALL_LINEAR:
+        config["all_linear"] = True
+        config["target_modules"] = all_linear(architecture, config["task_type"])
+    return config
+
+
+def find_targets(tuner: Tuner, state: ModelState, config: dict[str, Any]) -> list[Target]:
+    """Modules that the config targets, in the order of the forward pass.
+
+    Raises:
+        InvalidValueError: one of them is of a kind that the method cannot wrap.
+    """
+    if config["target_modules"] is None:
+        return []
+    architecture = state.architecture
+    protected = list(config.get("modules_to_save") or ())
+    if config["task_type"] == "SEQ_CLS":
+        protected += head_names(config)
+    matcher = Matcher(config, protected)
+    for path in sorted(architecture.containers):
+        if path not in architecture.by_path and matcher.targets(path):
+            raise InvalidValueError(
+                "peft.target_modules",
+                path,
+                "it is a container of modules, not a layer",
+                hint="name the layers inside it",
+            )
+    found: list[Target] = []
+    for module in architecture.modules:
+        if not module.path or not matcher.targets(module.path):
+            continue
+        if module.kind not in tuner.kinds:
+            kinds = ", ".join(sorted(kind.value for kind in tuner.kinds))
+            raise InvalidValueError(
+                "peft.target_modules",
+                module.path,
+                f"it is a {module.class_name or module.kind.value}; {config['peft_type']} adapts: {kinds}",
+            )
+        found.append(Target(module, state.layer_dtype(module), len(found)))
+    return found
+
+
+def check_ranks(tuner: Tuner, targets: list[Target], config: dict[str, Any]) -> None:
+    """Refuse a rank larger than the layer: B A of that rank holds more than the layer itself.
+
+    PEFT builds such layers. Under `all-linear` it is the user's intent only if no layer has that rank, because the
+    shorthand also finds heads of a few labels and gates with one output.
+
+    Raises:
+        InvalidValueError: names the layer.
+    """
+    if not tuner.rank:
+        return
+    wide = [
+        (target, rank, min(target.in_features, target.out_features))
+        for target in targets
+        if target.kind is not ModuleKind.CONV
+        and (rank := lora.rank_of({"r": config[tuner.rank], "rank_pattern": config.get("rank_pattern")}, target.path))
+        > min(target.in_features, target.out_features)
+    ]
+    if not wide or (config.get("all_linear") and len(wide) < len(targets)):
+        return
+    target, rank, limit = wide[0]
+    raise InvalidValueError(
+        f"peft.{tuner.rank}",
+        rank,
+        f"at most {limit} for {target.path}, which is {target.in_features} x {target.out_features}",
+    )

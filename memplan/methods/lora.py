@@ -1,0 +1,203 @@
+"""LoRA and its variants: DoRA, rsLoRA, initialisations, biases, embeddings, convolutions and expert parameters.
+
+Symbols: r rank, E experts.
+
+Source: peft/tuners/lora/{layer,model,variants,dora}.py (PEFT 0.21.2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from memplan.errors import InvalidValueError, UnsupportedError
+from memplan.families.architecture import ModuleKind
+from memplan.methods.state import Weight
+from memplan.methods.targets import pattern_value
+from memplan.methods.tuner import Config, Target, Tuner
+from memplan.step.site import LoraSite
+
+KINDS = frozenset({ModuleKind.LINEAR, ModuleKind.CONV1D, ModuleKind.EMBEDDING, ModuleKind.CONV})
+
+# LoraConfig fields that change more than values, and which memplan has no count for.
+_NOT_COVERED = {
+    "layer_replication": "layers that are replicated with shared weights",
+    "arrow_config": "Arrow, which routes between trained adapters",
+    "monteclora_config": "the samplers of MonteCLoRA",
+    "megatron_config": "Megatron's parallel layers",
+}
+
+# Variants by their config key (LoraLayer.lora_variants); at most one can be active on a layer.
+_LINEAR_VARIANTS = ("use_dora", "use_bdlora", "alora_invocation_tokens", "velora_config", "kasa_config")
+
+_INITS = ("gaussian", "olora", "loftq", "eva", "corda", "orthogonal", "lora_ga", "mica", "pissa")
+
+# How the step changes, for each variant; plain LoRA is in the walk.
+_UNWALKED = {
+    "use_dora": "DoRA's weight norm",
+    "use_bdlora": "BD-LoRA's block-diagonal factors",
+    "alora_invocation_tokens": "activated LoRA's invocation mask",
+    "velora_config": "VeLoRA's compressed activations",
+    "kasa_config": "KaSA's diagonal",
+}
+
+
+def rank_of(config: Config, path: str) -> int:
+    """The rank of a module: `rank_pattern` first, then `r`."""
+    rank = pattern_value(config.get("rank_pattern"), path, config["r"])
+    if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
+        raise InvalidValueError("peft.rank_pattern", rank, "a positive integer for each pattern")
+    return rank
+
+
+def check(config: Config) -> None:
+    """Refuse what PEFT refuses, and what memplan does not cover.
+
+    Raises:
+        InvalidValueError, UnsupportedError: see the message.
+    """
+    for key, words in _NOT_COVERED.items():
+        if config.get(key):
+            raise UnsupportedError(f"LoRA with {key} is not covered", hint=f"{words} are not counted yet")
+    init = config["init_lora_weights"]
+    known = init in (True, False, None) or (
+        isinstance(init, str) and (init.lower() in _INITS or init.startswith("pissa_niter_"))
+    )
+    if not known:
+        raise InvalidValueError(
+            "peft.init_lora_weights", init, "true, false, " + ", ".join(_INITS) + " or pissa_niter_<n>"
+        )
+    active = [key for key in _LINEAR_VARIANTS if config.get(key)] + (["mica"] if init == "mica" else [])
+    if len(active) > 1:
+        raise InvalidValueError("peft", active, "PEFT combines no two of these LoRA variants")
+    if config.get("ensure_weight_tying") and config.get("target_modules") and not config.get("modules_to_save"):
+        raise UnsupportedError("LoRA with ensure_weight_tying on target_modules is not covered")
+
+
+def _linear(target: Target, config: Config, rank: int) -> list[Weight]:
+    trained_b = config["init_lora_weights"] != "mica"
+    a = (rank, target.in_features)
+    b = (target.out_features, rank)
+    blocks = config.get("use_bdlora")
+    if blocks:
+        a, b = _block_diagonal(target, dict(blocks), a, b)
+    weights = [Weight("lora_A.default.weight", a), Weight("lora_B.default.weight", b, trainable=trained_b)]
+    if config["lora_bias"]:
+        weights.append(Weight("lora_B.default.bias", (target.out_features,)))
+    if config["use_dora"]:
+        weights.append(Weight("lora_magnitude_vector.default.weight", (target.out_features,)))
+    if config.get("kasa_config"):
+        weights.append(Weight("lora_diag.default", (rank,)))
+    velora = config.get("velora_config")
+    if velora:
+        groups = int(velora.get("num_groups", 64))
+        weights.append(Weight("lora_velora_embed.default", (target.in_features // groups,), parameter=False))
+    return weights
+
+
+def _block_diagonal(
+    target: Target, options: Mapping[str, Any], a: tuple[int, int], b: tuple[int, int]
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    blocks = int(options.get("nblocks", 1))
+    in_a = any(name in target.path for name in options.get("target_modules_bd_a") or ())
+    in_b = any(name in target.path for name in options.get("target_modules_bd_b") or ())
+    if in_a and in_b:
+        raise InvalidValueError(
+            "peft.use_bdlora", target.path, "a module can match target_modules_bd_a or _b, not both"
+        )
+    if not (in_a or in_b) and options.get("match_strict", True):
+        raise InvalidValueError(
+            "peft.use_bdlora", target.path, "matches neither list; set match_strict to false to mix"
+        )
+    sizes = a if in_a else b
+    if (in_a or in_b) and any(size % blocks for size in sizes):
+        raise InvalidValueError(
+            "peft.use_bdlora", blocks, f"nblocks must divide {sizes[0]} and {sizes[1]} of {target.path}"
+        )
+    return ((a[0], a[1] // blocks) if in_a else a), ((b[0], b[1] // blocks) if in_b else b)
+
+
+def _embedding(target: Target, config: Config, rank: int) -> list[Weight]:
+    if config["lora_bias"]:
+        raise InvalidValueError("peft.lora_bias", True, f"PEFT has no bias for an embedding such as {target.path}")
+    trained_b = config["init_lora_weights"] != "mica"
+    weights = [
+        Weight("lora_embedding_A.default", (rank, target.in_features)),
+        Weight("lora_embedding_B.default", (target.out_features, rank), trainable=trained_b),
+    ]
+    if config["use_dora"]:
+        weights.append(Weight("lora_magnitude_vector.default.weight", (target.out_features,)))
+    return weights
+
+
+def _conv(target: Target, config: Config, rank: int) -> list[Weight]:
+    kernel = target.weight_shape[2:]
+    groups = target.in_features // target.weight_shape[1]
+    if rank % groups:
+        raise InvalidValueError("peft.r", rank, f"a multiple of the {groups} groups of {target.path}")
+    ones = (1,) * len(kernel)
+    weights = [
+        Weight("lora_A.default.weight", (rank, target.in_features, *kernel)),
+        Weight("lora_B.default.weight", (target.out_features, rank // groups, *ones)),
+    ]
+    if config["lora_bias"]:
+        weights.append(Weight("lora_B.default.bias", (target.out_features,)))
+    if config["use_dora"]:
+        weights.append(Weight("lora_magnitude_vector.default.weight", (1, target.out_features, *ones)))
+    return weights
+
+
+def weights(target: Target, config: Config) -> list[Weight]:
+    """The factors of one layer: A [r, in] and B [out, r] of a linear layer, A [r, vocabulary] of an embedding."""
+    rank = rank_of(config, target.path)
+    if target.kind is ModuleKind.EMBEDDING:
+        return _embedding(target, config, rank)
+    if target.kind is ModuleKind.CONV:
+        return _conv(target, config, rank)
+    return _linear(target, config, rank)
+
+
+def expert_weights(shape: tuple[int, ...], rank: int, *, transposed: bool) -> tuple[Weight, Weight]:
+    """Factors of one parameter in `target_parameters`: A [r E, in], B [out, r E].
+
+    Args:
+        shape: [E, out, in], or [E, in, out] if `transposed`, or [out, in].
+        rank: r.
+        transposed: the experts class stores its weights as [in, out].
+
+    Raises:
+        InvalidValueError: PEFT adapts parameters of two and three dimensions only.
+    """
+    if len(shape) == 3:
+        experts, first, second = shape
+        inputs, outputs = (first, second) if transposed else (second, first)
+    elif len(shape) == 2:
+        experts, (outputs, inputs) = 1, shape
+    else:
+        raise InvalidValueError("peft.target_parameters", shape, "a parameter of two or three dimensions")
+    return (
+        Weight("lora_A.default.weight", (rank * experts, inputs)),
+        Weight("lora_B.default.weight", (outputs, rank * experts)),
+    )
+
+
+def site(target: Target, config: Config, dtype: Any) -> LoraSite | None:
+    """The site of plain LoRA on a linear layer; None for anything that the walk does not know."""
+    variant = any(config.get(key) for key in _LINEAR_VARIANTS)
+    if target.kind is not ModuleKind.LINEAR or variant or config["init_lora_weights"] == "mica":
+        return None
+    return LoraSite(rank_of(config, target.path), float(config["lora_dropout"]), dtype, bool(config["lora_bias"]))
+
+
+def unwalked(target: Target, config: Config) -> str | None:
+    """What LoRA does on a layer beyond the walk, in words."""
+    for key, words in _UNWALKED.items():
+        if config.get(key):
+            return words
+    if config["init_lora_weights"] == "mica":
+        return "MiCA's frozen B"
+    names = {ModuleKind.EMBEDDING: "an embedding", ModuleKind.CONV1D: "a Conv1D", ModuleKind.CONV: "a convolution"}
+    return f"LoRA on {names[target.kind]}" if target.kind in names else None
+
+
+TUNER = Tuner(KINDS, weights, "", rank="r", check=check)
