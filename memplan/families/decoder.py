@@ -9,7 +9,7 @@ modeling_layers.py (heads).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,19 +82,64 @@ class Position:
 
 
 Layer = Callable[[Builder, Tensor, Position], Tensor]
+Tables = Callable[[Builder, DType], Sequence[tuple[Tensor, Tensor]]]
 
 
-def rotary_embedding(
-    t: Builder, dtype: DType, size: int, *, name: str = "rotary_emb", prefix: str = ""
-) -> tuple[Tensor, Tensor]:
-    """The module that makes cos and sin [1, S, size]; its frequencies are buffers."""
+def rotary_embedding(t: Builder, dtype: DType, size: int, *, prefix: str = "") -> tuple[Tensor, Tensor]:
+    """`rotary_emb`: cos and sin [1, S, size]; its frequencies are buffers, whose names `prefix` begins."""
 
     def forward(t: Builder) -> tuple[Tensor, Tensor]:
         t.buffer(f"{prefix}inv_freq", (size // 2,))
         t.buffer(f"{prefix}original_inv_freq", (size // 2,))
         return t.rotary_table(dtype, size, t.sequence)
 
-    return t.call(name, forward)
+    return t.call("rotary_emb", forward)
+
+
+def embed_tokens(t: Builder, config: Mapping[str, Any], *, class_name: str = "Embedding") -> Tensor:
+    """The input embedding: [B, S, H]."""
+    d = dims(config)
+    return t.input_embedding("embed_tokens", (t.batch, t.sequence), d.vocabulary, d.hidden, class_name=class_name)
+
+
+def decoder_layers(
+    t: Builder,
+    inputs_embeds: Tensor,
+    config: Mapping[str, Any],
+    layer: Layer,
+    norm: Norm,
+    *,
+    tables: Tables | None = None,
+    dropout: float = 0.0,
+    kind: Callable[[int], object] | None = None,
+    final_norm: str = "norm",
+) -> Tensor:
+    """`LlamaModel.forward` from the embeddings on: the layers and the last norm: [B, S, H].
+
+    Args:
+        t: the tape.
+        inputs_embeds: [B, S, H].
+        config: normalised.
+        layer: one decoder layer.
+        norm: the class of the last norm, called with (tape, name, x).
+        tables: makes the rotary table of every layer; by default one for all, of the hidden states' type.
+        dropout: probability on the embeddings before the layers.
+        kind: what distinguishes layers beyond their parameters and the kind of their mask.
+        final_norm: name of the last norm.
+    """
+    d = dims(config)
+    position_ids = t.position_ids(t.sequence)
+    masks = layer_masks(t, inputs_embeds.dtype, config)
+    x = t.dropout(inputs_embeds, dropout)
+    rotary = tables(t, x.dtype) if tables else [rotary_embedding(t, x.dtype, d.rotary_size)] * d.layers
+    x = t.layers(
+        "layers",
+        d.layers,
+        lambda t, h, index: layer(t, h, Position(*rotary[index], masks[index], index, position_ids)),
+        x,
+        kind=lambda index: (mask_kind(config, index), kind(index) if kind else None),
+    )
+    return norm(t, final_norm, x)
 
 
 def decoder(
@@ -103,44 +148,16 @@ def decoder(
     layer: Layer,
     norm: Norm,
     *,
-    embed: Callable[[Builder, Tensor], Tensor] | None = None,
+    tables: Tables | None = None,
     dropout: float = 0.0,
-    table_dtype: DType | None = None,
     kind: Callable[[int], object] | None = None,
     final_norm: str = "norm",
-    embedding_class: str = "Embedding",
 ) -> Tensor:
-    """`LlamaModel.forward`: embeddings, the layers, the last norm: [B, S, H].
-
-    Args:
-        t: the tape.
-        config: normalised.
-        layer: one decoder layer.
-        norm: the class of the last norm, called with (tape, name, x).
-        embed: what is done to the embeddings as soon as they are looked up.
-        dropout: probability on the embeddings before the layers.
-        table_dtype: of cos and sin, where it is not that of the hidden states.
-        kind: what distinguishes layers beyond their parameters and the kind of their mask.
-        final_norm: name of the last norm.
-        embedding_class: torch class of `embed_tokens`.
-    """
-    d = dims(config)
-    shape = (t.batch, t.sequence)
-    inputs_embeds = t.input_embedding("embed_tokens", shape, d.vocabulary, d.hidden, class_name=embedding_class)
-    if embed is not None:
-        inputs_embeds = embed(t, inputs_embeds)
-    position_ids = t.position_ids(t.sequence)
-    masks = layer_masks(t, inputs_embeds.dtype, config)
-    x = t.dropout(inputs_embeds, dropout)
-    cos, sin = rotary_embedding(t, table_dtype or x.dtype, d.rotary_size)
-    x = t.layers(
-        "layers",
-        d.layers,
-        lambda t, h, index: layer(t, h, Position(cos, sin, masks[index], index, position_ids)),
-        x,
-        kind=lambda index: (mask_kind(config, index), kind(index) if kind else None),
+    """`LlamaModel.forward`: the embeddings, then `decoder_layers` with the same arguments: [B, S, H]."""
+    inputs_embeds = embed_tokens(t, config)
+    return decoder_layers(
+        t, inputs_embeds, config, layer, norm, tables=tables, dropout=dropout, kind=kind, final_norm=final_norm
     )
-    return norm(t, final_norm, x)
 
 
 def split_normed_heads(t: Builder, x: Tensor, heads: Dim, head_size: Dim, norm: Callable[[Tensor], Tensor]) -> Tensor:

@@ -17,8 +17,9 @@ from memplan.families.decoder import (
     TEXT_TASKS,
     Dims,
     Position,
-    decoder,
+    decoder_layers,
     dims,
+    embed_tokens,
     gated_mlp,
     split_normed_heads,
     with_head,
@@ -111,12 +112,15 @@ def decoder_layer(t: Builder, x: Tensor, d: Dims, v: Variant, at: Position) -> T
 def model(t: Builder, config: Mapping[str, Any]) -> Tensor:
     """The decoder without a head: [B, S, H]."""
     d, v = dims(config), variant(config)
-    return decoder(
+    inputs_embeds = embed_tokens(t, config)
+    if v.scaled:
+        inputs_embeds = ops.scale(t, inputs_embeds)
+    return decoder_layers(
         t,
+        inputs_embeds,
         config,
         lambda t, h, at: decoder_layer(t, h, d, v, at),
         lambda t, name, h: t.rms_norm(name, h, class_name=v.norm_class),
-        embed=ops.scale if v.scaled else None,
         kind=lambda index: v.rotated[index],
     )
 

@@ -13,7 +13,16 @@ from typing import Any
 
 from memplan.dtypes import DType
 from memplan.families import Family, Head
-from memplan.families.decoder import TEXT_TASKS, Dims, Position, decoder, dims, gated_mlp, with_head
+from memplan.families.decoder import (
+    TEXT_TASKS,
+    Dims,
+    Position,
+    decoder,
+    dims,
+    gated_mlp,
+    rotary_embedding,
+    with_head,
+)
 from memplan.recipe import Task
 from memplan.step import ops
 from memplan.step.builder import Builder
@@ -88,7 +97,7 @@ def model(t: Builder, config: Mapping[str, Any]) -> Tensor:
         config,
         lambda t, h, at: layer(t, h, d, config, at),
         norm if olmo2 else lambda t, name, h: layer_norm_without_weights(t, h),
-        table_dtype=DType.FLOAT32,
+        tables=lambda t, _: [rotary_embedding(t, DType.FLOAT32, d.rotary_size)] * d.layers,
     )
 
 
