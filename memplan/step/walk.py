@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from memplan.estimate import Component, Phase
+from memplan.step.optimizer_step import OptimizerEvent
 from memplan.step.recording import Recording
 from memplan.step.tensor import Segment
 
@@ -43,15 +44,6 @@ class Resident:
     def loaded_bytes(self) -> int:
         """Everything that loading leaves."""
         return sum(self.loaded.values())
-
-
-@dataclass(frozen=True, slots=True)
-class OptimizerEvent:
-    """A change in what is alive during the optimizer's step: bytes gained or given back."""
-
-    label: str
-    bytes: int
-    component: Component
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,9 +184,9 @@ class Walker:
             self._add(Component.OPTIMIZER_STATES, self.resident.states_bytes)
             peak, components = self.live_bytes, self._components(self.alive)
         for event in self.optimizer_events:
-            self._add(event.component, event.bytes)
+            self._add(Component.TEMPORARIES, event.change_bytes)
             if self.live_bytes > peak:
-                peak, components, label = self.live_bytes, self._components(self.alive), event.label
+                peak, components, label = self.live_bytes, self._components(self.alive), event.label.partition("#")[0]
         self._add(Component.GRADIENTS, -self.base[Component.GRADIENTS])
         end = self.live_bytes
         storages = dict(self.alive)

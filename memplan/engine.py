@@ -1,0 +1,455 @@
+"""The analytic answer: resolve, describe, adapt, count what stays, walk the step, judge.
+
+    estimate(recipe)       the whole answer
+    model_states(recipe)   exact parameters and model-state bytes only
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from memplan.catalog.cuda_context import cublas_workspace_bytes, cuda_context
+from memplan.dtypes import DType
+from memplan.errors import InputError, UnsupportedError
+from memplan.estimate import Component, ComponentBytes, Estimate, Parameters, Peak, Phase, Provenance, TimelinePoint
+from memplan.families import Head, describe, family_of
+from memplan.families.architecture import Architecture
+from memplan.methods import Adaptation, adapt, get_method
+from memplan.model_state import ModelState, model_state, quantized_modules, sites_of
+from memplan.optimizers import Optimizer, get_optimizer
+from memplan.precision import policy_of
+from memplan.quantization import Quantization, Scheme, load_transient_bytes
+from memplan.recipe import Loss, Precision, Recipe, Stack, Task
+from memplan.resolve import Resolved, resolve
+from memplan.step.optimizer_step import OptimizerEvent, clipping_events, step_events
+from memplan.step.receipt import receipt
+from memplan.step.recording import Recording, record
+from memplan.step.replay import Run, play
+from memplan.step.settings import StepSettings
+from memplan.step.site import Site
+from memplan.step.walk import PhasePeak, Resident, Walk, Walker
+from memplan.units import round_to_block
+from memplan.verdict import judge
+
+# Without a GPU in the recipe: the data-centre generation that most published figures come from, and the context range of
+# GPUs without a reading.
+DEFAULT_COMPUTE_CAPABILITY = (8, 0)
+DEFAULT_WORKSPACE_BYTES = 8_519_680
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """Everything that does not depend on batch and sequence."""
+
+    architecture: Architecture
+    adaptation: Adaptation
+    optimizer: Optimizer
+    quantized: frozenset[str]
+    state: ModelState
+    sites: Mapping[str, Site]
+
+
+def estimate(recipe: Recipe | None = None, /, **keys: Any) -> Estimate:
+    """How much memory the run needs, where it goes and when, and whether it fits.
+
+    Args:
+        recipe: a `Recipe`; or give its keys as keyword arguments. With both, the keywords change the recipe.
+        keys: recipe keys.
+
+    Raises:
+        InputError: the recipe is wrong; says what, what is allowed, and what was probably meant.
+        UnsupportedError: a method or optimizer for which not even the model states are known.
+    """
+    resolved = resolve(_as_recipe(recipe, keys))
+    prepared = prepare(resolved)
+    unsupported = unsupported_parts(resolved, prepared)
+    if unsupported.step:
+        return _states_only(resolved, prepared, unsupported.texts)
+    return _walked(resolved, prepared, unsupported.texts)
+
+
+def model_states(recipe: Recipe | None = None, /, **keys: Any) -> ModelState:
+    """Exact parameters, and bytes of weights, gradients and optimizer states.
+
+    Raises:
+        InputError: the recipe is wrong.
+        UnsupportedError: the method or optimizer has no rule.
+    """
+    return prepare(resolve(_as_recipe(recipe, keys))).state
+
+
+def _as_recipe(recipe: Recipe | None, keys: Mapping[str, Any]) -> Recipe:
+    if recipe is None:
+        return Recipe(**keys)
+    if not isinstance(recipe, Recipe):
+        raise InputError(
+            f"a Recipe was expected, not {type(recipe).__name__}", hint='for example estimate(model="...", method="lora")'
+        )
+    return recipe.replace(**keys) if keys else recipe
+
+
+# -- what does not depend on batch and sequence -----------------------------------------------------------
+
+
+def prepare(resolved: Resolved) -> Prepared:
+    """Describe, quantize, adapt and count; cached."""
+    values = resolved.values
+    optim_args = values.get("optim_args") or {}
+    targets = values.get("optim_target_modules")
+    key = (
+        json.dumps(resolved.config, sort_keys=True),
+        Head(resolved.task, values.get("num_labels", 2)),
+        resolved.method,
+        json.dumps(resolved.peft, sort_keys=True, default=list),
+        resolved.dtype,
+        resolved.precision,
+        resolved.quantization,
+        bool(values.get("prepare_model_for_kbit_training")),
+        values.get("autocast_adapter_dtype", True),
+        values.get("trainable"),
+        values["optim"],
+        tuple(sorted(optim_args.items())),
+        targets,
+    )
+    return _prepare(*key)
+
+
+@lru_cache(maxsize=128)
+def _prepare(
+    config_json: str,
+    head: Head,
+    method: str,
+    peft_json: str,
+    dtype: DType,
+    precision: Precision,
+    quantization: Quantization | None,
+    prepare_kbit: bool,
+    autocast_adapter_dtype: bool,
+    trainable: tuple[str, ...] | None,
+    optim: str,
+    optim_args: tuple[tuple[str, Any], ...],
+    optim_target_modules: str | tuple[str, ...] | None,
+) -> Prepared:
+    architecture = describe(json.loads(config_json), head)
+    quantized = quantized_modules(architecture, quantization)
+    plain = DType.FLOAT32 if prepare_kbit and quantization is not None else dtype
+    adaptation = adapt(
+        architecture,
+        method,
+        json.loads(peft_json) or None,
+        dtype=plain,
+        quantized=quantized,
+        quantized_dtype=quantization.compute_dtype if quantization is not None else DType.FLOAT32,
+        autocast_adapter_dtype=autocast_adapter_dtype,
+        trainable=trainable,
+    )
+    options = dict(optim_args)
+    if optim_target_modules is not None:
+        options["optim_target_modules"] = optim_target_modules
+    optimizer = get_optimizer(optim, **options)
+    state = model_state(
+        architecture,
+        adaptation,
+        optimizer,
+        policy_of(precision),
+        dtype=dtype,
+        quantization=quantization,
+        quantized=quantized,
+        prepare_kbit=prepare_kbit,
+    )
+    return Prepared(
+        architecture,
+        adaptation,
+        optimizer,
+        quantized,
+        state,
+        sites_of(architecture, adaptation, state, quantization, quantized),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Unsupported:
+    """What no rule covers.
+
+    Attributes:
+        texts: for the user.
+        step: whether it keeps the step from being walked at all.
+    """
+
+    texts: tuple[str, ...]
+    step: bool
+
+
+def unsupported_parts(resolved: Resolved, prepared: Prepared) -> Unsupported:
+    """Everything in the recipe that the walk has no rule for; where there is any, no verdict says `fits`."""
+    values = resolved.values
+    model_type = str(resolved.config["model_type"])
+    step: list[str] = []
+    if model_type not in family_of(model_type).walked:
+        step.append(f"the step of {model_type} models (activations, temporaries); parameters and model states are exact")
+    elif resolved.task is not Task.CAUSAL_LM:
+        step.append(f"the step under a {resolved.task} head; parameters and model states are exact")
+    step += [f"the step of {resolved.method}: {text}" for text in prepared.adaptation.unwalked]
+    if resolved.precision in (Precision.MASTER, Precision.MASTER_FP32_GRADS):
+        step.append(f"the step under precision {resolved.precision}; model states are exact")
+    if resolved.quantization is not None and not resolved.quantization.scheme.is_bitsandbytes:
+        step.append(f"the step on {resolved.quantization.scheme} weights; their storage is exact")
+    if values["stack"] is not Stack.TRANSFORMERS:
+        step.append(f"the step under stack {values['stack']}")
+    if values["loss"] is not Loss.DEFAULT:
+        step.append(f"the {values['loss']} loss")
+    if values["packing"]:
+        step.append("packed sequences")
+    if values["activation_checkpointing"] == "reentrant":
+        step.append("reentrant activation checkpointing")
+    if values["attn_implementation"] == "flash_attention_2":
+        step.append("the flash_attention_2 package; sdpa runs the same kernel from PyTorch")
+    if values["gradient_accumulation_steps"] > 1:
+        step.append("gradient accumulation beyond one micro-batch")
+    if not prepared.state.parameters.trainable:
+        step.append("a run that trains nothing")
+    if prepared.optimizer.updates_in_backward:
+        step.append(f"{values['optim']} updates parameters within backward")
+    try:
+        step_events(prepared.optimizer, prepared.state.trained)
+    except UnsupportedError as error:
+        step.append(error.message)
+    other: list[str] = []
+    if values["gpus"] > 1:
+        other.append(f"parallelism over {values['gpus']} GPUs: the figures are those of one GPU that holds everything")
+    if resolved.quantization is not None and resolved.quantization.scheme is Scheme.INT8:
+        other.append("LLM.int8's outlier columns, which depend on the data")
+    return Unsupported((*step, *other), bool(step))
+
+
+# -- the two kinds of answer ------------------------------------------------------------------------------
+
+
+def _settings(resolved: Resolved, prepared: Prepared) -> StepSettings:
+    values = resolved.values
+    checkpointed = bool(values["activation_checkpointing"])
+    uses_peft = get_method(resolved.method).peft_type is not None
+    return StepSettings(
+        batch=values["micro_batch_size"],
+        sequence=values["sequence_length"],
+        target_sequence=values.get("target_length") or 0,
+        autocast=resolved.autocast,
+        attn_implementation=str(values["attn_implementation"]),
+        checkpointing="non-reentrant" if checkpointed else None,
+        padding=values["padding"],
+        compute_capability=_compute_capability(resolved),
+        keep_outputs=values["keep_outputs"],
+        use_cache=values["use_cache"] and not checkpointed,
+        input_require_grads=checkpointed and uses_peft,
+        virtual_tokens=prepared.adaptation.virtual_tokens,
+    )
+
+
+def _compute_capability(resolved: Resolved) -> tuple[int, int]:
+    gpu = resolved.gpu
+    return gpu.compute_capability if gpu is not None and gpu.compute_capability else DEFAULT_COMPUTE_CAPABILITY
+
+
+def _workspace_bytes(resolved: Resolved) -> int:
+    return cublas_workspace_bytes(resolved.gpu) if resolved.gpu is not None else DEFAULT_WORKSPACE_BYTES
+
+
+def _recording(resolved: Resolved, prepared: Prepared, *, fold: bool) -> Recording:
+    family = family_of(str(resolved.config["model_type"]))
+    head = Head(resolved.task, resolved.values.get("num_labels", 2))
+    return record(
+        lambda tape: family.forward(tape, resolved.config, head),
+        prepared.sites,
+        _settings(resolved, prepared),
+        fold=fold,
+    )
+
+
+def optimizer_events(resolved: Resolved, prepared: Prepared) -> list[OptimizerEvent]:
+    """Clipping, then the optimizer's own temporaries."""
+    policy = prepared.state.policy
+    gradients: dict[DType, int] = {}
+    for param, count in prepared.state.trained.items():
+        dtype = policy.gradient_dtype(param.dtype)
+        gradients[dtype] = gradients.get(dtype, 0) + count
+    events = clipping_events(gradients, resolved.values["max_grad_norm"])
+    return events + step_events(prepared.optimizer, prepared.state.trained)
+
+
+def _resident(resolved: Resolved, prepared: Prepared) -> Resident:
+    state = prepared.state
+    return Resident(
+        loaded=state.loaded,
+        gradients_bytes=state.gradients_bytes,
+        states_bytes=state.states.device_bytes,
+        load_transient_bytes=_load_peak_bytes(resolved, prepared) - sum(state.loaded.values()),
+        workspace_bytes=_workspace_bytes(resolved),
+    )
+
+
+def _load_peak_bytes(resolved: Resolved, prepared: Prepared) -> int:
+    """The most that is alive while loading: what is stored so far and what quantizing one weight needs besides."""
+    live = peak = 0
+    for entry in prepared.state.stored:
+        if entry.quantized:
+            assert resolved.quantization is not None
+            transient = load_transient_bytes(resolved.quantization, entry.shape, entry.dtype)
+            peak = max(peak, live + sum(entry.block_sizes) + transient)
+        live += sum(entry.block_sizes)
+    return max(peak, live + prepared.state.buffers_bytes)
+
+
+def walk(resolved: Resolved, prepared: Prepared, *, fold: bool = True) -> tuple[Recording, Walk]:
+    """The recording of one micro-step and the walk over it."""
+    recording = _recording(resolved, prepared, fold=fold)
+    walker = Walker(recording, _resident(resolved, prepared), optimizer_events(resolved, prepared))
+    return recording, walker.run()
+
+
+def _walked(resolved: Resolved, prepared: Prepared, unsupported: tuple[str, ...]) -> Estimate:
+    recording, walked = walk(resolved, prepared)
+    top = walked.peak
+    report = play(_run(resolved, prepared), expandable_segments=resolved.values["expandable_segments"])
+    return _estimate(
+        resolved,
+        prepared,
+        top.components,
+        live=top.peak_bytes,
+        allocated=max(report.max_allocated_bytes, top.peak_bytes),
+        reserved=report.max_reserved_bytes,
+        at=top,
+        timeline=walked.phases,
+        unsupported=unsupported,
+        lines=receipt(prepared.state, recording, top),
+    )
+
+
+def _run(resolved: Resolved, prepared: Prepared) -> Run:
+    """The run as the allocator sees it, layer by layer."""
+    state, quantization = prepared.state, resolved.quantization
+    blocks: list[int] = []
+    transients: list[tuple[int, ...]] = []
+    for entry in state.stored:
+        for position, size in enumerate(entry.block_sizes):
+            blocks.append(size)
+            extra: tuple[int, ...] = ()
+            if entry.quantized and position == 0 and quantization is not None:
+                extra = (round_to_block(load_transient_bytes(quantization, entry.shape, entry.dtype)),)
+            transients.append(extra)
+    if state.buffers_bytes:
+        blocks.append(state.buffers_bytes)
+        transients.append(())
+    optimizer = prepared.optimizer
+    states = [
+        round_to_block(tensor.storage_bytes)
+        for param, count in state.trained.items()
+        for _ in range(count)
+        for tensor in optimizer.state_tensors(param)
+        if tensor.placement == "device" and not tensor.shared
+    ]
+    return Run(
+        load_blocks=blocks,
+        warmup_bytes=0 if quantization is not None else round_to_block(sum(entry.data_bytes for entry in state.stored if entry.component is Component.WEIGHTS)),
+        transients=transients,
+        recording=_recording(resolved, prepared, fold=False),
+        state_blocks=states,
+        optimizer_events=optimizer_events(resolved, prepared),
+        workspace_bytes=_workspace_bytes(resolved),
+    )
+
+
+def _states_only(resolved: Resolved, prepared: Prepared, unsupported: tuple[str, ...]) -> Estimate:
+    """A lower bound: what is alive when the optimizer steps, without activations and temporaries."""
+    state = prepared.state
+    components = dict(state.loaded)
+    for component, size in (
+        (Component.GRADIENTS, state.gradients_bytes),
+        (Component.MASTER_WEIGHTS, state.master_bytes),
+        (Component.OPTIMIZER_STATES, state.states.device_bytes),
+    ):
+        if size:
+            components[component] = size
+    total = sum(components.values())
+    return _estimate(
+        resolved,
+        prepared,
+        components,
+        live=total,
+        allocated=total,
+        reserved=total,
+        at=None,
+        timeline=(),
+        unsupported=unsupported,
+        lines=receipt(state, None, None),
+    )
+
+
+def _estimate(
+    resolved: Resolved,
+    prepared: Prepared,
+    components: Mapping[Component, int],
+    *,
+    live: int,
+    allocated: int,
+    reserved: int,
+    at: PhasePeak | None,
+    timeline: tuple[PhasePeak, ...] | list[PhasePeak],
+    unsupported: tuple[str, ...],
+    lines: tuple[Any, ...],
+) -> Estimate:
+    gpu, state = resolved.gpu, prepared.state
+    context = cuda_context(gpu).expected_bytes if gpu is not None else UNKNOWN_CONTEXT_BYTES
+    peak = Peak(
+        live_bytes=live,
+        allocated_bytes=allocated,
+        reserved_bytes=max(reserved, allocated),
+        device_bytes=max(reserved, allocated) + context,
+        step=at.at.step if at else 1,
+        phase=at.at.phase if at else Phase.OPTIMIZER_STEP,
+        at=str(at.at) if at else "model states alone: a lower bound, the step is not covered",
+    )
+    return Estimate(
+        recipe=dict(resolved.values),
+        recipe_sources=dict(resolved.sources),
+        parameters=Parameters(total=state.parameters.total, trainable=state.parameters.trainable),
+        bytes_per_parameter=state.bytes_per_parameter,
+        peak=peak,
+        components=tuple(
+            ComponentBytes(component=component, bytes=components[component])
+            for component in Component
+            if components.get(component)
+        ),
+        timeline=tuple(
+            TimelinePoint(step=entry.at.step, phase=entry.at.phase, peak_bytes=entry.peak_bytes, end_bytes=entry.end_bytes)
+            for entry in timeline
+        ),
+        host_bytes=state.states.host_bytes + state.states.paged_bytes,
+        verdict=judge(gpu, peak.reserved_bytes, bool(unsupported)) if gpu is not None else None,
+        lines=lines,
+        assumptions=assumptions(resolved, prepared),
+        unsupported=unsupported,
+        provenance=Provenance.ANALYTIC,
+    )
+
+
+UNKNOWN_CONTEXT_BYTES = 419_430_400  # cuda_context.toml, row `unknown`: 400 MiB expected
+
+
+def assumptions(resolved: Resolved, prepared: Prepared) -> tuple[str, ...]:
+    """What was taken for granted, in sentences."""
+    found = []
+    card = resolved.model.card
+    if card is not None and card.confidence != "high":
+        found.append(f"the card of {card.id} is of {card.confidence} confidence: {card.source}")
+    if resolved.gpu is None:
+        found.append("no GPU named: attention kernels and workspaces as on compute capability 8.0, a CUDA context of 400 MiB")
+    elif cuda_context(resolved.gpu).certainty == "assumed":
+        found.append(f"the CUDA context of {resolved.gpu.name} is assumed: {cuda_context(resolved.gpu).source}")
+    found.append("two steps of full-length sequences; the first is not measured apart from a warm-up of the allocator")
+    if prepared.state.states.paged_bytes:
+        found.append("paged optimizer states are counted as host memory")
+    return tuple(found)

@@ -1,0 +1,387 @@
+"""From what the user said to a complete recipe: every default filled in, each with where it came from.
+
+Rules that cross keys live here: what a method implies for quantization, what quantization implies for checkpointing,
+what a precision policy implies for the load dtype.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from memplan.cards import ResolvedModel, resolve_model
+from memplan.catalog.gpus import Gpu, get_gpu
+from memplan.dtypes import DType, parse_dtype
+from memplan.errors import InputError, InvalidValueError
+from memplan.families import check_task, family_of
+from memplan.methods import canonical_method, get_method
+from memplan.quantization import Quantization, Scheme
+from memplan.recipe import Attention, Loss, Precision, Recipe, Stack, Task
+
+USER = "user"
+
+# Class name in a config's `architectures` to task; longest ending first.
+_TASK_OF_CLASS = (
+    ("ForSequenceClassification", Task.SEQUENCE_CLASSIFICATION),
+    ("ForTokenClassification", Task.TOKEN_CLASSIFICATION),
+    ("ForImageClassification", Task.IMAGE_CLASSIFICATION),
+    ("ForMaskedLM", Task.MASKED_LM),
+    ("ForPreTraining", Task.PRE_TRAINING),
+    ("ForCausalLM", Task.CAUSAL_LM),
+    ("LMHeadModel", Task.CAUSAL_LM),
+    ("Model", Task.FEATURE_EXTRACTION),
+)
+
+_TASK_OF_PEFT = {
+    "CAUSAL_LM": Task.CAUSAL_LM,
+    "SEQ_CLS": Task.SEQUENCE_CLASSIFICATION,
+    "TOKEN_CLS": Task.TOKEN_CLASSIFICATION,
+    "SEQ_2_SEQ_LM": Task.SEQ2SEQ_LM,
+    "FEATURE_EXTRACTION": Task.FEATURE_EXTRACTION,
+}
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A recipe with nothing left open.
+
+    Attributes:
+        recipe: what the user said.
+        values: every key that has a meaning for this run, plain JSON values, in the recipe's order.
+        sources: for each key of `values`, `user` or where the default comes from.
+        model: the resolved model; `config` is its config with the recipe's changes (added tokens, tying).
+        quantization: of the base weights, or None.
+        autocast: dtype of `torch.autocast`, or None.
+        gpu: the GPU of the recipe, or None.
+    """
+
+    recipe: Recipe
+    values: Mapping[str, Any]
+    sources: Mapping[str, str]
+    model: ResolvedModel
+    config: Mapping[str, Any]
+    task: Task
+    method: str
+    peft: Mapping[str, Any]
+    dtype: DType
+    precision: Precision
+    quantization: Quantization | None
+    autocast: DType | None
+    gpu: Gpu | None
+
+    def __getitem__(self, key: str) -> Any:
+        return self.values[key]
+
+
+class _Filler:
+    """Collects values with their sources; a key that the user gave keeps its value."""
+
+    def __init__(self, said: Mapping[str, Any]) -> None:
+        self.said = said
+        self.values: dict[str, Any] = {}
+        self.sources: dict[str, str] = {}
+
+    def fill(self, key: str, default: Any, source: str) -> Any:
+        if key in self.said:
+            self.values[key], self.sources[key] = self.said[key], USER
+        else:
+            self.values[key], self.sources[key] = default, source
+        return self.values[key]
+
+
+def resolve(recipe: Recipe, *, allow_paths: bool = True) -> Resolved:
+    """Fill every default of `recipe` in.
+
+    Raises:
+        UnknownNameError: an unknown model, method, GPU, dtype.
+        InvalidValueError, InputError: keys that contradict each other.
+    """
+    said = recipe.said()
+    filler = _Filler(said)
+    model = resolve_model(recipe.model, allow_paths=allow_paths)
+    filler.values["model"], filler.sources["model"] = recipe.model, USER
+    method = canonical_method(recipe.method, recipe.peft)
+    filler.fill("method", method, "default: every parameter is trained" if method == "full" else "peft.peft_type")
+    filler.values["method"] = method
+    peft = _peft(recipe, method, filler)
+
+    task = _task(recipe, model, peft, filler)
+    gpu = get_gpu(recipe.gpu) if recipe.gpu else None
+    quantization, loaded_as = _quantization(recipe, method, model, gpu, filler)
+    precision = _precision(recipe, loaded_as, quantization, filler)
+    dtype = _dtype(recipe, method, precision, loaded_as, quantization, filler)
+    autocast = _autocast(recipe, precision, dtype, gpu, filler)
+    quantization = _compute_dtype(recipe, method, quantization, autocast or dtype, filler)
+    _training(recipe, method, quantization, filler)
+    if gpu is not None:
+        filler.values["gpu"], filler.sources["gpu"] = gpu.id, USER
+    filler.fill("gpus", 1, "default: one GPU")
+    filler.fill("expandable_segments", False, "default: PyTorch's allocator as it comes")
+    return Resolved(
+        recipe=recipe,
+        values=filler.values,
+        sources=filler.sources,
+        model=model,
+        config=_config(recipe, model, filler),
+        task=task,
+        method=method,
+        peft=peft,
+        dtype=dtype,
+        precision=precision,
+        quantization=quantization,
+        autocast=autocast,
+        gpu=gpu,
+    )
+
+
+def _peft(recipe: Recipe, method: str, filler: _Filler) -> dict[str, Any]:
+    """The adapter config as far as it was said: `peft`, the flat keys, and what the method's name sets."""
+    known = get_method(method)
+    flat = {
+        "r": recipe.lora_r,
+        "lora_dropout": recipe.lora_dropout,
+        "target_modules": list(recipe.target_modules)
+        if isinstance(recipe.target_modules, tuple)
+        else recipe.target_modules,
+        "num_virtual_tokens": recipe.num_virtual_tokens,
+    }
+    given = {key: value for key, value in flat.items() if value is not None}
+    if known.peft_type is None:
+        if recipe.peft or given:
+            name = "peft" if recipe.peft else next(iter(given))
+            raise InputError(
+                f"{name} is given, but method {method!r} is not a PEFT method", hint="name a method such as lora, or leave it out"
+            )
+        return {}
+    config = {**known.options, **(recipe.peft or {})}
+    for key, value in given.items():
+        if key in config and config[key] != value:
+            raise InputError(f"{key} is given twice: {value!r} beside peft.{key} = {config[key]!r}", hint="give it once")
+        config[key] = value
+    if method == "qlora" and config.get("target_modules") is None and config.get("target_parameters") is None:
+        config["target_modules"] = "all-linear"
+    config.pop("peft_type", None)
+    filler.values["peft"] = {"peft_type": known.peft_type, **config}
+    filler.sources["peft"] = USER if recipe.peft or given else "PEFT's defaults for the method"
+    filler.fill("autocast_adapter_dtype", True, "PEFT: get_peft_model(autocast_adapter_dtype=True)")
+    return config
+
+
+def _task(recipe: Recipe, model: ResolvedModel, peft: Mapping[str, Any], filler: _Filler) -> Task:
+    model_type = model.config["model_type"]
+    family = family_of(model_type)
+    task_type = peft.get("task_type")
+    if recipe.task is None and task_type in _TASK_OF_PEFT:
+        default, source = _TASK_OF_PEFT[str(task_type)], "peft.task_type"
+    else:
+        default, source = _task_of_config(model.config, family.tasks_of(model_type))
+    task = Task(filler.fill("task", default, source))
+    check_task(model_type, task)
+    classified = (Task.SEQUENCE_CLASSIFICATION, Task.TOKEN_CLASSIFICATION, Task.IMAGE_CLASSIFICATION)
+    if task in classified:
+        filler.fill("num_labels", model.config.get("num_labels") or 2, "the config, transformers' default is 2")
+    return task
+
+
+def _task_of_config(config: Mapping[str, Any], tasks: tuple[Task, ...]) -> tuple[Task, str]:
+    for name in config.get("architectures") or ():
+        for ending, task in _TASK_OF_CLASS:
+            if str(name).endswith(ending) and task in tasks:
+                return task, f"the config's architectures: {name}"
+    return tasks[0], f"default of {config['model_type']} models"
+
+
+def _config(recipe: Recipe, model: ResolvedModel, filler: _Filler) -> dict[str, Any]:
+    config = dict(model.config)
+    added = filler.fill("num_added_tokens", 0, "default: the vocabulary as it is")
+    if added:
+        holder = config["text_config"] = dict(config["text_config"]) if "text_config" in config else config
+        holder["vocab_size"] = holder["vocab_size"] + added
+    if recipe.tie_word_embeddings is not None:
+        config["tie_word_embeddings"] = recipe.tie_word_embeddings
+        filler.values["tie_word_embeddings"], filler.sources["tie_word_embeddings"] = recipe.tie_word_embeddings, USER
+    if "num_labels" in filler.values:
+        config["num_labels"] = filler.values["num_labels"]
+    return config
+
+
+def _quantization(
+    recipe: Recipe, method: str, model: ResolvedModel, gpu: Gpu | None, filler: _Filler
+) -> tuple[Quantization | None, DType]:
+    """The scheme (its compute dtype still open) and the checkpoint's own dtype."""
+    named = model.config.get("dtype") or model.config.get("torch_dtype")
+    loaded_as = parse_dtype(named) if isinstance(named, str) and named != "auto" else DType.FLOAT32
+    is_qlora = method == "qlora"
+    is_8bit = bool(recipe.load_in_8bit)
+    is_4bit = recipe.load_in_4bit if recipe.load_in_4bit is not None else is_qlora and not is_8bit
+    if is_qlora and not is_4bit and not is_8bit and not recipe.quantization_config:
+        raise InvalidValueError("load_in_4bit", False, "qlora stores the base in 4 bits; use method = lora")
+    if is_4bit and is_8bit:
+        raise InputError("load_in_4bit and load_in_8bit exclude each other")
+    given = recipe.quantization_config or model.config.get("quantization_config")
+    if (is_4bit or is_8bit) and recipe.quantization_config:
+        raise InputError("quantization_config and load_in_4bit / load_in_8bit are two ways to say one thing: give one")
+    skip = recipe.llm_int8_skip_modules
+    if is_4bit:
+        why = "method qlora" if recipe.load_in_4bit is None else USER
+        filler.values["load_in_4bit"], filler.sources["load_in_4bit"] = True, why
+        paper = "QLoRA, arXiv 2305.14314"
+        quant_type = filler.fill(
+            "bnb_4bit_quant_type", "nf4" if is_qlora else "fp4", paper if is_qlora else "BitsAndBytesConfig"
+        )
+        nested = filler.fill("bnb_4bit_use_double_quant", is_qlora, paper if is_qlora else "BitsAndBytesConfig")
+        storage = filler.fill("bnb_4bit_quant_storage", "uint8", "BitsAndBytesConfig")
+        scheme = Scheme(quant_type)
+        return (
+            Quantization(scheme, double_quant=nested, quant_storage=parse_dtype(storage), skip_modules=skip),
+            loaded_as,
+        )
+    if is_8bit:
+        filler.values["load_in_8bit"], filler.sources["load_in_8bit"] = True, USER
+        return Quantization(Scheme.INT8, skip_modules=skip), loaded_as
+    if given:
+        filler.values["quantization_config"] = dict(given)
+        filler.sources["quantization_config"] = USER if recipe.quantization_config else "the checkpoint's config"
+        return quantization_of(given), loaded_as
+    return None, loaded_as
+
+
+def quantization_of(config: Mapping[str, Any]) -> Quantization:
+    """The scheme in a `quantization_config` as transformers writes it.
+
+    Raises:
+        InvalidValueError: a method that memplan has no storage rule for.
+    """
+    name = str(config.get("quant_method") or "").lower()
+    skip = config.get("modules_to_not_convert") or config.get("llm_int8_skip_modules")
+    skip_modules = tuple(skip) if skip else None
+    if name in ("gptq", "awq"):
+        return Quantization(
+            Scheme(name),
+            bits=config.get("bits", 4),
+            group_size=config.get("group_size", 128),
+            skip_modules=skip_modules,
+        )
+    if name == "fp8":
+        block = config.get("weight_block_size", (128, 128))
+        return Quantization(
+            Scheme.FP8, block_shape=tuple(block) if block else None, skip_modules=skip_modules, pre_quantized=True
+        )
+    if name == "bitsandbytes" or config.get("load_in_4bit") or config.get("load_in_8bit"):
+        if config.get("load_in_8bit") or config.get("_load_in_8bit"):
+            return Quantization(Scheme.INT8, skip_modules=skip_modules)
+        return Quantization(
+            Scheme(config.get("bnb_4bit_quant_type", "fp4")),
+            double_quant=bool(config.get("bnb_4bit_use_double_quant")),
+            quant_storage=parse_dtype(config.get("bnb_4bit_quant_storage", "uint8")),
+            compute_dtype=parse_dtype(config.get("bnb_4bit_compute_dtype", "float32")),
+            skip_modules=skip_modules,
+        )
+    raise InvalidValueError("quantization_config", dict(config), "quant_method must be bitsandbytes, gptq, awq or fp8")
+
+
+def _precision(recipe: Recipe, loaded_as: DType, quantization: Quantization | None, filler: _Filler) -> Precision:
+    if quantization is not None:
+        default, source = Precision.AMP, "default: quantized bases are trained under autocast"
+    else:
+        dtype = parse_dtype(recipe.dtype) if recipe.dtype else loaded_as
+        if dtype is DType.FLOAT32:
+            default, source = Precision.FP32, "weights are float32"
+        else:
+            default, source = Precision.PURE, f"weights are {dtype}"
+    return Precision(filler.fill("precision", default, source))
+
+
+def _dtype(
+    recipe: Recipe,
+    method: str,
+    precision: Precision,
+    loaded_as: DType,
+    quantization: Quantization | None,
+    filler: _Filler,
+) -> DType:
+    half = loaded_as if loaded_as.is_half else DType.BFLOAT16
+    if precision is Precision.FP32:
+        default, source = DType.FLOAT32, "precision fp32"
+    elif precision is Precision.AMP and quantization is None and method == "full":
+        default, source = DType.FLOAT32, "precision amp keeps float32 weights"
+    elif precision in (Precision.PURE, Precision.MASTER, Precision.MASTER_FP32_GRADS):
+        default, source = half, f"precision {precision} keeps 16-bit weights"
+    elif quantization is not None:
+        default, source = half, "the checkpoint's, 16-bit under quantization"
+    else:
+        default, source = loaded_as, "the checkpoint's"
+    dtype = parse_dtype(filler.fill("dtype", str(default), source))
+    filler.values["dtype"] = str(dtype)
+    wants_half = precision in (Precision.PURE, Precision.MASTER, Precision.MASTER_FP32_GRADS)
+    if precision is Precision.FP32 and dtype is not DType.FLOAT32 and quantization is None:
+        raise InvalidValueError("dtype", str(dtype), "precision fp32 needs float32 weights")
+    if wants_half and not dtype.is_half:
+        raise InvalidValueError("dtype", str(dtype), f"precision {precision} needs bfloat16 or float16 weights")
+    if dtype not in (DType.FLOAT32, DType.BFLOAT16, DType.FLOAT16):
+        raise InvalidValueError("dtype", str(dtype), "base weights are loaded as float32, bfloat16 or float16")
+    return dtype
+
+
+def _autocast(recipe: Recipe, precision: Precision, dtype: DType, gpu: Gpu | None, filler: _Filler) -> DType | None:
+    if precision is not Precision.AMP:
+        if recipe.autocast_dtype is not None:
+            raise InputError("autocast_dtype is given, but only precision amp runs under autocast")
+        return None
+    old_gpu = gpu is not None and gpu.compute_capability is not None and gpu.compute_capability < (8, 0)
+    if dtype is DType.FLOAT16:
+        default, source = DType.FLOAT16, "weights are float16"
+    elif old_gpu:
+        default, source = DType.FLOAT16, "this GPU has no bfloat16 units"
+    else:
+        default, source = DType.BFLOAT16, "default"
+    return parse_dtype(filler.fill("autocast_dtype", str(default), source))
+
+
+def _compute_dtype(
+    recipe: Recipe, method: str, quantization: Quantization | None, half: DType, filler: _Filler
+) -> Quantization | None:
+    if quantization is None or not quantization.scheme.is_4bit_bitsandbytes or recipe.quantization_config:
+        return quantization
+    default, source = (half, "the autocast dtype") if method == "qlora" else (DType.FLOAT32, "BitsAndBytesConfig")
+    compute = parse_dtype(filler.fill("bnb_4bit_compute_dtype", str(default), source))
+    return Quantization(
+        quantization.scheme,
+        double_quant=quantization.double_quant,
+        quant_storage=quantization.quant_storage,
+        compute_dtype=compute,
+        skip_modules=quantization.skip_modules,
+    )
+
+
+def _training(recipe: Recipe, method: str, quantization: Quantization | None, filler: _Filler) -> None:
+    prepared = quantization is not None and method not in ("full", "bitfit")
+    if prepared:
+        filler.fill("prepare_model_for_kbit_training", True, "PEFT's recipe for quantized bases")
+    if recipe.trainable is not None:
+        filler.fill("trainable", recipe.trainable, USER)
+    filler.fill("optim", "adamw_torch_fused", "TrainingArguments, transformers 5 with torch >= 2.8")
+    for key in ("optim_args", "optim_target_modules", "stack_version", "target_length"):
+        if getattr(recipe, key) is not None:
+            filler.fill(key, None, USER)
+    filler.fill("max_grad_norm", 1.0, "TrainingArguments")
+    filler.fill("gradient_accumulation_steps", 1, "TrainingArguments")
+    filler.fill("micro_batch_size", 1, "default")
+    filler.fill("sequence_length", 2048, "default")
+    filler.fill("padding", False, "default: every sequence is full")
+    filler.fill("packing", False, "default")
+    prepares = prepared and filler.values["prepare_model_for_kbit_training"]
+    filler.fill(
+        "activation_checkpointing",
+        bool(prepares),
+        "prepare_model_for_kbit_training turns it on" if prepares else "TrainingArguments",
+    )
+    filler.fill("attn_implementation", Attention.SDPA, "transformers' default where the model has it")
+    filler.fill("loss", Loss.DEFAULT, "default: the model's own loss")
+    filler.fill("stack", Stack.TRANSFORMERS, "default")
+    filler.fill("keep_outputs", False, "Trainer drops the outputs before backward")
+    filler.fill("use_cache", False, "TrainingArguments")
+
+
+__all__ = ["Resolved", "quantization_of", "resolve"]

@@ -1,0 +1,85 @@
+"""The end of a step: gradient clipping, the optimizer's temporaries, `zero_grad`.
+
+Sources: torch 2.13 nn/utils/clip_grad.py (`clip_grad_norm_` with foreach), `memplan.optimizers` for the optimizers.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from memplan.dtypes import DType
+from memplan.optimizers import Optimizer, ParamInfo
+from memplan.units import BLOCK_BYTES, round_to_block
+
+
+@dataclass(frozen=True, slots=True)
+class OptimizerEvent:
+    """Temporaries that come or go together.
+
+    Attributes:
+        label: the op or the library's variable; a free names the allocation that it ends.
+        allocates: False for a free.
+        blocks: (bytes rounded to blocks, how many) of each tensor.
+    """
+
+    label: str
+    allocates: bool
+    blocks: tuple[tuple[int, int], ...]
+
+    @property
+    def change_bytes(self) -> int:
+        """Live bytes gained (or, negative, given back)."""
+        total = sum(size * count for size, count in self.blocks)
+        return total if self.allocates else -total
+
+
+def clipping_events(gradients: Mapping[DType, int], max_grad_norm: float) -> list[OptimizerEvent]:
+    """`clip_grad_norm_`: a norm for every gradient, their stack, the total, and the scalars of the clip coefficient.
+
+    Args:
+        gradients: how many gradients there are of each dtype.
+        max_grad_norm: 0 for no clipping.
+    """
+    count = sum(gradients.values())
+    if not max_grad_norm or not count:
+        return []
+    width = max(dtype.itemsize_bytes for dtype in gradients)
+    norms = ((BLOCK_BYTES, count),)
+    stack = ((round_to_block(count * width), 1),)
+    scalar = ((BLOCK_BYTES, 1),)
+    return [
+        OptimizerEvent("linalg_vector_norm", True, norms),
+        OptimizerEvent("stack", True, stack),
+        OptimizerEvent("total_norm", True, scalar),
+        OptimizerEvent("stack", False, stack),
+        OptimizerEvent("linalg_vector_norm", False, norms),
+        OptimizerEvent("clip_coef", True, ((BLOCK_BYTES, 3),)),
+        OptimizerEvent("clip_coef", False, ((BLOCK_BYTES, 3),)),
+        OptimizerEvent("total_norm", False, scalar),
+    ]
+
+
+def step_events(optimizer: Optimizer, trained: Mapping[ParamInfo, int]) -> list[OptimizerEvent]:
+    """Temporaries of `optimizer.step()` with all parameters in one group.
+
+    Raises:
+        UnsupportedError: the temporaries of this optimizer are not known.
+    """
+    params = [param for param, count in trained.items() for _ in range(count)]
+    found = []
+    for event in optimizer.step_events(params):
+        blocks = tuple(
+            (round_to_block(group.elements * group.dtype.itemsize_bytes), group.copies) for group in event.tensors
+        )
+        found.append(OptimizerEvent(event.label, event.action == "alloc", blocks))
+    return found
+
+
+def gradient_counts(trained: Mapping[ParamInfo, int], gradient_dtype: Mapping[DType, DType]) -> dict[DType, int]:
+    """How many gradients there are of each dtype."""
+    found: Counter[DType] = Counter()
+    for param, count in trained.items():
+        found[gradient_dtype.get(param.dtype, param.dtype)] += count
+    return dict(found)

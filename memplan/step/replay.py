@@ -1,0 +1,125 @@
+"""The same run for the caching allocator: every storage of load and two steps, in order, as blocks and segments.
+
+Known limits:
+    Equal layers are played one by one, so this costs tens of milliseconds where the walk costs one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from memplan.estimate import Component, Phase
+from memplan.step.allocator import AllocatorReport, replay
+from memplan.step.optimizer_step import OptimizerEvent
+from memplan.step.recording import Recording
+
+Event = tuple[int, int] | str
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is played.
+
+    Attributes:
+        load_blocks: bytes of each tensor that loading leaves, in order of allocation.
+        warmup_bytes: transformers' `caching_allocator_warmup` block, freed before the first tensor; 0 for none.
+        transients: for each load block, bytes that exist only while it is made.
+        recording: one micro-step, layer by layer (not folded).
+        state_blocks: bytes of each optimizer state, allocated in the first step.
+        optimizer_events: clipping and the optimizer's temporaries.
+        workspace_bytes: of one BLAS handle.
+        steps: how many steps.
+    """
+
+    load_blocks: Sequence[int]
+    warmup_bytes: int
+    transients: Sequence[tuple[int, ...]]
+    recording: Recording
+    state_blocks: Sequence[int]
+    optimizer_events: Sequence[OptimizerEvent]
+    workspace_bytes: int
+    steps: int = 2
+
+
+def play(run: Run, *, expandable_segments: bool = False, capacity_bytes: int | None = None) -> AllocatorReport:
+    """Maxima of allocated and reserved memory, or where a run of limited capacity dies."""
+    return replay(_events(run), expandable_segments=expandable_segments, capacity_bytes=capacity_bytes)
+
+
+class _Keys:
+    """Numbers for storages, unique over the whole run."""
+
+    def __init__(self) -> None:
+        self.last = 0
+
+    def new(self) -> int:
+        self.last += 1
+        return self.last
+
+
+def _events(run: Run) -> Iterator[Event]:
+    keys = _Keys()
+    yield "load"
+    if run.warmup_bytes:
+        warmup = keys.new()
+        yield warmup, run.warmup_bytes
+        yield warmup, 0
+    for position, size in enumerate(run.load_blocks):
+        transient = [(keys.new(), extra) for extra in (run.transients[position] if run.transients else ())]
+        yield from transient
+        yield keys.new(), size
+        for key, _ in transient:
+            yield key, 0
+    loss: int | None = None
+    for step in range(1, run.steps + 1):
+        held: dict[int, int] = {}
+        for phase in (Phase.FORWARD, Phase.BACKWARD):
+            yield f"{phase} {step}"
+            if step == 1 and run.workspace_bytes:
+                yield keys.new(), run.workspace_bytes
+            yield from _segments(run.recording, phase, held, keys)
+            if phase is Phase.FORWARD and loss is not None:
+                yield loss, 0
+                loss = None
+        yield f"{Phase.OPTIMIZER_STEP} {step}"
+        if step == 1:
+            for size in run.state_blocks:
+                yield keys.new(), size
+        yield from _optimizer(run.optimizer_events, keys)
+        loss = held.pop(run.recording.loss, None)
+        # zero_grad(set_to_none=True), then the batch gives way to the next one.
+        infos = run.recording.infos
+        for index in sorted(held, key=lambda index: infos[index].component is not Component.GRADIENTS):
+            yield held[index], 0
+
+
+def _segments(recording: Recording, phase: Phase, held: dict[int, int], keys: _Keys) -> Iterator[Event]:
+    infos = recording.infos
+    for segment in recording.segments:
+        if segment.phase != phase:
+            continue
+        assert segment.count == 1, "the allocator needs every layer by itself"
+        for event in segment.events:
+            if event >= 0:
+                size = infos[event].size_bytes
+                if size:
+                    held[event] = keys.new()
+                    yield held[event], size
+            elif ~event in held:
+                yield held.pop(~event), 0
+
+
+def _optimizer(events: Iterable[OptimizerEvent], keys: _Keys) -> Iterator[Event]:
+    alive: dict[str, list[int]] = {}
+    for event in events:
+        if event.allocates:
+            made = alive.setdefault(event.label, [])
+            for size, count in event.blocks:
+                for _ in range(count):
+                    key = keys.new()
+                    made.append(key)
+                    yield key, size
+        else:
+            for key in alive.pop(event.label):
+                yield key, 0
