@@ -138,7 +138,7 @@ class AttentionChooser:
         if backend is AttentionBackend.AUTO:
             backend = self.choose(query, key, value, attn_mask, dropout_p, is_causal)
         self.chosen[backend] += 1
-        if attn_mask is not None and attn_mask.dtype == torch.bool and backend is not AttentionBackend.MATH:
+        if attn_mask is not None and attn_mask.dtype == torch.bool:
             attn_mask = _additive(attn_mask, query.dtype)
         if backend is AttentionBackend.FLASH:
             return _flash(query, key, value, dropout_p, is_causal, scale)
@@ -168,9 +168,8 @@ def _autocast(tensor: torch.Tensor, target: torch.dtype) -> torch.Tensor:
 
 
 def _additive(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    # attention.cpp, convert_boolean_attn_mask_: zeros_like, then masked_fill_ with the inverted mask.
-    additive = torch.zeros_like(mask, dtype=dtype)
-    return additive.masked_fill_(mask.logical_not(), float("-inf"))
+    # attention.cpp, convert_boolean_attn_mask_: at::where(mask, 0.0, scalar_tensor(-inf)).
+    return torch.where(mask, 0.0, torch.scalar_tensor(float("-inf"), dtype=dtype, device=mask.device))
 
 
 def _aligned_mask(mask: torch.Tensor, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:

@@ -29,4 +29,6 @@ def make_batch(spec: TraceSpec, model: Any, device: torch.device) -> dict[str, t
         batch["start_positions"], batch["end_positions"] = tokens((spec.batch,)), tokens((spec.batch,))
     elif spec.task != "feature-extraction":
         batch["labels"] = tokens(shape)
+    if spec.peft is not None and spec.peft["peft_type"] in ("POLY", "MULTITASK_PROMPT_TUNING"):
+        batch["task_ids"] = tokens((spec.batch,))
     return batch

@@ -1,37 +1,76 @@
-"""Optimizers by transformers' `optim` names, built as Trainer builds them."""
+"""Optimizers by transformers' `optim` names, built by the code that Trainer uses.
+
+transformers/trainer_optimizer.py, `_OPTIMIZER_HANDLERS` (5.23); `Trainer.create_optimizer` for the parameter groups.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from types import SimpleNamespace
 from typing import Any
 
 import torch
+from torch import nn
 
-from memplan.errors import UnknownNameError
+from memplan.errors import UnknownNameError, UnsupportedError
+from memplan.trace.spec import TraceSpec
 
-Factory = Callable[[Iterable[Any]], torch.optim.Optimizer]
-
-
-def _adamw(**kwargs: Any) -> Factory:
-    return lambda params: torch.optim.AdamW(params, lr=1e-4, **kwargs)
-
-
-OPTIMIZERS: dict[str, Factory] = {
-    "adamw_torch": _adamw(),
-    "adamw_torch_fused": _adamw(fused=True),
-    "adamw_torch_foreach": _adamw(foreach=True),
-    "adamw_torch_for_loop": _adamw(foreach=False),
-    "sgd": lambda params: torch.optim.SGD(params, lr=1e-4),
+# Variants that Trainer reaches only through optim_args or not at all, and training loops use directly.
+_TORCH_VARIANTS: dict[str, dict[str, Any]] = {
+    "adamw_torch_foreach": {"foreach": True},
+    "adamw_torch_for_loop": {"foreach": False},
 }
 
 
-def build(name: str, params: Iterable[Any]) -> torch.optim.Optimizer:
-    """The optimizer that `optim=name` names.
+def build(spec: TraceSpec, model: nn.Module) -> torch.optim.Optimizer:
+    """The optimizer that `spec.optim` names, over the trainable parameters of `model`.
 
     Raises:
         UnknownNameError: no such optimizer.
+        UnsupportedError: an optimizer whose package is not installed.
     """
-    factory = OPTIMIZERS.get(name)
-    if factory is None:
-        raise UnknownNameError("optimizer", name, OPTIMIZERS)
-    return factory(params)
+    groups = parameter_groups(spec, model)
+    if spec.optim in _TORCH_VARIANTS:
+        return torch.optim.AdamW(groups, lr=5e-5, **_TORCH_VARIANTS[spec.optim])
+    from transformers.trainer_optimizer import _OPTIMIZER_HANDLERS, OptimizerContext
+    from transformers.training_args import OptimizerNames
+
+    names = {str(entry.value): entry for entry in OptimizerNames}
+    if spec.optim not in names:
+        raise UnknownNameError("optimizer", spec.optim, [*names, *_TORCH_VARIANTS])
+    handler = _OPTIMIZER_HANDLERS.get(names[spec.optim])
+    if handler is None:
+        raise UnsupportedError(f"transformers has no single-process optimizer for optim={spec.optim}")
+    # training_args.py: the defaults that the handlers read.
+    args = SimpleNamespace(
+        optim=spec.optim, learning_rate=5e-5, adam_beta1=0.9, adam_beta2=0.999, adam_epsilon=1e-8, weight_decay=0.0,
+        optim_target_modules=None, gradient_accumulation_steps=spec.gradient_accumulation_steps,
+    )  # fmt: skip
+    context = OptimizerContext(
+        args=args,
+        model=model,
+        optimizer_kwargs={"lr": args.learning_rate},
+        adam_kwargs={"betas": (args.adam_beta1, args.adam_beta2), "eps": args.adam_epsilon},
+        optim_args={str(key): str(value) for key, value in spec.optim_args.items()},
+    )
+    try:
+        cls, kwargs = handler(context)
+        optimizer: torch.optim.Optimizer = cls(groups, **kwargs)
+    except (ImportError, ValueError) as error:
+        raise UnsupportedError(f"optim={spec.optim} cannot be built: {error}", code="optimizer_not_buildable") from None
+    return optimizer
+
+
+def parameter_groups(spec: TraceSpec, model: nn.Module) -> list[Any]:
+    """All trainable parameters, or Trainer's two groups (with and without weight decay)."""
+    trainable = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    if not spec.weight_decay_groups:
+        return [parameter for _, parameter in trainable]
+    from transformers.trainer_pt_utils import get_parameter_names
+
+    # Trainer.get_decay_parameter_names.
+    forbidden = [r"bias", r"layernorm", r"rmsnorm", r"(?:^|\.)norm(?:$|\.)", r"_norm(?:$|\.)"]
+    decay = set(get_parameter_names(model, [nn.LayerNorm], forbidden))
+    return [
+        {"params": [parameter for name, parameter in trainable if name in decay], "weight_decay": 0.0},
+        {"params": [parameter for name, parameter in trainable if name not in decay], "weight_decay": 0.0},
+    ]

@@ -31,6 +31,8 @@ class Patches:
     def __init__(self, spec: TraceSpec) -> None:
         self.spec = spec
         self.attention = AttentionChooser(spec.gpu_arch, spec.attention_backend)
+        # Bytes of state in CUDA managed memory, which may be paged out to the host.
+        self.host_bytes = 0
         self._library = torch.library.Library("aten", "IMPL")
 
     def apply(self) -> None:
@@ -38,7 +40,7 @@ class Patches:
         torch.autograd.set_multithreading_enabled(False).__enter__()
         self._torch()
         self._transformers()
-        if self.spec.load_in_4bit or self.spec.load_in_8bit or "bnb" in self.spec.optim or "8bit" in self.spec.optim:
+        if self.spec.load_in_4bit or self.spec.load_in_8bit or _uses_bitsandbytes(self.spec.optim):
             self._bitsandbytes()
 
     def _torch(self) -> None:
@@ -68,10 +70,27 @@ class Patches:
         transformers.utils.logging.set_verbosity_error()
 
     def _bitsandbytes(self) -> None:
-        import bitsandbytes
+        from bitsandbytes import functional
+        from bitsandbytes.optim import optimizer
 
         # The quantization map is computed with 254 .item() calls; its 256 values do not matter here.
-        bitsandbytes.functional.create_dynamic_map = lambda *_, **__: torch.empty(256, dtype=torch.float32)
+        functional.create_dynamic_map = lambda *_, **__: torch.empty(256, dtype=torch.float32)
+        # The update kernels work in place through raw pointers and allocate nothing.
+        functional.optimizer_update_8bit_blockwise = lambda *_, **__: None
+        functional.optimizer_update_32bit = lambda *_, **__: None
+        functional.is_on_gpu = lambda *_, **__: True
+        # Paged state is CUDA managed memory outside torch's allocator: counted as host memory.
+        functional.get_paged = self._paged
+        functional.fill = lambda *_, **__: None
+        functional.prefetch_tensor = lambda *_, **__: None
+        optimizer.sync_gpu = lambda *_: None
+
+    def _paged(self, *shape: int, dtype: torch.dtype = torch.float32, device: Any = None) -> torch.Tensor:
+        tensor = torch.empty(shape, dtype=dtype, device="cpu")
+        tensor.is_paged = True
+        tensor.page_deviceid = 0
+        self.host_bytes += tensor.numel() * tensor.element_size()
+        return tensor
 
 
 def _apply_by_assignment(module: torch.nn.Module, fn: Any, recurse: bool = True) -> torch.nn.Module:
@@ -101,3 +120,8 @@ def copy_attributes(source: torch.Tensor, target: torch.Tensor) -> None:
     """Python attributes that libraries hang on parameters, without those that make a fake tensor a fake."""
     for key, value in source.__dict__.items():
         target.__dict__.setdefault(key, value)
+
+
+def _uses_bitsandbytes(optim: str) -> bool:
+    """Whether Trainer builds this optimizer with bitsandbytes (`_get_bitsandbytes_optimizer`)."""
+    return any(part in optim for part in ("bnb", "8bit", "paged", "lion", "ademamix"))

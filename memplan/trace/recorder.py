@@ -10,7 +10,7 @@ import sys
 import weakref
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -168,6 +168,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
         self._alias: dict[int, int] = {}
         self._pending: InPlaceUpdate | None = None
         self._stopped = False
+        # Ops that are run, and recorded, as the sequence of ops that CUDA runs.
+        self.decompositions: dict[Any, Callable[..., Any]] = {}
         # True while a composite op that updates in place for plain tensors runs decomposed.
         self.inside_composite = False
 
@@ -252,6 +254,10 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
         if self._pending is not None:
             self._settle()
         kwargs = kwargs or {}
+        decomposition = self.decompositions.get(func)
+        if decomposition is not None:
+            with self:
+                return decomposition(*args, **kwargs)
         if func is _aten._local_scalar_dense.default:
             return self._scalar(func, args, kwargs)
         log = self.log

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from memplan.trace import builder, optimizers
+from memplan.trace import builder, fake_kernels, optimizers
 from memplan.trace.batches import make_batch
 from memplan.trace.labels import Labels
 from memplan.trace.methods import apply_method
@@ -51,7 +51,7 @@ class Session:
     def run(self, model: nn.Module) -> None:
         """Load, then `num_steps` training steps."""
         model = self.load(model)
-        optimizer = optimizers.build(self.spec.optim, [p for p in model.parameters() if p.requires_grad])
+        optimizer = optimizers.build(self.spec, model)
         scaler = torch.amp.GradScaler("cuda") if self.spec.grad_scaler else None
         for step in range(1, self.spec.num_steps + 1):
             self.step(step, model, optimizer, scaler)
@@ -105,6 +105,7 @@ class Session:
             recorder.mark(step, "backward")
             self.where = f"backward of step {step}"
             self.loss.backward()
+            self.loss = self.loss.detach()  # Trainer.training_step returns it so: the graph goes here
         self.labels.after_backward(model)
         recorder.mark(step, "optimizer_step")
         self.where = f"optimizer step {step}"
@@ -130,6 +131,7 @@ def trace_in_process(spec: TraceSpec, *, shim_kind: str, import_seconds: float) 
     patches.apply()
     temporaries = KernelTemporaries(spec.gpu_arch)
     recorder = Recorder(spec.device, temporaries)
+    recorder.decompositions = fake_kernels.decompositions(spec)
     recorder.guesses.known = [
         ("transformers/masking_utils.py", "find_packed_sequence_indices", True),
         ("transformers/masking_utils.py", "", not spec.padding),
@@ -158,6 +160,7 @@ def trace_in_process(spec: TraceSpec, *, shim_kind: str, import_seconds: float) 
         cache_flushes=log.cache_flushes,
         parameters=session.parameters,
         saved=session.saved,
+        host_bytes=patches.host_bytes,
         guesses=dict(recorder.guesses.counted),
         attention={backend.value: count for backend, count in patches.attention.chosen.items()},
         notes=session.notes,

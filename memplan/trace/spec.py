@@ -71,7 +71,8 @@ class TraceSpec:
         bnb_4bit_compute_dtype: None means transformers' default, float32.
         llm_int8_outlier_columns: how many input columns LLM.int8 treats as outliers (data dependent on a real GPU).
         prepare_for_kbit_training: call `peft.prepare_model_for_kbit_training` after a quantized load.
-        optim: a name of `transformers.TrainingArguments.optim`.
+        optim: a name of `transformers.TrainingArguments.optim`, or adamw_torch_foreach, adamw_torch_for_loop.
+        weight_decay_groups: two parameter groups as Trainer makes them, instead of one.
         batch, sequence: shape of `input_ids`; for encoder-decoder models `target_sequence` is the labels' length
             (default: `sequence`).
         checkpointing: activation checkpointing, per decoder layer.
@@ -103,6 +104,8 @@ class TraceSpec:
     llm_int8_outlier_columns: int = 0
     prepare_for_kbit_training: bool = True
     optim: str = "adamw_torch"
+    optim_args: Mapping[str, Any] = field(default_factory=dict)
+    weight_decay_groups: bool = False
     batch: int = 1
     sequence: int = 128
     target_sequence: int | None = None
@@ -123,7 +126,6 @@ class TraceSpec:
     num_layers: int | None = None
     train_mode: bool = True
     device: Literal["cuda", "cpu"] = "cuda"
-    extra: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if "model_type" not in self.model_config:
