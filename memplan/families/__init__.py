@@ -74,6 +74,8 @@ _MODULES: dict[str, str] = {
     "roberta": "roberta",
     "xlm-roberta": "roberta",
     "distilbert": "distilbert",
+    "deberta": "deberta",
+    "deberta-v2": "deberta",
     "qwen2": "llama",
     "qwen3": "llama",
     "smollm3": "llama",
@@ -88,6 +90,9 @@ _MODULES: dict[str, str] = {
     "gemma": "gemma",
     "gemma2": "gemma",
     "gemma3_text": "gemma",
+    "mixtral": "mixtral",
+    "qwen2_moe": "mixtral",
+    "qwen3_moe": "mixtral",
 }
 
 
