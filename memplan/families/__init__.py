@@ -93,6 +93,9 @@ _MODULES: dict[str, str] = {
     "mixtral": "mixtral",
     "qwen2_moe": "mixtral",
     "qwen3_moe": "mixtral",
+    "deepseek_v2": "deepseek",
+    "deepseek_v3": "deepseek",
+    "gpt_oss": "gpt_oss",
 }
 
 

@@ -119,16 +119,23 @@ def layer(t: Builder, x: Tensor, d: Dims, mask: Tensor | None) -> Tensor:
     return t.call("output", lambda t, h, r: output(t, h, r, d), wide, attended)
 
 
+def self_attention_mask(t: Builder, embedded: Tensor, d: Dims) -> Tensor | None:
+    """Causal where the config says that this is a decoder."""
+    if d.decoder:
+        return t.causal_mask(embedded.dtype)
+    return bidirectional_mask(t, embedded.dtype, t.sequence, t.sequence)
+
+
+def encoder(t: Builder, x: Tensor, d: Dims, mask: Tensor | None) -> Tensor:
+    """The layers: x [B, S, H] to [B, S, H]."""
+    return t.layers("layer", d.layers, lambda t, h, _: layer(t, h, d, mask), x)
+
+
 def encode(t: Builder, d: Dims) -> Tensor:
     """Embeddings and layers: [B, S, H]."""
     embedded = t.call("embeddings", lambda t: embeddings(t, d))
-    if d.decoder:
-        mask = t.causal_mask(embedded.dtype)
-    else:
-        mask = bidirectional_mask(t, embedded.dtype, t.sequence, t.sequence)
-    return t.call(
-        "encoder", lambda t, x: t.layers("layer", d.layers, lambda t, h, _: layer(t, h, d, mask), x), embedded
-    )
+    mask = self_attention_mask(t, embedded, d)
+    return t.call("encoder", lambda t, x: encoder(t, x, d, mask), embedded)
 
 
 def pooler(t: Builder, x: Tensor, d: Dims) -> Tensor:
@@ -165,7 +172,7 @@ def forward(t: Builder, config: Mapping[str, Any], head: Head) -> Tensor:
     d = dims(config)
 
     def pooled(t: Builder, x: Tensor) -> Tensor:
-        return t.call("bert", lambda t, x: t.call("pooler", lambda t, x: pooler(t, x, d), x), x)
+        return t.call("bert.pooler", lambda t, x: pooler(t, x, d), x)
 
     if head.task is Task.FEATURE_EXTRACTION:
         hidden = encode(t, d)

@@ -94,13 +94,16 @@ def block(t: Builder, x: Tensor, d: Dims, mask: Tensor | None) -> Tensor:
     return t.layer_norm("output_layer_norm", forwarded + attended)
 
 
+def transformer(t: Builder, x: Tensor, d: Dims, mask: Tensor | None) -> Tensor:
+    """The layers: x [B, S, H] to [B, S, H]."""
+    return t.layers("layer", d.layers, lambda t, h, _: block(t, h, d, mask), x)
+
+
 def model(t: Builder, d: Dims) -> Tensor:
     """The encoder without a head: [B, S, H]."""
     embedded = t.call("embeddings", lambda t: embeddings(t, d))
     mask = bidirectional_mask(t, embedded.dtype, t.sequence, t.sequence)
-    return t.call(
-        "transformer", lambda t, x: t.layers("layer", d.layers, lambda t, h, _: block(t, h, d, mask), x), embedded
-    )
+    return t.call("transformer", lambda t, x: transformer(t, x, d, mask), embedded)
 
 
 def forward(t: Builder, config: Mapping[str, Any], head: Head) -> Tensor:

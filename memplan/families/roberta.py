@@ -15,10 +15,10 @@ from typing import Any
 
 from memplan.dtypes import DType
 from memplan.families import Family, Head
-from memplan.families.bert import Dims, dims, layer, pooler, token_classifier
+from memplan.families.bert import Dims, dims, encoder, pooler, self_attention_mask, token_classifier
 from memplan.recipe import Task
 from memplan.step.builder import Builder
-from memplan.step.encoder import bidirectional_mask, first_token, masked_lm_loss
+from memplan.step.encoder import first_token, masked_lm_loss
 from memplan.step.tensor import Dim, Tensor
 
 HEAD_CLASS = {"roberta": "RobertaClassificationHead", "xlm-roberta": "XLMRobertaClassificationHead"}
@@ -44,13 +44,8 @@ def embeddings(t: Builder, d: Dims) -> Tensor:
 def encode(t: Builder, d: Dims) -> Tensor:
     """Embeddings and layers: [B, S, H]."""
     embedded = t.call("embeddings", lambda t: embeddings(t, d))
-    if d.decoder:
-        mask = t.causal_mask(embedded.dtype)
-    else:
-        mask = bidirectional_mask(t, embedded.dtype, t.sequence, t.sequence)
-    return t.call(
-        "encoder", lambda t, x: t.layers("layer", d.layers, lambda t, h, _: layer(t, h, d, mask), x), embedded
-    )
+    mask = self_attention_mask(t, embedded, d)
+    return t.call("encoder", lambda t, x: encoder(t, x, d, mask), embedded)
 
 
 def lm_head(t: Builder, x: Tensor, d: Dims) -> Tensor:

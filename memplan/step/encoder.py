@@ -32,7 +32,7 @@ def bidirectional_mask(t: AttentionOps, dtype: DType, length: int, key_length: i
 
 
 def attend(t: AttentionOps, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
-    """Attention whose eager form takes the softmax in the scores' own type: q [B, A, S, D], k, v [B, K, T, D] to [B, S, A, D]."""
+    """Attention of q [B, A, S, D] on k, v [B, K, T, D], as [B, S, A, D]; eager takes the softmax in the scores' own type."""
     if t.settings.attn_implementation != "eager":
         return t.attention(q, k, v, mask=mask, dropout=dropout)
     batch, heads, length, size = q.shape
