@@ -58,6 +58,7 @@ class Patches:
         torch.cuda.current_device = lambda: 0
         torch.cuda.synchronize = lambda *_: None
         torch.cuda.empty_cache = lambda: None
+        FakeTensor.data = property(torch._C.TensorBase.data.__get__, _set_data)
         # Module.to() swaps tensors in place, which FakeTensor refuses.
         torch.nn.Module._apply = _apply_by_assignment
 
@@ -91,6 +92,12 @@ class Patches:
         tensor.page_deviceid = 0
         self.host_bytes += tensor.numel() * tensor.element_size()
         return tensor
+
+
+def _set_data(tensor: FakeTensor, value: FakeTensor) -> None:
+    """`tensor.data = value`, device included: FakeTensor keeps the device it was made with."""
+    torch._C.TensorBase.data.__set__(tensor, value)
+    tensor.fake_device = value.device
 
 
 def _apply_by_assignment(module: torch.nn.Module, fn: Any, recurse: bool = True) -> torch.nn.Module:

@@ -16,10 +16,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch._subclasses.fake_tensor import DataDependentOutputException
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 from torch.autograd.graph import _engine_run_backward
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from memplan.trace.dynamic_sizes import DynamicSizes
 from memplan.trace.fake_kernels import KERNELS
 from memplan.trace.guesses import ScalarGuesses
 from memplan.trace.repair import FUNCTIONAL_FOR_SUBCLASSES, InPlaceUpdate
@@ -163,6 +164,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
         self.device_type = device_type
         self.temporaries = temporaries
         self.guesses = guesses or ScalarGuesses()
+        self.sizes = DynamicSizes()
         self.in_backward = False
         self._alive: dict[int, _Death] = {}
         self._alias: dict[int, int] = {}
@@ -263,7 +265,10 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
         log = self.log
         first_new = len(log.storages)
         substitute = KERNELS.get(func)
-        out = func(*args, **kwargs) if substitute is None else substitute(func, args, kwargs)
+        try:
+            out = func(*args, **kwargs) if substitute is None else substitute(func, args, kwargs)
+        except DynamicOutputShapeException:
+            out = self.sizes.run(func, args, kwargs)
         name = func._schema.name
         log.calls[name] += 1
         op_id = 0

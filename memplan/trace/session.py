@@ -136,6 +136,7 @@ def trace_in_process(spec: TraceSpec, *, shim_kind: str, import_seconds: float) 
         ("transformers/masking_utils.py", "find_packed_sequence_indices", True),
         ("transformers/masking_utils.py", "", not spec.padding),
         ("torch/amp/grad_scaler.py", "", 0),
+        ("peft/tuners/vblora/layer.py", "_get_lora_matrices", False),
     ]
     patches.attention.decomposed = recorder.decomposed
     session = Session(spec, recorder)
@@ -161,7 +162,7 @@ def trace_in_process(spec: TraceSpec, *, shim_kind: str, import_seconds: float) 
         parameters=session.parameters,
         saved=session.saved,
         host_bytes=patches.host_bytes,
-        guesses=dict(recorder.guesses.counted),
+        guesses={**recorder.guesses.counted, **recorder.sizes.counted},
         attention={backend.value: count for backend, count in patches.attention.chosen.items()},
         notes=session.notes,
         versions=_versions(shim_kind),
