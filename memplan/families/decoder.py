@@ -89,11 +89,16 @@ def rotary_embedding(t: Builder, dtype: DType, size: int, *, prefix: str = "") -
     """`rotary_emb`: cos and sin [1, S, size]; its frequencies are buffers, whose names `prefix` begins."""
 
     def forward(t: Builder) -> tuple[Tensor, Tensor]:
-        t.buffer(f"{prefix}inv_freq", (size // 2,))
-        t.buffer(f"{prefix}original_inv_freq", (size // 2,))
+        rotary_buffers(t, size, prefix)
         return t.rotary_table(dtype, size, t.sequence)
 
     return t.call("rotary_emb", forward)
+
+
+def rotary_buffers(t: Builder, size: int, prefix: str = "") -> None:
+    """The frequencies of `rotary_emb`, as they are used and as they were at first."""
+    t.buffer(f"{prefix}inv_freq", (size // 2,))
+    t.buffer(f"{prefix}original_inv_freq", (size // 2,))
 
 
 def embed_tokens(t: Builder, config: Mapping[str, Any], *, class_name: str = "Embedding") -> Tensor:
