@@ -1,7 +1,7 @@
 """The analytic answer: resolve, describe, adapt, count what stays, walk the step, judge.
 
-    estimate(recipe)       the whole answer
-    model_states(recipe)   exact parameters and model-state bytes only
+estimate(recipe)       the whole answer
+model_states(recipe)   exact parameters and model-state bytes only
 """
 
 from __future__ import annotations
@@ -87,7 +87,8 @@ def _as_recipe(recipe: Recipe | None, keys: Mapping[str, Any]) -> Recipe:
         return Recipe(**keys)
     if not isinstance(recipe, Recipe):
         raise InputError(
-            f"a Recipe was expected, not {type(recipe).__name__}", hint='for example estimate(model="...", method="lora")'
+            f"a Recipe was expected, not {type(recipe).__name__}",
+            hint='for example estimate(model="...", method="lora")',
         )
     return recipe.replace(**keys) if keys else recipe
 
@@ -190,7 +191,9 @@ def unsupported_parts(resolved: Resolved, prepared: Prepared) -> Unsupported:
     model_type = str(resolved.config["model_type"])
     step: list[str] = []
     if model_type not in family_of(model_type).walked:
-        step.append(f"the step of {model_type} models (activations, temporaries); parameters and model states are exact")
+        step.append(
+            f"the step of {model_type} models (activations, temporaries); parameters and model states are exact"
+        )
     elif resolved.task is not Task.CAUSAL_LM:
         step.append(f"the step under a {resolved.task} head; parameters and model states are exact")
     step += [f"the step of {resolved.method}: {text}" for text in prepared.adaptation.unwalked]
@@ -242,11 +245,17 @@ def _settings(resolved: Resolved, prepared: Prepared) -> StepSettings:
         checkpointing="non-reentrant" if checkpointed else None,
         padding=values["padding"],
         compute_capability=_compute_capability(resolved),
+        torch_version=_version(values["torch_version"]),
         keep_outputs=values["keep_outputs"],
         use_cache=values["use_cache"] and not checkpointed,
         input_require_grads=checkpointed and uses_peft,
         virtual_tokens=prepared.adaptation.virtual_tokens,
     )
+
+
+def _version(text: str) -> tuple[int, int]:
+    major, minor = text.split(".")
+    return int(major), int(minor)
 
 
 def _compute_capability(resolved: Resolved) -> tuple[int, int]:
@@ -353,7 +362,9 @@ def _run(resolved: Resolved, prepared: Prepared) -> Run:
     ]
     return Run(
         load_blocks=blocks,
-        warmup_bytes=0 if quantization is not None else round_to_block(sum(entry.data_bytes for entry in state.stored if entry.component is Component.WEIGHTS)),
+        warmup_bytes=0
+        if quantization is not None
+        else round_to_block(sum(entry.data_bytes for entry in state.stored if entry.component is Component.WEIGHTS)),
         transients=transients,
         recording=_recording(resolved, prepared, fold=False),
         state_blocks=states,
@@ -424,7 +435,9 @@ def _estimate(
             if components.get(component)
         ),
         timeline=tuple(
-            TimelinePoint(step=entry.at.step, phase=entry.at.phase, peak_bytes=entry.peak_bytes, end_bytes=entry.end_bytes)
+            TimelinePoint(
+                step=entry.at.step, phase=entry.at.phase, peak_bytes=entry.peak_bytes, end_bytes=entry.end_bytes
+            )
             for entry in timeline
         ),
         host_bytes=state.states.host_bytes + state.states.paged_bytes,
@@ -446,7 +459,9 @@ def assumptions(resolved: Resolved, prepared: Prepared) -> tuple[str, ...]:
     if card is not None and card.confidence != "high":
         found.append(f"the card of {card.id} is of {card.confidence} confidence: {card.source}")
     if resolved.gpu is None:
-        found.append("no GPU named: attention kernels and workspaces as on compute capability 8.0, a CUDA context of 400 MiB")
+        found.append(
+            "no GPU named: attention kernels and workspaces as on compute capability 8.0, a CUDA context of 400 MiB"
+        )
     elif cuda_context(resolved.gpu).certainty == "assumed":
         found.append(f"the CUDA context of {resolved.gpu.name} is assumed: {cuda_context(resolved.gpu).source}")
     found.append("two steps of full-length sequences; the first is not measured apart from a warm-up of the allocator")

@@ -129,9 +129,7 @@ class ModelState:
         if not elements:
             return BytesPerParameter(weights=0, gradients=0, optimizer=0)
         weights = sum(entry.elements * entry.dtype.itemsize_bytes for entry in trained)
-        gradients = sum(
-            entry.elements * self.policy.gradient_dtype(entry.dtype).itemsize_bytes for entry in trained
-        )
+        gradients = sum(entry.elements * self.policy.gradient_dtype(entry.dtype).itemsize_bytes for entry in trained)
         master = sum(entry.elements * self.policy.master_bytes(entry.dtype) for entry in trained)
         states = self.states.device_unrounded_bytes + self.states.paged_bytes
         return BytesPerParameter(
@@ -211,7 +209,18 @@ def model_state(
         UnsupportedError: the optimizer has no rule for a trained parameter.
     """
     stored = [
-        _stored_base(name, module, parameter.name, parameter.shape, adaptation, dtype, quantization, quantized, prepare_kbit, architecture)
+        _stored_base(
+            name,
+            module,
+            parameter.name,
+            parameter.shape,
+            adaptation,
+            dtype,
+            quantization,
+            quantized,
+            prepare_kbit,
+            architecture,
+        )
         for name, module, parameter in architecture.named_parameters()
     ]
     stored += [_stored_added(entry, architecture) for entry in adaptation.added]
@@ -222,7 +231,15 @@ def model_state(
             continue
         gradients += round_to_block(entry.elements * policy.gradient_dtype(entry.dtype).itemsize_bytes)
         master += round_to_block(entry.elements * policy.master_bytes(entry.dtype))
-        trained[ParamInfo(entry.shape, policy.state_dtype(entry.dtype), _optimizer_name(entry), entry.is_embedding, entry.is_linear)] += 1
+        trained[
+            ParamInfo(
+                entry.shape,
+                policy.state_dtype(entry.dtype),
+                _optimizer_name(entry),
+                entry.is_embedding,
+                entry.is_linear,
+            )
+        ] += 1
     return ModelState(
         stored=tuple(stored),
         buffers_bytes=_buffers_bytes(architecture, adaptation),
@@ -251,7 +268,9 @@ def _stored_base(
     prepare_kbit: bool,
     architecture: Architecture,
 ) -> StoredParameter:
-    is_packed = quantization is not None and module.path in quantized and (leaf == "weight" or module.kind is ModuleKind.BARE)
+    is_packed = (
+        quantization is not None and module.path in quantized and (leaf == "weight" or module.kind is ModuleKind.BARE)
+    )
     loaded = load_dtype(
         name,
         dtype,

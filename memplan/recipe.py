@@ -136,6 +136,7 @@ class Recipe(BaseModel):
     loss: Loss | None = None
     stack: Stack | None = None
     stack_version: str | None = None
+    torch_version: Literal["2.11", "2.12", "2.13", "2.14"] | None = None
     keep_outputs: Flag | None = None
     use_cache: Flag | None = None
 

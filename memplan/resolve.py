@@ -151,13 +151,16 @@ def _peft(recipe: Recipe, method: str, filler: _Filler) -> dict[str, Any]:
         if recipe.peft or given:
             name = "peft" if recipe.peft else next(iter(given))
             raise InputError(
-                f"{name} is given, but method {method!r} is not a PEFT method", hint="name a method such as lora, or leave it out"
+                f"{name} is given, but method {method!r} is not a PEFT method",
+                hint="name a method such as lora, or leave it out",
             )
         return {}
     config = {**known.options, **(recipe.peft or {})}
     for key, value in given.items():
         if key in config and config[key] != value:
-            raise InputError(f"{key} is given twice: {value!r} beside peft.{key} = {config[key]!r}", hint="give it once")
+            raise InputError(
+                f"{key} is given twice: {value!r} beside peft.{key} = {config[key]!r}", hint="give it once"
+            )
         config[key] = value
     if method == "qlora" and config.get("target_modules") is None and config.get("target_parameters") is None:
         config["target_modules"] = "all-linear"
@@ -380,6 +383,7 @@ def _training(recipe: Recipe, method: str, quantization: Quantization | None, fi
     filler.fill("attn_implementation", Attention.SDPA, "transformers' default where the model has it")
     filler.fill("loss", Loss.DEFAULT, "default: the model's own loss")
     filler.fill("stack", Stack.TRANSFORMERS, "default")
+    filler.fill("torch_version", "2.13", "default: the version that memplan's tests trace")
     filler.fill("keep_outputs", False, "Trainer drops the outputs before backward")
     filler.fill("use_cache", False, "TrainingArguments")
 

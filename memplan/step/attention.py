@@ -75,7 +75,7 @@ class AttentionOps(LayerOps):
         autocast = self.settings.autocast
         if autocast is not None:
             q, k, v = ops.to(self, q, autocast), ops.to(self, k, autocast), ops.to(self, v, autocast)
-        return sdpa(self, q, k, v, mask, self.settings.compute_capability)
+        return sdpa(self, q, k, v, mask, self.settings)
 
 
 def _split_heads_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | None]:
@@ -168,7 +168,7 @@ def eager_attention(t: AttentionOps, q: Tensor, k: Tensor, v: Tensor, mask: Tens
 
     q [B, A, S, D], k and v [B, K, T, D]; the result is [B, S, A, D].
     """
-    batch, heads, length, size = q.shape
+    (batch, heads, length, _), size = q.shape, v.shape[-1]
     key, value = repeat_kv(t, k, heads), repeat_kv(t, v, heads)
     scores = (batch, heads, length, k.shape[2])
     weights = ops.scale(t, autocast_matmul(t, q, transpose_last(t, key), scores))

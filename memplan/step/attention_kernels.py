@@ -19,8 +19,20 @@ from typing import cast
 
 from memplan.dtypes import DType
 from memplan.step import ops
-from memplan.step.matmul import matmul, merge_heads, repeat_kv, require_contiguous_gradient, transpose_last
+from memplan.step.matmul import (
+    matmul,
+    merge_heads,
+    repeat_kv,
+    require_contiguous_gradient,
+    softmax_backward,
+    transpose_last,
+)
+from memplan.step.settings import StepSettings
 from memplan.step.tensor import Node, Shape, Tape, Tensor
+
+
+# sdp_utils.cpp, can_use_mem_efficient_attention: `check_batch_size_and_num_heads_dense<supports_gqa>`.
+EFFICIENT_TAKES_GROUPED_HEADS = (2, 14)
 
 
 class Kernel(StrEnum):
@@ -47,9 +59,16 @@ def meta(x: Tensor) -> Meta:
 
 
 def choose_kernel(
-    dtype: DType, head_size: int, *, has_mask: bool, grouped: bool, compute_capability: tuple[int, int]
+    dtype: DType,
+    head_size: int,
+    *,
+    has_mask: bool,
+    grouped: bool,
+    compute_capability: tuple[int, int],
+    torch_version: tuple[int, int],
+    value_size: int | None = None,
 ) -> Kernel:
-    """The kernel that CUDA's dispatcher takes for equal head sizes of q, k and v.
+    """The kernel that CUDA's dispatcher takes.
 
     Args:
         dtype: of q, k and v.
@@ -57,20 +76,24 @@ def choose_kernel(
         has_mask: an explicit mask is given.
         grouped: k and v have fewer heads than q (`enable_gqa`).
         compute_capability: (major, minor).
+        torch_version: (major, minor); the memory-efficient kernel takes grouped heads since 2.14.
+        value_size: head size of v where it is another one; flash wants them equal (`check_head_dim_size_flash`).
     """
     half = dtype.is_half if compute_capability >= (8, 0) else dtype is DType.FLOAT16
     if compute_capability[0] in (9, 10) and half and head_size % 8 == 0 and head_size <= 128:
         return Kernel.CUDNN
     consumer = (8, 6) <= compute_capability <= (8, 9) or (12, 0) <= compute_capability <= (12, 1)
-    if half and not has_mask and compute_capability >= (8, 0) and head_size <= 256:
-        if not consumer or head_size <= 192 or head_size > 224:
-            return Kernel.FLASH
+    equal = value_size in (None, head_size)
+    known_to_flash = head_size <= 256 and (not consumer or head_size <= 192 or head_size > 224)
+    if half and equal and not has_mask and compute_capability >= (8, 0) and known_to_flash:
+        return Kernel.FLASH
     alignment = 8 if dtype.is_half else 4
     known = half or dtype is DType.FLOAT32
-    return Kernel.EFFICIENT if known and not grouped and head_size % alignment == 0 else Kernel.MATH
+    heads_allowed = not grouped or torch_version >= EFFICIENT_TAKES_GROUPED_HEADS
+    return Kernel.EFFICIENT if known and heads_allowed and head_size % alignment == 0 else Kernel.MATH
 
 
-def sdpa(t: Tape, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, compute_capability: tuple[int, int]) -> Tensor:
+def sdpa(t: Tape, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, settings: StepSettings) -> Tensor:
     """Attention of q [B, A, S, D] on k, v [B, K, T, D] as transformers calls it: [B, S, A, D].
 
     Grouped heads are passed on (`enable_gqa`) only without a mask; with one, k and v are repeated first
@@ -84,7 +107,9 @@ def sdpa(t: Tape, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, compute_
         q.shape[-1],
         has_mask=mask is not None,
         grouped=k.shape[1] != heads,
-        compute_capability=compute_capability,
+        compute_capability=settings.compute_capability,
+        torch_version=settings.torch_version,
+        value_size=v.shape[-1],
     )
     if kernel is Kernel.MATH:
         return merge_heads(t, _math(t, q, k, v, mask))
@@ -94,9 +119,9 @@ def sdpa(t: Tape, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, compute_
 
 
 def _fused(t: Tape, kernel: Kernel, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    batch, heads, length, size = q.shape
+    batch, heads, length, _ = q.shape
     name = f"_scaled_dot_product_{kernel}_attention"
-    shape = (batch, length, heads, size)
+    shape = (batch, length, heads, v.shape[-1])
     out = t.alloc(shape, q.dtype, name)
     rows = -(-length // 32) * 32 if kernel is Kernel.EFFICIENT else length
     lse = t.alloc((batch, heads, rows), DType.FLOAT32, name)
@@ -155,7 +180,7 @@ def _aligned_mask(t: Tape, mask: Tensor, q: Tensor, k: Tensor) -> Tensor:
 
 def _math(t: Tape, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     """attention.cpp, `_scaled_dot_product_attention_math`: half precision is computed in float32; result [B, A, S, D]."""
-    origin, (batch, heads, length, size) = q.dtype, q.shape
+    origin, (batch, heads, length, _), size = q.dtype, q.shape, v.shape[-1]
     q_, k_, v_ = (ops.to(t, x, DType.FLOAT32 if origin.is_half else origin) for x in (q, k, v))
     query = ops.scale(t, q_)
     bias = _causal_bias(t, length, k_.shape[2], q_.dtype) if mask is None else _additive(t, mask, q_.dtype)
@@ -184,15 +209,6 @@ def _safe_softmax(t: Tape, x: Tensor) -> Tensor:
     plain = t.alloc(x.shape, x.dtype, "_softmax")
     masked = t.alloc(x.shape, DType.BOOL, "eq")
     out = t.alloc(x.shape, x.dtype, "where")
-    node = t.record("_safe_softmax", (x,), (out,), _safe_softmax_backward, (x.shape, x.dtype))
+    node = t.record("_safe_softmax", (x,), (out,), softmax_backward, (x.shape, x.dtype))
     del plain, masked
     return Tensor(t, x.shape, x.dtype, out, node)
-
-
-def _safe_softmax_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | None]:
-    shape, dtype = cast(tuple[Shape, DType], node.meta)
-    kept = [node.stored(index) for index in range(len(node.saved))]
-    out = tape.new(shape, dtype, "_softmax_backward_data")
-    del kept
-    return (out,)
-

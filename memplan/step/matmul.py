@@ -101,14 +101,19 @@ def softmax(tape: Tape, x: Tensor, dtype: DType) -> Tensor:
     """
     if x.dtype is DType.FLOAT16 and dtype is DType.FLOAT32:
         out = tape.alloc(x.shape, dtype, "_softmax")
-        node = tape.record("_softmax", (x,), (out,), _half_softmax_backward, (x.shape, x.dtype))
+        node = tape.record("_softmax", (x,), (out,), softmax_backward, (x.shape, x.dtype))
         return Tensor(tape, x.shape, dtype, out, node)
-    return ops.unary(tape, "_softmax", ops.to(tape, x, dtype), save="output", backward_op="_softmax_backward_data")
+    x = ops.to(tape, x, dtype)
+    out = tape.alloc(x.shape, dtype, "_softmax")
+    node = tape.record("_softmax", (x,), (out,), softmax_backward, (x.shape, x.dtype))
+    return Tensor(tape, x.shape, dtype, out, node)
 
 
-def _half_softmax_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | None]:
+def softmax_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | None]:
+    """`_softmax_backward_data`: the kernel first forms `grad * output` (cuda/SoftMax.cu, `softmax_backward_cuda_out`)."""
     shape, dtype = cast(tuple[Shape, DType], node.meta)
     kept = [node.stored(index) for index in range(len(node.saved))]
     out = tape.new(shape, dtype, "_softmax_backward_data")
-    del kept
+    product = tape.alloc(grad.shape, grad.dtype, "_softmax_backward_data: grad * output")
+    del product, kept
     return (out,)

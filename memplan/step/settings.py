@@ -19,6 +19,7 @@ class StepSettings:
         checkpointing: None, `non-reentrant` or `reentrant`.
         padding: the batch holds padding, so an attention mask reaches the kernels.
         compute_capability: (major, minor) of the GPU; decides the attention kernel and workspaces.
+        torch_version: (major, minor); decides which kernels take grouped heads.
         keep_outputs: the caller keeps the model's output (logits) alive until the step ends.
         use_cache: the model builds and returns past key/values.
         input_require_grads: `enable_input_require_grads` was called, as PEFT does with checkpointing.
@@ -33,6 +34,7 @@ class StepSettings:
     checkpointing: str | None = None
     padding: bool = False
     compute_capability: tuple[int, int] = (8, 0)
+    torch_version: tuple[int, int] = (2, 13)
     keep_outputs: bool = False
     use_cache: bool = False
     input_require_grads: bool = False
