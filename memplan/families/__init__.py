@@ -76,6 +76,8 @@ _MODULES: dict[str, str] = {
     "distilbert": "distilbert",
     "deberta": "deberta",
     "deberta-v2": "deberta",
+    "modernbert": "modernbert",
+    "vit": "vit",
     "qwen2": "llama",
     "qwen3": "llama",
     "smollm3": "llama",

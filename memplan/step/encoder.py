@@ -8,6 +8,9 @@ Sources: transformers 5.23 masking_utils.py (`create_bidirectional_mask`), model
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import cast
+
 from memplan.dtypes import DType
 from memplan.estimate import Component
 from memplan.step import ops
@@ -15,7 +18,7 @@ from memplan.step.attention import AttentionOps, autocast_matmul, detached
 from memplan.step.loss import LossOps, cross_entropy
 from memplan.step.matmul import merge_heads, repeat_kv, require_contiguous_gradient, softmax, transpose_last
 from memplan.step.split import narrow
-from memplan.step.tensor import Tensor
+from memplan.step.tensor import Node, Shape, Tape, Tensor
 
 
 def bidirectional_mask(t: AttentionOps, dtype: DType, length: int, key_length: int) -> Tensor | None:
@@ -51,10 +54,39 @@ def first_token(t: AttentionOps, x: Tensor) -> Tensor:
     return narrow(t, x, (x.shape[0], x.shape[2]), "select")
 
 
-def masked_lm_loss(t: LossOps, logits: Tensor) -> Tensor:
-    """`CrossEntropyLoss()(logits.view(-1, V), labels.view(-1))`: in the logits' own type, in float32 under autocast."""
+def masked_lm_loss(t: LossOps, logits: Tensor, *, upcast: bool = False) -> Tensor:
+    """`CrossEntropyLoss()(logits.view(-1, V), labels.view(-1))`: in the logits' own type, in float32 under autocast.
+
+    With `upcast` it is transformers' `ForMaskedLMLoss`, which casts the logits to float32 first.
+    """
     t.outputs.append(detached(logits))
     with t.component(Component.LOGITS_AND_LOSS):
         rows = logits.shape[0] * logits.shape[1]
         flat = t.view(logits, (rows, logits.shape[2]))
-        return cross_entropy(t, ops.to(t, flat, DType.FLOAT32) if t.settings.autocast else flat, None)
+        in_float = upcast or t.settings.autocast is not None
+        return cross_entropy(t, ops.to(t, flat, DType.FLOAT32) if in_float else flat, None)
+
+
+def expand(t: AttentionOps, x: Tensor, shape: Shape) -> Tensor:
+    """`x.expand(...)`: a view; backward sums the gradient."""
+    node = t.record("expand", (x,), (), _sum_backward, (x.shape,))
+    return Tensor(t, shape, x.dtype, x.storage, node, is_view=True)
+
+
+def _sum_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | None]:
+    (shape,) = cast(tuple[Shape], node.meta)
+    return (tape.new(shape, grad.dtype, "sum"),)
+
+
+def mean_over_tokens(t: AttentionOps, x: Tensor) -> Tensor:
+    """The mean of the tokens that the attention mask lets through: [B, S, H] to [B, H]."""
+    mask = t.new((x.shape[0], x.shape[1], 1), DType.BOOL, "ones")
+    masked = x * mask
+    node = t.record("sum", (masked,), (), _expand_backward, (x.shape,))
+    total = t.new((x.shape[0], x.shape[2]), x.dtype, "sum", node)
+    return ops.scale(t, total, "div")
+
+
+def _expand_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | None]:
+    (shape,) = cast(tuple[Shape], node.meta)
+    return (Tensor(tape, shape, grad.dtype, grad.storage, None, is_view=True),)
