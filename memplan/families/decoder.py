@@ -97,8 +97,9 @@ def rotary_embedding(t: Builder, dtype: DType, size: int, *, prefix: str = "") -
 
 def rotary_buffers(t: Builder, size: int, prefix: str = "") -> None:
     """The frequencies of `rotary_emb`, as they are used and as they were at first."""
-    t.buffer(f"{prefix}inv_freq", (size // 2,))
-    t.buffer(f"{prefix}original_inv_freq", (size // 2,))
+    count = -(-size // 2)  # of torch.arange(0, size, 2)
+    t.buffer(f"{prefix}inv_freq", (count,))
+    t.buffer(f"{prefix}original_inv_freq", (count,))
 
 
 def embed_tokens(t: Builder, config: Mapping[str, Any], *, class_name: str = "Embedding") -> Tensor:

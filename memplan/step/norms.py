@@ -52,15 +52,14 @@ def layer_norm_in_float(t: LayerOps, name: str, x: Tensor, weight_shape: Shape, 
 
 def layer_norm_per_head(t: LayerOps, x: Tensor) -> Tensor:
     """`StableLmLayerNormPerHead`: x [B, A, S, D] taken apart by heads, each normed by a module of its own, joined again."""
-    heads = split(t, x, [x.shape[-1]]) if x.shape[1] == 1 else _by_head(t, x)
-    normed = [t.layer_norm(f"norms.{index}", head, bias=False) for index, head in enumerate(heads)]
+    normed = [t.layer_norm(f"norms.{index}", head, bias=False) for index, head in enumerate(_by_head(t, x))]
     return concatenate(t, normed, x.shape)
 
 
 def _by_head(t: LayerOps, x: Tensor) -> list[Tensor]:
     # `split` cuts the last dimension; sizes are what matters, so the heads take its place.
     turned = t.view(x, (x.shape[0], x.shape[2], x.shape[3], x.shape[1]))
-    return [t.view(part, (x.shape[0], 1, *x.shape[2:])) for part in split(t, turned, [1] * x.shape[1])]
+    return [t.view(part, (x.shape[0], 1, *x.shape[2:])) for part in split(t, turned, [1] * int(x.shape[1]))]
 
 
 def gemma_rms_norm(t: LayerOps, name: str, x: Tensor, *, class_name: str) -> Tensor:

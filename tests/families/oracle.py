@@ -56,12 +56,13 @@ def on_meta(config: Mapping[str, Any], head: Head) -> nn.Module:
     keys = copy.deepcopy(dict(config))
     tied = keys.get("tie_word_embeddings")
     model_config = transformers.AutoConfig.for_model(keys.pop("model_type"), **keys)
-    if tied is not None:
-        model_config.tie_word_embeddings = tied  # T5Config sets True whatever it is given
     if head.task in (Task.SEQUENCE_CLASSIFICATION, Task.TOKEN_CLASSIFICATION, Task.IMAGE_CLASSIFICATION):
         model_config.num_labels = head.num_labels
     with torch.device("meta"):
         model = AUTO_CLASSES[head.task].from_config(model_config)
+        if model_config.model_type in ("t5", "mt5") and tied is False and hasattr(model, "lm_head"):
+            # T5Config ties whatever it is told; a checkpoint that has its own lm_head keeps it when it is loaded.
+            model.lm_head = nn.Linear(model.lm_head.in_features, model.lm_head.out_features, bias=False)
     assert isinstance(model, nn.Module)
     return model
 
@@ -157,8 +158,14 @@ def _kind(module: nn.Module) -> tuple[ModuleKind, tuple[int, int]]:
 
 
 def _real_buffers(model: nn.Module) -> dict[str, tuple[tuple[int, ...], str, bool]]:
+    """Buffers by name; those that `from_pretrained` keeps in float32 are not, yet, in a model made from a config."""
     saved = model.state_dict().keys()
+    kept = getattr(model, "_keep_in_fp32_modules_strict", None) or ()
     return {
-        name: (tuple(buffer.shape), str(buffer.dtype).removeprefix("torch."), name in saved)
+        name: (
+            tuple(buffer.shape),
+            "float32" if name.rpartition(".")[2] in kept else str(buffer.dtype).removeprefix("torch."),
+            name in saved,
+        )
         for name, buffer in model.named_buffers()
     }
