@@ -78,6 +78,8 @@ _MODULES: dict[str, str] = {
     "deberta-v2": "deberta",
     "modernbert": "modernbert",
     "vit": "vit",
+    "t5": "t5",
+    "mt5": "t5",
     "qwen2": "llama",
     "qwen3": "llama",
     "smollm3": "llama",
@@ -98,6 +100,8 @@ _MODULES: dict[str, str] = {
     "deepseek_v2": "deepseek",
     "deepseek_v3": "deepseek",
     "gpt_oss": "gpt_oss",
+    "gemma3": "gemma3",
+    "llava": "llava",
 }
 
 

@@ -121,9 +121,7 @@ def layer(t: Builder, x: Tensor, d: Dims, mask: Tensor | None) -> Tensor:
 
 def self_attention_mask(t: Builder, embedded: Tensor, d: Dims) -> Tensor | None:
     """Causal where the config says that this is a decoder."""
-    if d.decoder:
-        return t.causal_mask(embedded.dtype)
-    return bidirectional_mask(t, embedded.dtype, t.sequence, t.sequence)
+    return t.causal_mask(embedded.dtype) if d.decoder else bidirectional_mask(t, embedded.dtype)
 
 
 def encoder(t: Builder, x: Tensor, d: Dims, mask: Tensor | None) -> Tensor:

@@ -102,7 +102,7 @@ def transformer(t: Builder, x: Tensor, d: Dims, mask: Tensor | None) -> Tensor:
 def model(t: Builder, d: Dims) -> Tensor:
     """The encoder without a head: [B, S, H]."""
     embedded = t.call("embeddings", lambda t: embeddings(t, d))
-    mask = bidirectional_mask(t, embedded.dtype, t.sequence, t.sequence)
+    mask = bidirectional_mask(t, embedded.dtype)
     return t.call("transformer", lambda t, x: transformer(t, x, d, mask), embedded)
 
 

@@ -121,7 +121,7 @@ def local_mask(t: Builder, dtype: DType, window: int) -> Tensor | None:
     if settings.attn_implementation == "flash_attention_2":
         return None
     if t.sequence < window:
-        return bidirectional_mask(t, dtype, t.sequence, t.sequence)
+        return bidirectional_mask(t, dtype)
     batch = t.batch if settings.padding else 1
     allowed = t.new((batch, 1, t.sequence, t.sequence), DType.BOOL, "bitwise_and")
     if settings.attn_implementation == "sdpa":
@@ -136,7 +136,7 @@ def model(t: Builder, d: Dims) -> Tensor:
     position_ids = t.new((1, t.sequence), DType.INT64, "arange")
     x = t.call("embeddings", lambda t: embeddings(t, d))
     masks = {
-        "full_attention": bidirectional_mask(t, x.dtype, t.sequence, t.sequence),
+        "full_attention": bidirectional_mask(t, x.dtype),
         "sliding_attention": local_mask(t, x.dtype, d.window),
     }
     sides = {}

@@ -21,9 +21,18 @@ from memplan.step.split import narrow
 from memplan.step.tensor import Node, Shape, Tape, Tensor
 
 
-def bidirectional_mask(t: AttentionOps, dtype: DType, length: int, key_length: int) -> Tensor | None:
-    """None without padding; else boolean [B, 1, S, T] for sdpa, additive for eager attention."""
+def bidirectional_mask(
+    t: AttentionOps, dtype: DType, length: int | None = None, key_length: int | None = None
+) -> Tensor | None:
+    """None without padding; else boolean [B, 1, S, T] for sdpa, additive for eager attention.
+
+    Args:
+        t: the tape.
+        dtype: of the additive mask.
+        length, key_length: S and T; the length of the running sequence where they are not given.
+    """
     settings = t.settings
+    length, key_length = length or t.sequence, key_length or t.sequence
     if not settings.padding or settings.attn_implementation == "flash_attention_2":
         return None
     allowed = t.new((t.batch, 1, length, key_length), DType.BOOL, "bitwise_and")

@@ -1,0 +1,252 @@
+"""T5 and mT5: encoder-decoders with a relative position bias in the first layer of each stack, shared by the others.
+
+Symbols: B micro batch, S source length (target length inside the decoder), H hidden size, A attention heads, D head size,
+I intermediate size, N buckets, V vocabulary, C labels.
+
+Source: transformers 5.23 models/t5/modeling_t5.py, models/mt5/modeling_mt5.py.
+
+Known limits:
+    The clamping of float16 hidden states is not described.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from memplan.dtypes import DType
+from memplan.families import Family, Head
+from memplan.families.architecture import Module, ModuleKind, Parameter
+from memplan.recipe import Task
+from memplan.step import ops
+from memplan.step.builder import Builder
+from memplan.step.encoder import bidirectional_mask, masked_lm_loss
+from memplan.step.encoder_decoder import end_of_sentence, shifted_labels, target_side
+from memplan.step.relative_bias import biased_attention, relative_bias
+from memplan.step.tables import table
+from memplan.step.tensor import Dim, Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Dims:
+    """The sizes of both stacks, with their symbols; `prefix` is that of the class names."""
+
+    prefix: str
+    hidden: Dim
+    heads: Dim
+    head_size: Dim
+    intermediate: Dim
+    buckets: Dim
+    vocabulary: Dim
+    encoder_layers: int
+    decoder_layers: int
+    activation: str
+    gated: bool
+    dropout: float
+    classifier_dropout: float
+    scale_outputs: bool
+    tied: bool
+
+
+def dims(config: Mapping[str, Any]) -> Dims:
+    """Read the sizes from a normalised config."""
+    return Dims(
+        prefix="MT5" if config["model_type"] == "mt5" else "T5",
+        hidden=Dim(config["d_model"], "H"),
+        heads=Dim(config["num_heads"], "A"),
+        head_size=Dim(config["d_kv"], "D"),
+        intermediate=Dim(config["d_ff"], "I"),
+        buckets=Dim(config["relative_attention_num_buckets"], "N"),
+        vocabulary=Dim(config["vocab_size"], "V"),
+        encoder_layers=config["num_layers"],
+        decoder_layers=config["num_decoder_layers"],
+        activation=config["dense_act_fn"],
+        gated=config["is_gated_act"],
+        dropout=config["dropout_rate"],
+        classifier_dropout=config["classifier_dropout"],
+        scale_outputs=config.get("scale_decoder_outputs", False),
+        tied=config["tie_word_embeddings"],
+    )
+
+
+@dataclass(slots=True)
+class Source:
+    """What the decoder's cross-attention gets: the encoder's output, its mask, and the (empty) bias of the first layer."""
+
+    hidden: Tensor
+    mask: Tensor | None
+    bias: Tensor | None = None
+
+
+# -- one stack --------------------------------------------------------------------------------------------
+
+
+def norm(t: Builder, name: str, x: Tensor, d: Dims) -> Tensor:
+    """`T5LayerNorm`: no mean, no bias; the variance in float32."""
+    path, size = t.join(name), x.shape[-1]
+    if t.declaring:
+        t.declare(Module(path, ModuleKind.NORM, (Parameter("weight", (size,)),), class_name=f"{d.prefix}LayerNorm"))
+    outer, t.module = t.module, path
+    weight = t.parameter(path, "weight", (size,))
+    variance = ops.mean_last(t, ops.pow2(t, ops.to(t, x, DType.FLOAT32)))
+    x = x * ops.rsqrt(t, ops.add_scalar(t, variance))
+    if weight.dtype.is_half:
+        x = ops.to(t, x, weight.dtype)
+    out = weight * x
+    t.module = outer
+    return out
+
+
+def project(t: Builder, name: str, x: Tensor, d: Dims) -> Tensor:
+    """A projection without bias, split into heads: [B, A, S, D]."""
+    return t.split_heads(t.linear(name, x, d.heads * d.head_size), d.heads, d.head_size)
+
+
+def attention(
+    t: Builder, x: Tensor, keys: Tensor, d: Dims, bias: Tensor, mask: Tensor | None, *, causal: bool, cached: bool
+) -> Tensor:
+    """X [B, S, H] on keys [B, T, H]: [B, S, H]."""
+    q, k, v = project(t, "q", x, d), project(t, "k", keys, d), project(t, "v", keys, d)
+    if cached:
+        k, v = t.cache_key_values(k, v)
+    out = biased_attention(t, q, k, v, bias, mask, d.dropout, causal=causal)
+    return t.linear("o", t.view(out, (*x.shape[:-1], d.heads * d.head_size)), d.hidden)
+
+
+def self_attention(
+    t: Builder, x: Tensor, d: Dims, shared: list[Tensor], mask: Tensor | None, *, first: bool, decoder: bool
+) -> Tensor:
+    """`T5LayerSelfAttention`; the first layer makes the bias that the others share."""
+    normed = norm(t, "layer_norm", x, d)
+
+    def attend(t: Builder, h: Tensor) -> Tensor:
+        if first:
+            bias = relative_bias(t, "relative_attention_bias", d.buckets, d.heads, t.sequence, t.sequence)
+            if not shared:
+                shared.append(bias)
+        else:
+            bias = shared[0]
+        return attention(t, h, h, d, bias, mask, causal=decoder, cached=decoder)
+
+    return x + t.dropout(t.call("SelfAttention", attend, normed), d.dropout)
+
+
+def cross_attention(t: Builder, x: Tensor, d: Dims, source: Source) -> Tensor:
+    """`T5LayerCrossAttention`; its bias is a tensor of zeros."""
+    normed = norm(t, "layer_norm", x, d)
+    if source.bias is None:
+        source.bias = t.new((1, d.heads, x.shape[1], source.hidden.shape[1]), x.dtype, "zeros")
+    bias = source.bias
+
+    def attend(t: Builder, h: Tensor) -> Tensor:
+        return attention(t, h, source.hidden, d, bias, source.mask, causal=False, cached=True)
+
+    return x + t.dropout(t.call("EncDecAttention", attend, normed), d.dropout)
+
+
+def dense(t: Builder, x: Tensor, d: Dims) -> Tensor:
+    """`T5DenseActDense` or `T5DenseGatedActDense`: [B, S, H] to [B, S, H]."""
+    if d.gated:
+        x = t.activation(d.activation, t.linear("wi_0", x, d.intermediate)) * t.linear("wi_1", x, d.intermediate)
+    else:
+        x = t.activation(d.activation, t.linear("wi", x, d.intermediate))
+    return t.linear("wo", t.dropout(x, d.dropout), d.hidden)
+
+
+def feed_forward(t: Builder, x: Tensor, d: Dims) -> Tensor:
+    """`T5LayerFF`."""
+    forwarded = norm(t, "layer_norm", x, d)
+    forwarded = t.call("DenseReluDense", lambda t, h: dense(t, h, d), forwarded)
+    return x + t.dropout(forwarded, d.dropout)
+
+
+def stack(t: Builder, d: Dims, source: Source | None) -> Tensor:
+    """`T5Stack`: the encoder (no source) or the decoder, [B, S, H]."""
+    decoder = source is not None
+    embedded = t.embedding("embed_tokens", (t.batch, t.sequence), d.vocabulary, d.hidden)
+    mask = t.causal_mask(embedded.dtype) if decoder else bidirectional_mask(t, embedded.dtype)
+    shared: list[Tensor] = []
+
+    def block(t: Builder, x: Tensor, index: int) -> Tensor:
+        x = t.call(
+            "layer.0",
+            lambda t, h: self_attention(t, h, d, shared, mask, first=index == 0, decoder=decoder),
+            x,
+        )
+        if source is not None:
+            x = t.call("layer.1", lambda t, h: cross_attention(t, h, d, source), x)
+        return t.call("layer.2" if decoder else "layer.1", lambda t, h: feed_forward(t, h, d), x)
+
+    x = t.dropout(embedded, d.dropout)
+    x = t.layers("block", d.decoder_layers if decoder else d.encoder_layers, block, x, kind=lambda index: index == 0)
+    x = t.dropout(norm(t, "final_layer_norm", x, d), d.dropout)
+    del embedded
+    return x
+
+
+# -- models -----------------------------------------------------------------------------------------------
+
+
+def encode(t: Builder, d: Dims) -> Tensor:
+    """The shared embedding and the encoder: [B, S, H]."""
+    t.input_path = t.join("shared")
+    table(t, "shared", d.vocabulary, d.hidden)
+    t.tie(t.join("encoder.embed_tokens.weight"), t.join("shared.weight"))
+    return t.call("encoder", lambda t: stack(t, d, None))
+
+
+def model(t: Builder, d: Dims) -> Tensor:
+    """`T5Model`: [B, T, H]. The embeddings of both stacks are the shared one, whatever `tie_word_embeddings` says."""
+    hidden = encode(t, d)
+    mask = bidirectional_mask(t, hidden.dtype, t.settings.target_sequence or t.sequence, t.sequence)
+    t.tie(t.join("decoder.embed_tokens.weight"), t.join("shared.weight"))
+    with target_side(t):
+        input_ids = shifted_labels(t)
+        hidden = t.call("decoder", lambda t, h: stack(t, d, Source(h, mask)), hidden)
+    del input_ids
+    return hidden
+
+
+def classification_head(t: Builder, x: Tensor, d: Dims, head: Head) -> Tensor:
+    """`T5ClassificationHead`: [B, H] to [B, C]."""
+    t.class_name(f"{d.prefix}ClassificationHead")
+    x = t.dropout(x, d.classifier_dropout)
+    x = t.activation("tanh", t.linear("dense", x, d.hidden, bias=True))
+    x = t.dropout(x, d.classifier_dropout)
+    return t.linear("out_proj", x, Dim(head.num_labels, "C"), bias=True)
+
+
+def forward(t: Builder, config: Mapping[str, Any], head: Head) -> Tensor:
+    """The model under its head; returns the loss."""
+    d = dims(config)
+    if head.task is Task.FEATURE_EXTRACTION:
+        return model(t, d)
+    if head.task is Task.SEQUENCE_CLASSIFICATION:
+        hidden = end_of_sentence(t, t.call("transformer", lambda t: model(t, d)))
+        t.head_modules.append("classification_head")
+        logits = t.call("classification_head", lambda t, x: classification_head(t, x, d, head), hidden)
+        return t.classification_loss(logits)
+    if head.task is Task.TOKEN_CLASSIFICATION:
+        hidden = t.dropout(t.call("transformer", lambda t: encode(t, d)), d.classifier_dropout)
+        t.head_modules.append("classifier")
+        return t.classification_loss(t.linear("classifier", hidden, Dim(head.num_labels, "C"), bias=True))
+    hidden = model(t, d)
+    if d.scale_outputs:
+        hidden = ops.scale(t, hidden)
+    logits = t.output_embedding("lm_head", hidden, d.vocabulary, tied_to="shared" if d.tied else None)
+    return masked_lm_loss(t, logits)
+
+
+FAMILY = Family(
+    forward,
+    "transformer",
+    (
+        Task.SEQ2SEQ_LM,
+        Task.SEQUENCE_CLASSIFICATION,
+        Task.TOKEN_CLASSIFICATION,
+        Task.PRE_TRAINING,
+        Task.FEATURE_EXTRACTION,
+    ),
+    missing={"mt5": frozenset({Task.PRE_TRAINING})},
+)
