@@ -4,12 +4,20 @@
     recipe = memplan.Recipe(model="mistralai/Mistral-7B-v0.1", method="qlora", micro_batch_size=4, sequence_length=2048)
     est = memplan.estimate(recipe)
     est.peak.allocated_bytes, est.verdict("rtx-4090").fits
+
+Importing this costs pydantic and the standard library; the engine is loaded by the first estimate.
 """
 
-from memplan.engine import estimate, model_states
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 from memplan.errors import InputError, MemplanError, UnavailableError, UnsupportedError
 from memplan.estimate import Component, Estimate, Fits, Phase
 from memplan.recipe import Recipe
+
+if TYPE_CHECKING:
+    from memplan.model_state import ModelState
 
 __version__ = "0.1.0"
 
@@ -26,3 +34,31 @@ __all__ = [
     "estimate",
     "model_states",
 ]
+
+
+def estimate(recipe: Recipe | None = None, /, **keys: Any) -> Estimate:
+    """How much memory the run needs, where it goes and when, and whether it fits.
+
+    Args:
+        recipe: a `Recipe`; or give its keys as keyword arguments. With both, the keywords change the recipe.
+        keys: recipe keys.
+
+    Raises:
+        InputError: the recipe is wrong; says what, what is allowed, and what was probably meant.
+        UnsupportedError: a method or optimizer for which not even the model states are known.
+    """
+    from memplan import engine
+
+    return engine.estimate(recipe, **keys)
+
+
+def model_states(recipe: Recipe | None = None, /, **keys: Any) -> ModelState:
+    """Exact parameters, and bytes of weights, gradients and optimizer states, without walking the step.
+
+    Raises:
+        InputError: the recipe is wrong.
+        UnsupportedError: the method or optimizer has no rule.
+    """
+    from memplan import engine
+
+    return engine.model_states(recipe, **keys)

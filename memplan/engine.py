@@ -278,15 +278,14 @@ def _recording(resolved: Resolved, prepared: Prepared, *, fold: bool) -> Recordi
     )
 
 
-def optimizer_events(resolved: Resolved, prepared: Prepared) -> list[OptimizerEvent]:
-    """Clipping, then the optimizer's own temporaries."""
+def clipping(resolved: Resolved, prepared: Prepared) -> list[OptimizerEvent]:
+    """What gradient clipping borrows."""
     policy = prepared.state.policy
     gradients: dict[DType, int] = {}
     for param, count in prepared.state.trained.items():
         dtype = policy.gradient_dtype(param.dtype)
         gradients[dtype] = gradients.get(dtype, 0) + count
-    events = clipping_events(gradients, resolved.values["max_grad_norm"])
-    return events + step_events(prepared.optimizer, prepared.state.trained)
+    return clipping_events(gradients, resolved.values["max_grad_norm"])
 
 
 def _resident(resolved: Resolved, prepared: Prepared) -> Resident:
@@ -315,7 +314,12 @@ def _load_peak_bytes(resolved: Resolved, prepared: Prepared) -> int:
 def walk(resolved: Resolved, prepared: Prepared, *, fold: bool = True) -> tuple[Recording, Walk]:
     """The recording of one micro-step and the walk over it."""
     recording = _recording(resolved, prepared, fold=fold)
-    walker = Walker(recording, _resident(resolved, prepared), optimizer_events(resolved, prepared))
+    walker = Walker(
+        recording,
+        _resident(resolved, prepared),
+        clipping(resolved, prepared),
+        step_events(prepared.optimizer, prepared.state.trained),
+    )
     return recording, walker.run()
 
 
@@ -368,7 +372,8 @@ def _run(resolved: Resolved, prepared: Prepared) -> Run:
         transients=transients,
         recording=_recording(resolved, prepared, fold=False),
         state_blocks=states,
-        optimizer_events=optimizer_events(resolved, prepared),
+        clipping=clipping(resolved, prepared),
+        optimizer_events=step_events(optimizer, state.trained),
         workspace_bytes=_workspace_bytes(resolved),
     )
 
@@ -441,7 +446,7 @@ def _estimate(
             for entry in timeline
         ),
         host_bytes=state.states.host_bytes + state.states.paged_bytes,
-        verdict=judge(gpu, peak.reserved_bytes, bool(unsupported)) if gpu is not None else None,
+        verdict_report=judge(gpu, peak.reserved_bytes, bool(unsupported)) if gpu is not None else None,
         lines=lines,
         assumptions=assumptions(resolved, prepared),
         unsupported=unsupported,

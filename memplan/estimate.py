@@ -177,14 +177,12 @@ class Estimate(_Model):
     components: tuple[ComponentBytes, ...]
     timeline: tuple[TimelinePoint, ...]
     host_bytes: int = 0
-    verdict_report: VerdictReport | None = Field(default=None, alias="verdict", serialization_alias="verdict")
+    verdict_report: VerdictReport | None = Field(default=None, serialization_alias="verdict")
     lines: tuple[Line, ...] = Field(default=(), exclude=True, repr=False)
     assumptions: tuple[str, ...] = ()
     unsupported: tuple[str, ...] = ()
     provenance: Provenance
     versions: dict[str, str] = Field(default_factory=dict)
-
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
     @model_validator(mode="after")
     def _check_invariants(self) -> Estimate:

@@ -20,10 +20,11 @@ from functools import cached_property
 from memplan.dtypes import DType
 from memplan.estimate import BytesPerParameter, Component, Parameters
 from memplan.families.architecture import Architecture, Module, ModuleKind
-from memplan.methods.adaptation import Adaptation
+from memplan.methods.adaptation import AddedParameter, Adaptation
 from memplan.optimizers import Optimizer, ParamInfo, StateBytes
 from memplan.precision import Policy
 from memplan.quantization import (
+    PROCESS_CODE_BOOK_BYTES,
     ModelOutline,
     Quantization,
     gptq_block_prefix,
@@ -89,6 +90,7 @@ class ModelState:
     Attributes:
         stored: every parameter, base model first.
         buffers_bytes: buffers of the model and of the method, rounded per tensor.
+        shared_code_book_bytes: what bitsandbytes keeps once a process for nested quantization.
         gradients_bytes: of the trained parameters, rounded per tensor.
         master_bytes: fp32 copies that the precision policy keeps.
         states: optimizer states.
@@ -97,6 +99,7 @@ class ModelState:
 
     stored: tuple[StoredParameter, ...]
     buffers_bytes: int
+    shared_code_book_bytes: int
     gradients_bytes: int
     master_bytes: int
     states: StateBytes
@@ -119,6 +122,7 @@ class ModelState:
             found[entry.component] += entry.data_bytes
             found[Component.QUANTIZATION_STATE] += entry.state_bytes
         found[Component.BUFFERS] += self.buffers_bytes
+        found[Component.QUANTIZATION_STATE] += self.shared_code_book_bytes
         return {component: size for component, size in found.items() if size}
 
     @cached_property
@@ -243,6 +247,7 @@ def model_state(
     return ModelState(
         stored=tuple(stored),
         buffers_bytes=_buffers_bytes(architecture, adaptation),
+        shared_code_book_bytes=PROCESS_CODE_BOOK_BYTES if quantization is not None and quantization.double_quant else 0,
         gradients_bytes=gradients,
         master_bytes=master,
         states=optimizer.state_bytes(trained),
@@ -308,10 +313,7 @@ def _stored_base(
     )
 
 
-def _stored_added(entry: object, architecture: Architecture) -> StoredParameter:
-    from memplan.methods.adaptation import AddedParameter
-
-    assert isinstance(entry, AddedParameter)
+def _stored_added(entry: AddedParameter, architecture: Architecture) -> StoredParameter:
     dtype = DType(entry.dtype)
     size = round_to_block(entry.elements * dtype.itemsize_bytes)
     base = architecture.by_path.get(entry.module)

@@ -83,6 +83,8 @@ class Builder(LossOps):
                 self.layer_names.append(label)
                 self.enter(self.phase, len(self.layer_counts) - 1)
                 x = self._run_layer(path, index, layer, x, checkpointed)
+                if x.storage is not None:
+                    x.storage.info.is_port = True
                 self.enter(self.phase, 0)
         return x
 

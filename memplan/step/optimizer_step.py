@@ -5,7 +5,6 @@ Sources: torch 2.13 nn/utils/clip_grad.py (`clip_grad_norm_` with foreach), `mem
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -76,10 +75,3 @@ def step_events(optimizer: Optimizer, trained: Mapping[ParamInfo, int]) -> list[
         found.append(OptimizerEvent(event.label, event.action == "alloc", blocks))
     return found
 
-
-def gradient_counts(trained: Mapping[ParamInfo, int], gradient_dtype: Mapping[DType, DType]) -> dict[DType, int]:
-    """How many gradients there are of each dtype."""
-    found: Counter[DType] = Counter()
-    for param, count in trained.items():
-        found[gradient_dtype.get(param.dtype, param.dtype)] += count
-    return dict(found)

@@ -24,12 +24,13 @@ class Recording:
     Attributes:
         infos: every storage, by index.
         segments: events in order of time; equal layers stand once, with their count.
-        loss: index of the loss, which lives until the next step has made its own.
+        named: indices of what the training loop's variables hold until the next step has made its own: the loss, and
+            the outputs where they are kept.
     """
 
     infos: list[StorageInfo]
     segments: list[Segment]
-    loss: int
+    named: frozenset[int]
 
 
 def record(
@@ -48,6 +49,7 @@ def record(
     batch = (tape.batch, tape.sequence)
     input_ids = tape.alloc(batch, DType.INT64, "input_ids", Component.BUFFERS)
     labels = tape.alloc(batch, DType.INT64, "labels", Component.BUFFERS)
+    attention_mask = tape.alloc(batch, DType.INT64, "attention_mask", Component.BUFFERS) if settings.padding else None
     loss = forward(tape)
     if not settings.keep_outputs:
         tape.outputs.clear()
@@ -56,12 +58,15 @@ def record(
     with tape.component(Component.LOGITS_AND_LOSS):
         grad = tape.new((), DType.FLOAT32, "ones_like")
     node, loss.node = loss.node, None
-    assert loss.storage is not None
     backward(tape, node, grad)
     del grad
     tape.leaves.clear()  # Trainer.training_step returns a detached loss: the graph goes here
     tape.enter(Phase.OPTIMIZER_STEP)
-    result = Recording(tape.infos, tape.segments, loss.storage.info.index)
+    held = [loss, *tape.outputs]
+    result = Recording(
+        tape.infos, tape.segments, frozenset(entry.storage.info.index for entry in held if entry.storage is not None)
+    )
+    del held
     tape.outputs.clear()
-    del input_ids, labels, loss, node
+    del input_ids, labels, attention_mask, loss, node
     return result

@@ -27,7 +27,7 @@ class Run:
         transients: for each load block, bytes that exist only while it is made.
         recording: one micro-step, layer by layer (not folded).
         state_blocks: bytes of each optimizer state, allocated in the first step.
-        optimizer_events: clipping and the optimizer's temporaries.
+        clipping, optimizer_events: what clipping and the optimizer borrow.
         workspace_bytes: of one BLAS handle.
         steps: how many steps.
     """
@@ -37,6 +37,7 @@ class Run:
     transients: Sequence[tuple[int, ...]]
     recording: Recording
     state_blocks: Sequence[int]
+    clipping: Sequence[OptimizerEvent]
     optimizer_events: Sequence[OptimizerEvent]
     workspace_bytes: int
     steps: int = 2
@@ -71,7 +72,7 @@ def _events(run: Run) -> Iterator[Event]:
         yield keys.new(), size
         for key, _ in transient:
             yield key, 0
-    loss: int | None = None
+    named: list[int] = []
     for step in range(1, run.steps + 1):
         held: dict[int, int] = {}
         for phase in (Phase.FORWARD, Phase.BACKWARD):
@@ -79,15 +80,16 @@ def _events(run: Run) -> Iterator[Event]:
             if step == 1 and run.workspace_bytes:
                 yield keys.new(), run.workspace_bytes
             yield from _segments(run.recording, phase, held, keys)
-            if phase is Phase.FORWARD and loss is not None:
-                yield loss, 0
-                loss = None
+            if phase is Phase.FORWARD:
+                yield from ((key, 0) for key in named)
+                named = []
         yield f"{Phase.OPTIMIZER_STEP} {step}"
+        yield from _optimizer(run.clipping, keys)
         if step == 1:
             for size in run.state_blocks:
                 yield keys.new(), size
         yield from _optimizer(run.optimizer_events, keys)
-        loss = held.pop(run.recording.loss, None)
+        named = [held.pop(index) for index in sorted(run.recording.named) if index in held]
         # zero_grad(set_to_none=True), then the batch gives way to the next one.
         infos = run.recording.infos
         for index in sorted(held, key=lambda index: infos[index].component is not Component.GRADIENTS):

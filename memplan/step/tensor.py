@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from math import prod
 
 from memplan.dtypes import DType
-from memplan.estimate import Component
+from memplan.estimate import Component, Phase
 from memplan.units import BLOCK_BYTES
 
 
@@ -65,6 +65,9 @@ class StorageInfo:
     Attributes:
         size_bytes: rounded up to the allocator's 512-byte blocks.
         component: what the bytes are for. Raised from `temporaries` when autograd saves the storage.
+        repeats: how many layers allocate one like it, where equal layers are executed once.
+        is_port: handed from one layer to the next, so that only the last one outlives its layer: a layer's result, and in
+            backward whatever outlives one (the gradient of a layer's input).
     """
 
     index: int
@@ -74,7 +77,8 @@ class StorageInfo:
     module: str
     shape: Shape
     dtype: DType
-    saved: bool = False
+    repeats: int = 1
+    is_port: bool = False
 
 
 class Storage:
@@ -87,7 +91,12 @@ class Storage:
         self.info = info
 
     def __del__(self) -> None:
-        self.tape.events.append(~self.info.index)
+        info, tape = self.info, self.tape
+        if info.repeats > 1 and tape.repeats == 1 and not info.is_port:
+            # Kept beyond its layer (autocast's cache, past key/values): freed once for every layer that made one.
+            tape.events.extend([~info.index] * info.repeats)
+        else:
+            tape.events.append(~info.index)
 
 
 class Node:
@@ -281,6 +290,7 @@ class Tape:
         self.layer_counts: list[int] = [1]
         self.layer_names: list[str] = [""]
         self.current_layer = 0
+        self.repeats = 1
         self.phase = ""
         self.leaves: list[tuple[Storage | None, Leaf]] = []
         self.casts: dict[str, Tensor] = {}
@@ -292,7 +302,8 @@ class Tape:
         """Start a new segment: events from here on belong to `phase` and to executed layer number `layer`."""
         self.phase = phase
         self.current_layer = layer
-        segment = Segment(self.layer_names[layer], phase, self.layer_counts[layer])
+        self.repeats = self.layer_counts[layer]
+        segment = Segment(self.layer_names[layer], phase, self.repeats)
         self.segments.append(segment)
         self.events = segment.events
 
@@ -318,6 +329,8 @@ class Tape:
             self.module,
             shape,
             dtype,
+            self.repeats,
+            self.phase == Phase.BACKWARD,
         )
         self.infos.append(info)
         self.events.append(info.index)
@@ -367,7 +380,6 @@ class Tape:
 
     def _mark_saved(self, storage: Storage) -> None:
         info = storage.info
-        info.saved = True
         if info.component in (Component.TEMPORARIES, Component.KV_CACHE):
             info.component = Component.ACTIVATIONS
 

@@ -104,21 +104,29 @@ class Walker:
     Args:
         recording: one micro-step.
         resident: what stays.
-        optimizer_events: what one optimizer step borrows, clipping included, in order.
+        clipping: what gradient clipping borrows, before the optimizer's states exist.
+        optimizer_events: what one optimizer step borrows, in order.
         steps: how many steps to walk; the second one is the steady state.
     """
 
     def __init__(
-        self, recording: Recording, resident: Resident, optimizer_events: Iterable[OptimizerEvent], steps: int = 2
+        self,
+        recording: Recording,
+        resident: Resident,
+        clipping: Iterable[OptimizerEvent] = (),
+        optimizer_events: Iterable[OptimizerEvent] = (),
+        steps: int = 2,
     ) -> None:
         self.infos = recording.infos
         self.recording = recording
         self.resident = resident
+        self.clipping = tuple(clipping)
         self.optimizer_events = tuple(optimizer_events)
         self.steps = steps
         self.base: Counter[Component] = Counter(resident.loaded)
         self.alive: Alive = Counter()
         self.live_bytes = resident.loaded_bytes
+        self.named: Alive = Counter()
         self.profiles: dict[int, Profile] = {}
 
     def run(self) -> Walk:
@@ -160,7 +168,7 @@ class Walker:
         if phase is Phase.BACKWARD:
             self._settle_gradients()
         elif step > 1:
-            self._forget_loss()
+            self._forget_named()
         return PhasePeak(peak, self.live_bytes, at, components, alive)
 
     def _settle_gradients(self) -> None:
@@ -170,35 +178,48 @@ class Walker:
             if self.infos[index].component is Component.GRADIENTS:
                 total += count * self.infos[index].size_bytes
                 del self.alive[index]
-        assert total == self.resident.gradients_bytes, f"{total} bytes of gradients, {self.resident.gradients_bytes} expected"
+        assert total == self.resident.gradients_bytes, (
+            f"{total} bytes of gradients, {self.resident.gradients_bytes} expected"
+        )
         self.base[Component.GRADIENTS] += total
 
-    def _forget_loss(self) -> None:
-        """The loss of the previous step, whose name has just been bound to the new one."""
-        self.alive[self.recording.loss] -= 1
-        self.live_bytes -= self.infos[self.recording.loss].size_bytes
+    def _forget_named(self) -> None:
+        """Loss and kept outputs of the previous step, whose names have just been bound to the new ones."""
+        self.alive.subtract(self.named)
+        self.live_bytes -= sum(self.infos[index].size_bytes * count for index, count in self.named.items())
 
     def _optimize(self, step: int) -> PhasePeak:
         peak, components, label = self.live_bytes, self._components(self.alive), "optimizer.step"
+        storages = dict(self.alive)
+
+        def watch(name: str) -> None:
+            nonlocal peak, components, label
+            if self.live_bytes > peak:
+                peak, components, label = self.live_bytes, self._components(self.alive), name
+
+        for event in self.clipping:
+            self._add(Component.TEMPORARIES, event.change_bytes)
+            watch(event.label)
         if step == 1:
             self._add(Component.OPTIMIZER_STATES, self.resident.states_bytes)
-            peak, components = self.live_bytes, self._components(self.alive)
+            watch("optimizer states")
         for event in self.optimizer_events:
             self._add(Component.TEMPORARIES, event.change_bytes)
-            if self.live_bytes > peak:
-                peak, components, label = self.live_bytes, self._components(self.alive), event.label.partition("#")[0]
+            watch(event.label.partition("#")[0])
         self._add(Component.GRADIENTS, -self.base[Component.GRADIENTS])
         end = self.live_bytes
-        storages = dict(self.alive)
         self._end_step()
         return PhasePeak(peak, end, Moment(step, Phase.OPTIMIZER_STEP, label, ""), components, storages)
 
     def _end_step(self) -> None:
-        """The batch gives way to the next one; the loss stays until the next loss has its name."""
+        """The batch gives way to the next one; what the loop's variables name stays until they are bound again."""
+        self.named = Counter()
         for index, count in list(self.alive.items()):
             if not count:
                 del self.alive[index]
-            elif index != self.recording.loss:
+            elif index in self.recording.named:
+                self.named[index] = count
+            else:
                 self.live_bytes -= count * self.infos[index].size_bytes
                 del self.alive[index]
 
