@@ -11,11 +11,11 @@ from memplan.errors import InvalidValueError
 from memplan.families.architecture import Architecture, ModuleKind
 from memplan.methods import lora
 from memplan.methods.adaptation import Adaptation
-from memplan.methods.config import config_class, default_target_modules
+from memplan.methods.config import config_class, default_target_modules, tables
 from memplan.methods.experts import inject_parameters, rename_experts
 from memplan.methods.state import ModelState
 from memplan.methods.targets import ALL_LINEAR, Matcher, all_linear, module_paths, no_match
-from memplan.methods.tokens import save_token_rows
+from memplan.methods.tokens import save_token_rows, tied_to_embedding
 from memplan.methods.tuner import Target, Tuner
 from memplan.step.site import LoraSite
 
@@ -23,6 +23,8 @@ from memplan.step.site import LoraSite
 # PeftModelForTokenClassification and PeftModelForQuestionAnswering after.
 _CLASSIFIER_NAMES = ["classifier", "score"]
 _QUESTION_ANSWERING_NAMES = ["qa_outputs"]
+
+_EMBEDDING_NAMES = ("embed_tokens", "lm_head")  # peft/utils/constants.py, EMBEDDING_LAYER_NAMES
 
 
 def head_names(config: dict[str, Any]) -> list[str]:
@@ -54,9 +56,9 @@ def apply_tuner(method: str, tuner: Tuner, state: ModelState, config: dict[str, 
     config = prepare_targets(architecture, config)
     targets = find_targets(tuner, state, config)
     check_ranks(tuner, targets, config)
-    shared = tuner.shared(targets, config) if tuner.shared is not None else []
-    for weight in shared:
-        state.add("base_model", "", weight, state.layer_dtype(targets[0].module))
+    shared = tuner.shared(targets, config) if tuner.shared is not None and targets else []
+    for owner, weight in shared:
+        state.add(owner, "", weight, targets[0].dtype)
     sites: dict[str, LoraSite] = {}
     unwalked = [tuner.unwalked] if tuner.unwalked else []
     for target in targets:
@@ -75,7 +77,8 @@ def apply_tuner(method: str, tuner: Tuner, state: ModelState, config: dict[str, 
     saved = finish(state, config, given_saves)
     if config.get("trainable_token_indices") is not None:
         unwalked.append("trainable tokens")
-    if any(path == target.path or target.path.startswith(f"{path}.") for path in saved for target in targets):
+    inside = {target.path for target in targets if any(target.path.startswith(f"{path}.") for path in saved)}
+    if inside:
         unwalked.append("an adapter inside a module of modules_to_save")
     return Adaptation(
         method=method,
@@ -97,7 +100,11 @@ def finish(state: ModelState, config: dict[str, Any], given: list[str] | None) -
         InvalidValueError: a name in `modules_to_save` that matches nothing.
     """
     names = [*(given or ()), *head_names(config)]
+    tied: list[str] = []
+    if config.get("ensure_weight_tying") and given:
+        names, tied = tie_saves(state.architecture, names)
     saved = state.save_modules(names)
+    saved += state.save_modules(tied, tied=True)
     for name in given or ():
         if not any(path.endswith(name) for path in module_paths(state.architecture)):
             raise no_match("peft.modules_to_save", name, state.architecture)
@@ -105,6 +112,20 @@ def finish(state: ModelState, config: dict[str, Any], given: list[str] | None) -
     if "modules_to_save" in config and names:
         config["modules_to_save"] = names
     return saved
+
+
+def tie_saves(architecture: Architecture, names: list[str]) -> tuple[list[str], list[str]]:
+    """With `ensure_weight_tying`: names to copy, and modules that share the copy of the input embedding.
+
+    Source: peft/tuners/lora/model.py, LoraModel._add_modules_to_save_to_tie.
+    """
+    tied = tied_to_embedding(architecture)
+    if not tied or not any(name.rpartition(".")[2] in _EMBEDDING_NAMES for name in names):
+        return names, []
+    kept = [name for name in names if not any(Matcher({"target_modules": [name]}, None).targets(path) for path in tied)]
+    if not any(architecture.input_embeddings.endswith(name) for name in kept):
+        kept.append(architecture.input_embeddings)
+    return kept, tied
 
 
 def prepare_targets(architecture: Architecture, config: dict[str, Any]) -> dict[str, Any]:
@@ -122,6 +143,12 @@ def prepare_targets(architecture: Architecture, config: dict[str, Any]) -> dict[
                 None,
                 f"PEFT has no default for {architecture.model_type} in {config_class(peft_type)}: name the modules",
                 hint="its modules: " + ", ".join(names[:24]),
+            )
+    if peft_type == "IA3" and config["feedforward_modules"] is None:
+        config["feedforward_modules"] = tables()["target_modules"]["IA3_FEEDFORWARD"].get(architecture.model_type)
+        if config["feedforward_modules"] is None:
+            raise InvalidValueError(
+                "peft.feedforward_modules", None, f"PEFT has no default for {architecture.model_type}: name them, or []"
             )
     targets = config["target_modules"]
     if isinstance(targets, str) and targets.lower() == ALL_LINEAR:

@@ -30,6 +30,12 @@ _NOT_COVERED = {
 # Variants by their config key (LoraLayer.lora_variants); at most one can be active on a layer.
 _LINEAR_VARIANTS = ("use_dora", "use_bdlora", "alora_invocation_tokens", "velora_config", "kasa_config")
 
+
+def has_variant(config: Config, key: str) -> bool:
+    """Whether a variant is on: a sub-config counts even when it is empty."""
+    return config.get(key) is not None and config[key] is not False
+
+
 _INITS = ("gaussian", "olora", "loftq", "eva", "corda", "orthogonal", "lora_ga", "mica", "pissa")
 
 # How the step changes, for each variant; plain LoRA is in the walk.
@@ -67,7 +73,7 @@ def check(config: Config) -> None:
         raise InvalidValueError(
             "peft.init_lora_weights", init, "true, false, " + ", ".join(_INITS) + " or pissa_niter_<n>"
         )
-    active = [key for key in _LINEAR_VARIANTS if config.get(key)] + (["mica"] if init == "mica" else [])
+    active = [key for key in _LINEAR_VARIANTS if has_variant(config, key)] + (["mica"] if init == "mica" else [])
     if len(active) > 1:
         raise InvalidValueError("peft", active, "PEFT combines no two of these LoRA variants")
     if config.get("ensure_weight_tying") and config.get("target_modules") and not config.get("modules_to_save"):
@@ -86,7 +92,7 @@ def _linear(target: Target, config: Config, rank: int) -> list[Weight]:
         weights.append(Weight("lora_B.default.bias", (target.out_features,)))
     if config["use_dora"]:
         weights.append(Weight("lora_magnitude_vector.default.weight", (target.out_features,)))
-    if config.get("kasa_config"):
+    if config.get("kasa_config") is not None:
         weights.append(Weight("lora_diag.default", (rank,)))
     velora = config.get("velora_config")
     if velora:
@@ -183,7 +189,7 @@ def expert_weights(shape: tuple[int, ...], rank: int, *, transposed: bool) -> tu
 
 def site(target: Target, config: Config, dtype: Any) -> LoraSite | None:
     """The site of plain LoRA on a linear layer; None for anything that the walk does not know."""
-    variant = any(config.get(key) for key in _LINEAR_VARIANTS)
+    variant = any(has_variant(config, key) for key in _LINEAR_VARIANTS)
     if target.kind is not ModuleKind.LINEAR or variant or config["init_lora_weights"] == "mica":
         return None
     return LoraSite(rank_of(config, target.path), float(config["lora_dropout"]), dtype, bool(config["lora_bias"]))
@@ -192,7 +198,7 @@ def site(target: Target, config: Config, dtype: Any) -> LoraSite | None:
 def unwalked(target: Target, config: Config) -> str | None:
     """What LoRA does on a layer beyond the walk, in words."""
     for key, words in _UNWALKED.items():
-        if config.get(key):
+        if has_variant(config, key):
             return words
     if config["init_lora_weights"] == "mica":
         return "MiCA's frozen B"

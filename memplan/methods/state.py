@@ -146,28 +146,35 @@ class ModelState:
             if bias == "all" or (entry.base is not None and entry.module in self.adapted):
                 self.entries[index] = replace(entry, trainable=True)
 
-    def save_modules(self, names: Iterable[str] | None, *, tied_to: str | None = None) -> list[str]:
+    def save_modules(self, names: Iterable[str] | None, *, tied: bool = False) -> list[str]:
         """Wrap modules whose path ends with one of `names` into a frozen original and a trained copy.
 
         Args:
             names: of `modules_to_save`; PEFT compares plain endings, so `classifier` also finds `pre_classifier`.
-            tied_to: the copies share the weight of that module's copy and add nothing.
+            tied: the copies share the weight of the input embedding's copy and add nothing.
 
         Returns:
             the paths found.
 
         Raises:
-            InvalidValueError: a copy of a quantized weight, which cannot be trained.
+            InvalidValueError: a copy of a quantized weight, which cannot be trained, or of an adapted layer.
         """
         endings = tuple(names or ())
         found: list[str] = []
         for path in module_paths(self.architecture) if endings else ():
             if path.endswith(endings) and not any(path.startswith(f"{outer}.") for outer in found):
-                self._copy(path, shared=tied_to is not None)
+                self._copy(path, shared=tied)
                 found.append(path)
         return found
 
     def _copy(self, path: str, *, shared: bool) -> None:
+        if path in self.adapted:
+            raise InvalidValueError(
+                "peft.modules_to_save",
+                path,
+                "the adapter targets this layer too, and PEFT cannot train it whole as well",
+                hint=f"add {path.rpartition('.')[2]!r} to exclude_modules, or name target_modules that leave it out",
+            )
         inside = [(i, entry) for i, entry in enumerate(self.entries) if entry.path.startswith(f"{path}.")]
         for index, entry in inside:
             if entry.base is not None and entry.module in self.quantized and entry.base.endswith(".weight"):

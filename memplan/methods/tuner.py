@@ -73,7 +73,7 @@ class Tuner:
         kinds: layers that it can wrap.
         weights: the tensors on one layer.
         unwalked: what it does to the step, in words.
-        shared: tensors that all layers use, named as in `named_parameters()` below the base tuner (`vera_A.default`).
+        shared: tensors that several layers use, each with the path that it is named after.
         rank: key of the rank that must fit the layer, or "".
         check: refuses configs that PEFT refuses or memplan does not cover.
     """
@@ -81,6 +81,6 @@ class Tuner:
     kinds: frozenset[ModuleKind]
     weights: Weights
     unwalked: str
-    shared: Callable[[list[Target], Config], list[Weight]] | None = None
+    shared: Callable[[list[Target], Config], list[tuple[str, Weight]]] | None = None
     rank: str = ""
     check: Callable[[Config], None] | None = None

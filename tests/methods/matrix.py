@@ -129,6 +129,8 @@ def base_name(name: str, bases: set[str]) -> str | None:
     bare = name
     for wrapper in (".base_layer", ".original_module", ".token_adapter"):
         bare = bare.replace(wrapper, "")
+    if bare not in bases:  # adaption prompts put the attention they wrap at `model`
+        bare = bare.replace("attn.model.", "attn.")
     return bare if bare in bases else None
 
 
@@ -175,7 +177,9 @@ def real_buffers(model: Any, base_model_buffers: set[str]) -> dict[str, tuple[tu
 def differences(real: Cell, ours: Cell, *, limit: int = 8) -> list[str]:
     """What differs, in words; empty if all is equal."""
     found = [f"only PEFT: {name} {real.parameters[name]}" for name in real.parameters if name not in ours.parameters]
-    found += [f"only memplan: {name} {ours.parameters[name]}" for name in ours.parameters if name not in real.parameters]
+    found += [
+        f"only memplan: {name} {ours.parameters[name]}" for name in ours.parameters if name not in real.parameters
+    ]
     found += [
         f"{name}: PEFT {value}, memplan {ours.parameters[name]}"
         for name, value in real.parameters.items()

@@ -9,8 +9,7 @@ import typing
 from pathlib import Path
 from typing import Any
 
-import peft
-import peft.tuners.tuners_utils
+import peft.tuners  # registers every config class
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from peft.utils import constants
 

@@ -1,0 +1,120 @@
+"""Methods that train what is there already, or rows of it: LN tuning and trainable tokens; and adaption prompts.
+
+Source: peft/tuners/{ln_tuning,trainable_tokens,adaption_prompt}/{model,layer}.py (PEFT 0.21.2).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from memplan.dtypes import DType
+from memplan.errors import InvalidValueError, UnsupportedError
+from memplan.families.architecture import ModuleKind
+from memplan.methods.adaptation import Adaptation
+from memplan.methods.apply import find_targets, finish, prepare_targets
+from memplan.methods.state import ModelState, Weight
+from memplan.methods.targets import no_match
+from memplan.methods.tokens import check_indices, token_weights
+from memplan.methods.tuner import Tuner
+
+_ANY_KIND = Tuner(frozenset(ModuleKind), lambda target, config: [], "")
+_ROWS = Tuner(frozenset({ModuleKind.EMBEDDING, ModuleKind.LINEAR}), lambda target, config: [], "")
+
+# peft/tuners/adaption_prompt/config.py, TRANSFORMERS_MODEL_CONFIG: the attention module and its first projection.
+_ADAPTION_PROMPT_TARGETS = {"llama": "self_attn", "mistral": "self_attn", "gpt2": "attn"}
+_ADAPTION_PROMPT_DTYPES = {"llama": "q_proj", "mistral": "q_proj", "gpt2": "c_proj"}
+
+
+def _adaptation(method: str, state: ModelState, config: dict[str, Any], unwalked: str) -> Adaptation:
+    return Adaptation(
+        method=method,
+        peft=config,
+        trainable_base=state.trainable_base(),
+        added=state.added(),
+        buffers=tuple(state.buffers),
+        unwalked=(unwalked,),
+    )
+
+
+def ln_tuning(method: str, state: ModelState, config: dict[str, Any]) -> Adaptation:
+    """Each targeted module becomes a frozen original and a trained copy in its own dtype: PEFT casts neither."""
+    given = config.get("modules_to_save")
+    config = prepare_targets(state.architecture, config)
+    targets = find_targets(_ANY_KIND, state, config)
+    if not targets:
+        raise no_match("peft.target_modules", config["target_modules"], state.architecture)
+    for target in targets:
+        dtype = state.layer_dtype(target.module)
+        state.inject(
+            target.module,
+            [
+                Weight(f"ln_tuning_layers.default.{parameter.name}", parameter.shape, dtype=dtype, autocast=False)
+                for parameter in target.module.parameters
+            ],
+        )
+    finish(state, config, given)
+    return _adaptation(method, state, config, "LN tuning's copies of norms")
+
+
+def trainable_tokens(method: str, state: ModelState, config: dict[str, Any]) -> Adaptation:
+    """Rows of the input embedding, or of the modules in `target_modules`.
+
+    A tied output embedding follows the input embedding and adds nothing, unless it is targeted as well.
+    """
+    architecture = state.architecture
+    config = dict(config)
+    if config["target_modules"] is None:
+        config["target_modules"] = [architecture.input_embeddings]
+    indices = check_indices(config["token_indices"], architecture)
+    targets = find_targets(_ROWS, state, config)
+    if not targets:
+        raise no_match("peft.target_modules", config["target_modules"], architecture)
+    for target in targets:
+        state.inject(target.module, token_weights(target.module, len(indices)))
+    finish(state, config, None)
+    return _adaptation(method, state, config, "the replaced rows of trainable tokens")
+
+
+def adaption_prompt(method: str, state: ModelState, config: dict[str, Any]) -> Adaptation:
+    """A prompt [1, adapter_len, hidden] and a gate [1] in the attention of the last `adapter_layers` layers.
+
+    They are created in the dtype of a projection, float32 where that is quantized, and PEFT does not cast them.
+
+    Raises:
+        UnsupportedError: PEFT has no adaption prompt for the model type.
+        InvalidValueError: no or too many layers.
+    """
+    architecture = state.architecture
+    name = _ADAPTION_PROMPT_TARGETS.get(architecture.model_type)
+    if name is None:
+        raise UnsupportedError(
+            f"PEFT has no adaption prompt for {architecture.model_type}",
+            hint="it has one for " + ", ".join(_ADAPTION_PROMPT_TARGETS),
+        )
+    config = {**config, "target_modules": config["target_modules"] or name}
+    for key in ("adapter_len", "adapter_layers"):
+        if not isinstance(config[key], int) or config[key] < 1:
+            raise InvalidValueError(f"peft.{key}", config[key], "a positive integer")
+    owners = [path for path in _in_layer_order(state) if path.endswith(f".{config['target_modules']}")]
+    if not owners:
+        raise no_match("peft.target_modules", config["target_modules"], architecture)
+    if len(owners) < config["adapter_layers"]:
+        raise InvalidValueError("peft.adapter_layers", config["adapter_layers"], f"at most the {len(owners)} layers")
+    width = architecture.by_path[architecture.input_embeddings].out_features
+    for path in owners[-config["adapter_layers"] :]:
+        module = architecture.by_path[f"{path}.{_ADAPTION_PROMPT_DTYPES[architecture.model_type]}"]
+        dtype = DType.FLOAT32 if module.path in state.quantized else state.layer_dtype(module)
+        for weight in (
+            Weight("adaption_prompt", (1, config["adapter_len"], width), dtype=dtype, autocast=False),
+            Weight("adaption_gate", (1,), dtype=dtype, autocast=False),
+        ):
+            state.add(path, path, weight, dtype)
+    return _adaptation(method, state, config, "the attention over adaption prompts")
+
+
+def _in_layer_order(state: ModelState) -> list[str]:
+    """Containers in the order in which the forward pass enters them."""
+    found: dict[str, None] = {}
+    for module in state.architecture.modules:
+        found.setdefault(module.path.rpartition(".")[0])
+    return list(found)
