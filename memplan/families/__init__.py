@@ -80,6 +80,8 @@ _MODULES: dict[str, str] = {
     "vit": "vit",
     "t5": "t5",
     "mt5": "t5",
+    "bart": "bart",
+    "mbart": "bart",
     "qwen2": "llama",
     "qwen3": "llama",
     "smollm3": "llama",

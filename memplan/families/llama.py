@@ -29,7 +29,8 @@ from memplan.step import ops
 from memplan.step.builder import Builder
 from memplan.step.tensor import Dim, Tensor
 
-_CLASS_PREFIX = {
+# Model types with the prefix of their classes; "qwen2_5_vl_text" is a part of another model.
+MODEL_TYPES = {
     "llama": "Llama",
     "mistral": "Mistral",
     "qwen2": "Qwen2",
@@ -66,7 +67,7 @@ def variant(config: Mapping[str, Any]) -> Variant:
     model_type = config["model_type"]
     qwen2 = model_type in ("qwen2", "qwen2_5_vl_text")
     return Variant(
-        norm_class=f"{_CLASS_PREFIX[model_type]}RMSNorm",
+        norm_class=f"{MODEL_TYPES[model_type]}RMSNorm",
         qkv_bias=qwen2 or bool(config.get("attention_bias")),
         output_bias=bool(config.get("attention_bias")) and not qwen2,
         mlp_bias=bool(config.get("mlp_bias")),
@@ -109,12 +110,15 @@ def decoder_layer(t: Builder, x: Tensor, d: Dims, v: Variant, at: Position) -> T
     return residual + (ops.scale(t, x) if v.scaled else x)
 
 
-def model(t: Builder, config: Mapping[str, Any]) -> Tensor:
-    """The decoder without a head: [B, S, H]."""
-    d, v = dims(config), variant(config)
+def embeddings(t: Builder, config: Mapping[str, Any]) -> Tensor:
+    """`embed_tokens`, in Granite times a constant: [B, S, H]."""
     inputs_embeds = embed_tokens(t, config)
-    if v.scaled:
-        inputs_embeds = ops.scale(t, inputs_embeds)
+    return ops.scale(t, inputs_embeds) if variant(config).scaled else inputs_embeds
+
+
+def model(t: Builder, config: Mapping[str, Any], inputs_embeds: Tensor) -> Tensor:
+    """The decoder without embedding and head: [B, S, H] to [B, S, H]."""
+    d, v = dims(config), variant(config)
     return decoder_layers(
         t,
         inputs_embeds,
@@ -127,8 +131,12 @@ def model(t: Builder, config: Mapping[str, Any]) -> Tensor:
 
 def forward(t: Builder, config: Mapping[str, Any], head: Head) -> Tensor:
     """The decoder under its head; returns the loss."""
+
+    def body(t: Builder) -> Tensor:
+        return model(t, config, embeddings(t, config))
+
     scaled = config["model_type"] == "granite"
-    return with_head(t, lambda t: model(t, config), config, head, finish=_divide if scaled else None)
+    return with_head(t, body, config, head, finish=_divide if scaled else None)
 
 
 def _divide(t: Builder, logits: Tensor) -> Tensor:
@@ -139,6 +147,6 @@ FAMILY = Family(
     forward,
     "model",
     TEXT_TASKS,
-    walked=frozenset({"llama", "mistral"}),
+    walked=frozenset({"llama", "mistral", "qwen2"}),
     missing={"granite": frozenset({Task.SEQUENCE_CLASSIFICATION, Task.TOKEN_CLASSIFICATION})},
 )

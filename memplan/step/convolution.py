@@ -30,8 +30,9 @@ def conv(
     *,
     in_channels: int,
     groups: int = 1,
+    bias: bool = True,
 ) -> Tensor:
-    """`nn.Conv1d` or `nn.Conv2d` with a bias, by the number of `kernel` sizes.
+    """`nn.Conv1d`, `nn.Conv2d` or `nn.Conv3d`, by the number of `kernel` sizes.
 
     Args:
         t: the builder.
@@ -42,18 +43,23 @@ def conv(
         out_shape: shape of the result (padding and stride applied).
         in_channels: channels of the input.
         groups: of channels.
+        bias: whether it has one.
     """
     path = t.join(name)
     shape = (out_channels, in_channels // groups, *kernel)
     if t.declaring:
         parameters = (Parameter("weight", shape), Parameter("bias", (out_channels,)))
-        t.declare(Module(path, ModuleKind.CONV, parameters, class_name=f"Conv{len(kernel)}d"))
+        t.declare(
+            Module(path, ModuleKind.CONV, parameters if bias else parameters[:1], class_name=f"Conv{len(kernel)}d")
+        )
     outer, t.module = t.module, path
-    weight, bias = t.parameter(path, "weight", shape), t.parameter(path, "bias", (out_channels,))
+    weight = t.parameter(path, "weight", shape)
+    offset = t.parameter(path, "bias", (out_channels,)) if bias else None
     autocast = t.settings.autocast
     if autocast is not None:
-        x, weight, bias = ops.to(t, x, autocast), t.cast_weight(weight, autocast), t.cast_weight(bias, autocast)
-    node = t.record("convolution", (x, weight, bias), (x, weight), _backward, (x.shape, shape, x.dtype))
+        x, weight = ops.to(t, x, autocast), t.cast_weight(weight, autocast)
+        offset = t.cast_weight(offset, autocast) if offset is not None else None
+    node = t.record("convolution", (x, weight, offset), (x, weight), _backward, (x.shape, shape, x.dtype))
     out = t.new(out_shape, x.dtype, "convolution", node)
     t.module = outer
     return out
