@@ -14,6 +14,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 
@@ -109,7 +110,11 @@ class UnavailableError(MemplanError):
 
 
 def closest(name: str, allowed: Iterable[str], limit: int = 3) -> list[str]:
-    """The entries of `allowed` that look most like `name`, best first, ignoring case."""
+    """The entries of `allowed` that look most like `name`, best first, ignoring case.
+
+    Whole names are compared first, then names that contain `name`, then the words of a name: `bacth` is near
+    `micro_batch_size` by its second word alone.
+    """
     by_folded: dict[str, str] = {}
     for entry in allowed:
         by_folded.setdefault(entry.casefold(), entry)
@@ -117,4 +122,27 @@ def closest(name: str, allowed: Iterable[str], limit: int = 3) -> list[str]:
     hits = difflib.get_close_matches(folded, by_folded, n=limit, cutoff=0.6)
     if not hits:
         hits = [key for key in by_folded if folded and folded in key][:limit]
+    if not hits:
+        hits = _closest_by_word(folded, by_folded, limit)
     return [by_folded[hit] for hit in hits]
+
+
+# Of one word against one word; higher than for whole names, because short words are alike by chance.
+_WORD_CUTOFF = 0.75
+_SHORTEST_WORD = 3
+
+
+def _closest_by_word(folded: str, names: Iterable[str], limit: int) -> list[str]:
+    """The names with a word most like a word of `folded`; among equals the shortest."""
+    wanted = _words(folded)
+    scored = []
+    for name in names:
+        matchers = (difflib.SequenceMatcher(None, mine, theirs) for mine in wanted for theirs in _words(name))
+        score = max((matcher.ratio() for matcher in matchers), default=0.0)
+        if score >= _WORD_CUTOFF:
+            scored.append((-score, len(name), name))
+    return [name for _, _, name in sorted(scored)[:limit]]
+
+
+def _words(name: str) -> list[str]:
+    return [word for word in re.split(r"[-_]+", name) if len(word) >= _SHORTEST_WORD]
