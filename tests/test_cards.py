@@ -137,7 +137,7 @@ def test_card_wins_over_a_relative_path(tmp_path: Path, monkeypatch: pytest.Monk
         (
             "llama3",
             "unknown model 'llama3'\n"
-            "did you mean meta-llama/Llama-3.1-405B or meta-llama/Llama-3.1-70B or meta-llama/Llama-3.1-8B?\n"
+            "did you mean meta-llama/Meta-Llama-3-8B or meta-llama/Meta-Llama-3-70B?\n"
             "`memplan models` lists all 130 cards\n"
             "or give the path of a config.json, or of a directory that holds one",
         ),
