@@ -82,6 +82,7 @@ _MODULES: dict[str, str] = {
     "mt5": "t5",
     "bart": "bart",
     "mbart": "bart",
+    "whisper": "whisper",
     "qwen2": "llama",
     "qwen3": "llama",
     "smollm3": "llama",
@@ -104,6 +105,7 @@ _MODULES: dict[str, str] = {
     "gpt_oss": "gpt_oss",
     "gemma3": "gemma3",
     "llava": "llava",
+    "qwen2_5_vl": "qwen2_5_vl",
 }
 
 

@@ -17,7 +17,7 @@ from memplan.families import Family, Head
 from memplan.recipe import Task
 from memplan.step import ops
 from memplan.step.builder import Builder
-from memplan.step.convolution import conv
+from memplan.step.convolution import conv, weight_dtype
 from memplan.step.encoder import expand, first_token
 from memplan.step.split import concatenate
 from memplan.step.tensor import Dim, Tensor
@@ -122,9 +122,7 @@ def layer(t: Builder, x: Tensor, d: Dims) -> Tensor:
 def model(t: Builder, d: Dims) -> Tensor:
     """The encoder without pooler and head: [B, N, H]."""
     pixels = t.new((t.batch, d.channels, *d.image), DType.FLOAT32, "pixel_values")
-    site = t.sites.get(t.join("embeddings.patch_embeddings.projection")) if t.sites else None
-    weight = site.parameter("weight") if site else None
-    cast = ops.to(t, pixels, weight.dtype) if weight else pixels
+    cast = ops.to(t, pixels, weight_dtype(t, "embeddings.patch_embeddings.projection"))
     embedded = t.call("embeddings", lambda t, p: embeddings(t, d, p), cast)
     x = t.layers("layers", d.layers, lambda t, h, _: layer(t, h, d), embedded)
     x = t.layer_norm("layernorm", x)

@@ -65,6 +65,13 @@ def conv(
     return out
 
 
+def weight_dtype(t: LayerOps, name: str) -> DType:
+    """Element type of the weight of the submodule `name`; float32 while declaring."""
+    site = t.sites.get(t.join(name)) if t.sites else None
+    weight = site.parameter("weight") if site else None
+    return weight.dtype if weight else DType.FLOAT32
+
+
 def _backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | None]:
     x_shape, w_shape, dtype = cast(tuple[Shape, Shape, DType], node.meta)
     kept = [node.stored(index) for index in range(len(node.saved))]

@@ -29,7 +29,8 @@ def bidirectional_mask(
     Args:
         t: the tape.
         dtype: of the additive mask.
-        length, key_length: S and T; the length of the running sequence where they are not given.
+        length: S; that of the running sequence where it is not given.
+        key_length: T; the same.
     """
     settings = t.settings
     length, key_length = length or t.sequence, key_length or t.sequence

@@ -1,0 +1,254 @@
+"""BART, and mBART, which norms before each block instead of after it.
+
+Symbols: B micro batch, S source length (target length inside the decoder), H hidden size, A attention heads, D head size,
+I intermediate size, P positions, V vocabulary, C labels.
+
+Source: transformers 5.23 models/bart/modeling_bart.py, models/mbart/modeling_mbart.py.
+
+Known limits:
+    Every layer runs (`encoder_layerdrop` and `decoder_layerdrop` drop some at random).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from memplan.dtypes import DType
+from memplan.families import Family, Head
+from memplan.recipe import Task
+from memplan.step import ops
+from memplan.step.builder import Builder
+from memplan.step.encoder import attend, bidirectional_mask, masked_lm_loss
+from memplan.step.encoder_decoder import end_of_sentence, shifted_labels, target_side
+from memplan.step.tables import table
+from memplan.step.tensor import Dim, Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """The sizes of one stack, with their symbols."""
+
+    heads: Dim
+    head_size: Dim
+    intermediate: Dim
+    layers: int
+
+
+@dataclass(frozen=True, slots=True)
+class Dims:
+    """The sizes of the whole, with their symbols; `prefix` is that of the class names."""
+
+    prefix: str
+    norm_before: bool
+    hidden: Dim
+    positions: Dim
+    vocabulary: Dim
+    encoder: Side
+    decoder: Side
+    activation: str
+    scale_embedding: bool
+    dropout: float
+    attention_dropout: float
+    activation_dropout: float
+    classifier_dropout: float
+    tied: bool
+
+
+def dims(config: Mapping[str, Any]) -> Dims:
+    """Read the sizes from a normalised config."""
+    hidden = config["d_model"]
+
+    def side(name: str) -> Side:
+        heads = config[f"{name}_attention_heads"]
+        width = Dim(config[f"{name}_ffn_dim"], "I")
+        return Side(Dim(heads, "A"), Dim(hidden // heads, "D"), width, config[f"{name}_layers"])
+
+    return Dims(
+        prefix="MBart" if config["model_type"] == "mbart" else "Bart",
+        norm_before=config["model_type"] == "mbart",
+        hidden=Dim(hidden, "H"),
+        positions=Dim(config["max_position_embeddings"] + 2, "P"),  # BartLearnedPositionalEmbedding.offset
+        vocabulary=Dim(config["vocab_size"], "V"),
+        encoder=side("encoder"),
+        decoder=side("decoder"),
+        activation=config["activation_function"],
+        scale_embedding=config["scale_embedding"],
+        dropout=config["dropout"],
+        attention_dropout=config["attention_dropout"],
+        activation_dropout=config["activation_dropout"],
+        classifier_dropout=config["classifier_dropout"],
+        tied=config["tie_word_embeddings"],
+    )
+
+
+# -- one stack --------------------------------------------------------------------------------------------
+
+
+def attention(t: Builder, x: Tensor, keys: Tensor, d: Dims, side: Side, mask: Tensor | None, *, cached: bool) -> Tensor:
+    """X [B, S, H] on keys [B, T, H]: [B, S, H]."""
+    q = t.split_heads(t.linear("q_proj", x, d.hidden, bias=True), side.heads, side.head_size)
+    k = t.linear("k_proj", keys, d.hidden, bias=True)
+    v = t.linear("v_proj", keys, d.hidden, bias=True)
+    k, v = t.split_heads(k, side.heads, side.head_size), t.split_heads(v, side.heads, side.head_size)
+    if cached:
+        k, v = t.cache_key_values(k, v)
+    out = attend(t, q, k, v, mask, d.attention_dropout)
+    return t.linear("out_proj", t.view(out, x.shape), d.hidden, bias=True)
+
+
+def self_attention(t: Builder, x: Tensor, d: Dims, side: Side, mask: Tensor | None, *, cached: bool) -> Tensor:
+    """The self-attention block with its norm and residual: [B, S, H]."""
+    residual = x
+    if d.norm_before:
+        x = t.layer_norm("self_attn_layer_norm", x)
+    x = t.call("self_attn", lambda t, h: attention(t, h, h, d, side, mask, cached=cached), x)
+    x = t.dropout(x, d.dropout)
+    x = residual + x
+    return x if d.norm_before else t.layer_norm("self_attn_layer_norm", x)
+
+
+def cross_attention(t: Builder, x: Tensor, d: Dims, side: Side, source: Tensor, mask: Tensor | None) -> Tensor:
+    """The cross-attention block with its norm and residual: [B, S, H]."""
+    residual = x
+    if d.norm_before:
+        x = t.layer_norm("encoder_attn_layer_norm", x)
+    x = t.call("encoder_attn", lambda t, h: attention(t, h, source, d, side, mask, cached=True), x)
+    x = t.dropout(x, d.dropout)
+    x = residual + x
+    return x if d.norm_before else t.layer_norm("encoder_attn_layer_norm", x)
+
+
+def feed_forward(t: Builder, x: Tensor, d: Dims, side: Side) -> Tensor:
+    """The MLP with its norm and residual: [B, S, H]."""
+    residual = x
+    if d.norm_before:
+        x = t.layer_norm("final_layer_norm", x)
+    x = t.activation(d.activation, t.linear("fc1", x, side.intermediate, bias=True))
+    x = t.dropout(x, d.activation_dropout)
+    x = t.linear("fc2", x, d.hidden, bias=True)
+    x = t.dropout(x, d.dropout)
+    x = residual + x
+    return x if d.norm_before else t.layer_norm("final_layer_norm", x)
+
+
+def embeddings(t: Builder, d: Dims) -> tuple[Tensor, Tensor]:
+    """Words (scaled) alone, for their type, and words and positions, normed: [B, S, H] each."""
+    words = t.embedding(
+        "embed_tokens", (t.batch, t.sequence), d.vocabulary, d.hidden, class_name=f"{d.prefix}ScaledWordEmbedding"
+    )
+    words = ops.scale(t, words)
+    position_ids = t.new((t.batch, t.sequence), DType.INT64, "add")
+    positions = t.embedding(
+        "embed_positions",
+        (t.batch, t.sequence),
+        d.positions,
+        d.hidden,
+        class_name=f"{d.prefix}LearnedPositionalEmbedding",
+    )
+    x = t.layer_norm("layernorm_embedding", words + positions)
+    x = t.dropout(x, d.dropout)
+    del position_ids, positions
+    return words, x
+
+
+def encoder(t: Builder, d: Dims) -> Tensor:
+    """`BartEncoder`: [B, S, H]."""
+    words, x = embeddings(t, d)
+    mask = bidirectional_mask(t, words.dtype)
+
+    def layer(t: Builder, x: Tensor, index: int) -> Tensor:
+        x = self_attention(t, x, d, d.encoder, mask, cached=False)
+        return feed_forward(t, x, d, d.encoder)
+
+    x = t.layers("layers", d.encoder.layers, layer, x)
+    del words
+    return t.layer_norm("layer_norm", x) if d.norm_before else x
+
+
+def decoder(t: Builder, d: Dims, source: Tensor | None, source_mask: Tensor | None) -> Tensor:
+    """`BartDecoder`: [B, T, H]; without a source it has its cross-attention but does not run it."""
+    words, x = embeddings(t, d)
+    mask = t.causal_mask(words.dtype)
+
+    def layer(t: Builder, x: Tensor, index: int) -> Tensor:
+        x = self_attention(t, x, d, d.decoder, mask, cached=True)
+        if source is not None:
+            x = cross_attention(t, x, d, d.decoder, source, source_mask)
+        elif t.declaring:
+            cross_attention(t, x, d, d.decoder, x, None)
+        return feed_forward(t, x, d, d.decoder)
+
+    x = t.layers("layers", d.decoder.layers, layer, x)
+    del words
+    return t.layer_norm("layer_norm", x) if d.norm_before else x
+
+
+# -- models -----------------------------------------------------------------------------------------------
+
+
+def model(t: Builder, d: Dims) -> Tensor:
+    """`BartModel`: [B, T, H]."""
+    t.input_path = t.join("shared")
+    table(t, "shared", d.vocabulary, d.hidden, class_name=f"{d.prefix}ScaledWordEmbedding")
+    if d.tied:
+        for side in ("encoder", "decoder"):
+            t.tie(t.join(f"{side}.embed_tokens.weight"), t.join("shared.weight"))
+    source = t.call("encoder", lambda t: encoder(t, d))
+    mask = bidirectional_mask(t, source.dtype, t.settings.target_sequence or t.sequence, t.sequence)
+    with target_side(t):
+        input_ids = shifted_labels(t)
+        hidden = t.call("decoder", lambda t, h: decoder(t, d, h, mask), source)
+    del input_ids, source
+    return hidden
+
+
+def classification_head(t: Builder, x: Tensor, d: Dims, head: Head) -> Tensor:
+    """`BartClassificationHead`: [B, H] to [B, C]."""
+    t.class_name(f"{d.prefix}ClassificationHead")
+    x = t.dropout(x, d.classifier_dropout)
+    x = t.activation("tanh", t.linear("dense", x, d.hidden, bias=True))
+    x = t.dropout(x, d.classifier_dropout)
+    return t.linear("out_proj", x, Dim(head.num_labels, "C"), bias=True)
+
+
+def decoder_only(t: Builder, d: Dims) -> Tensor:
+    """`BartDecoderWrapper`: the decoder without an encoder, [B, S, H]."""
+    t.input_path = t.join("decoder.embed_tokens")
+    return t.call("decoder", lambda t: decoder(t, d, None, None))
+
+
+def forward(t: Builder, config: Mapping[str, Any], head: Head) -> Tensor:
+    """The model under its head; returns the loss."""
+    d = dims(config)
+    if head.task is Task.FEATURE_EXTRACTION:
+        return model(t, d)
+    if head.task is Task.CAUSAL_LM:
+        hidden = t.call("model", lambda t: decoder_only(t, d))
+        tied_to = "model.decoder.embed_tokens" if d.tied else None
+        return masked_lm_loss(t, t.output_embedding("lm_head", hidden, d.vocabulary, tied_to=tied_to))
+    hidden = t.call("model", lambda t: model(t, d))
+    if head.task is Task.SEQUENCE_CLASSIFICATION:
+        t.head_modules.append("classification_head")
+        hidden = end_of_sentence(t, hidden)
+        logits = t.call("classification_head", lambda t, x: classification_head(t, x, d, head), hidden)
+        return t.classification_loss(logits)
+    t.buffer("final_logits_bias", (1, d.vocabulary), persistent=True)
+    logits = t.output_embedding("lm_head", hidden, d.vocabulary, tied_to="model.shared" if d.tied else None)
+    return masked_lm_loss(t, ops.add_scalar(t, logits))
+
+
+FAMILY = Family(
+    forward,
+    "model",
+    (
+        Task.SEQ2SEQ_LM,
+        Task.SEQUENCE_CLASSIFICATION,
+        Task.MASKED_LM,
+        Task.PRE_TRAINING,
+        Task.CAUSAL_LM,
+        Task.FEATURE_EXTRACTION,
+    ),
+    missing={"mbart": frozenset({Task.PRE_TRAINING})},
+)
