@@ -8,7 +8,7 @@ package does not import torch.
 from __future__ import annotations
 
 from memplan.trace.result import Storage, TraceOp, TraceResult
-from memplan.trace.runner import run
+from memplan.trace.runner import TraceFailedError, run, run_many
 from memplan.trace.spec import AttentionBackend, Checkpointing, GpuArch, TraceSpec
 
 __all__ = [
@@ -16,8 +16,10 @@ __all__ = [
     "Checkpointing",
     "GpuArch",
     "Storage",
+    "TraceFailedError",
     "TraceOp",
     "TraceResult",
     "TraceSpec",
     "run",
+    "run_many",
 ]

@@ -96,9 +96,8 @@ class AttentionChooser:
         if query.shape[1] != key.shape[1] and not self.efficient_supports_gqa:
             return False
         alignment = self._gemm_alignment(query.dtype)
-        return (
-            query.shape[-1] == key.shape[-1] and query.shape[-1] % alignment == 0 and value.shape[-1] % alignment == 0
-        )
+        query_dim, key_dim, value_dim = (int(tensor.shape[-1]) for tensor in (query, key, value))
+        return query_dim == key_dim and query_dim % alignment == 0 and value_dim % alignment == 0
 
     def _cudnn_allowed(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any, dropout: float, is_causal: bool

@@ -21,7 +21,11 @@ Rule = Callable[[dict[str, Any], torch.Tensor], int]
 
 
 def _everything(_locals: dict[str, Any], mask: torch.Tensor) -> int:
-    return mask.numel()
+    return int(mask.numel())
+
+
+def _off_diagonal(scope: dict[str, Any], _mask: torch.Tensor) -> int:
+    return int(scope["in_dim"]) * (int(scope["in_dim"]) - 1)
 
 
 # (file ending, function) -> number of selected elements, from the caller's local variables and the mask.
@@ -34,6 +38,12 @@ RULES: dict[tuple[str, str], Rule] = {
     ("peft/tuners/frod/layer.py", "_calculate_frod_u_and_lambda"): _everything,
     # Entries of the shared vector that nothing refers to are the exception.
     ("peft/tuners/unilora/model.py", ""): _everything,
+    ("peft/tuners/frod/model.py", "_init_frod_projections"): lambda scope, _mask: (
+        scope["in_dim"] * (scope["in_dim"] - 1)
+    ),
+    # Type masks are positive for every token; the loss selects among prompt and input tokens.
+    ("peft/peft_model.py", "_cpt_forward"): _everything,
+    ("peft/tuners/cpt/model.py", "calculate_loss"): _everything,
     # Virtual tokens whose delta is still zero are the exception; CPU masks of a few tokens.
     ("peft/tuners/cpt/model.py", "get_projection"): _everything,
     ("peft/tuners/cpt/model.py", "get_epsilon"): _everything,
@@ -61,13 +71,18 @@ class DynamicSizes:
                 return torch.empty(length, dtype=torch.int64, device=args[0].device)
         if func in (_aten.index.Tensor, _aten.index_put.default, _aten.index_put_.default):
             values = args[2] if len(args) > 2 else None
+            if func is _aten.index_put_.default and values is not None and values.dim() == 0:
+                # A mask and one value: masked_fill_ on a GPU, in place.
+                return args[0]
             indices: list[Any] = []
             for index in args[1]:
                 if index is None or index.dtype not in (torch.bool, torch.uint8):
                     indices.append(index)
                     continue
-                known = values is not None and values.dim() > 0 and values.shape[0] > 1
-                count = int(values.shape[0]) if known else self._count(func, index)
+                if values is not None and values.dim() > 0 and values.shape[0] > 1:
+                    count = int(values.shape[0])
+                else:
+                    count = self._count(func, index)
                 indices += [torch.empty(count, dtype=torch.int64, device=index.device) for _ in range(index.dim())]
             return func(args[0], indices, *args[2:], **kwargs)
         raise _unknown(func, "no rule for this op")

@@ -22,6 +22,7 @@ def _grouped_mm(func: Any, args: Any, kwargs: Any) -> Any:
     if first.dtype == torch.bfloat16:
         return func(*args, **kwargs)
     offsets = args[2] if len(args) > 2 else kwargs.get("offs")
+    shape: tuple[int, ...]
     if first.dim() == 2 and second.dim() == 2:
         shape = (offsets.shape[0], first.shape[0], second.shape[1])
     elif first.dim() == 2:

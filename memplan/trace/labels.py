@@ -53,6 +53,11 @@ class Labels:
         name = self.recorder.modules.names.get(id(head))
         return [name] if name else []
 
+    def batch(self, batch: dict[str, torch.Tensor]) -> None:
+        """Labels the batch on the device."""
+        for name, tensor in batch.items():
+            self._label(tensor, "buffers", f"batch.{name}")
+
     def after_backward(self, model: nn.Module) -> None:
         """Labels what ended up in `Parameter.grad`."""
         for name, parameter in model.named_parameters():

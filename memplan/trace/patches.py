@@ -26,14 +26,16 @@ def _never_called(*_args: Any, **_kwargs: Any) -> Any:
 
 
 class Patches:
-    """Applies everything, and keeps what must stay alive (the library registration)."""
+    """Everything one spec needs. A worker that traces several specs applies one after another."""
+
+    # The registration lasts as long as this object; registering twice is an error.
+    _library: Any = None
 
     def __init__(self, spec: TraceSpec) -> None:
         self.spec = spec
         self.attention = AttentionChooser(spec.gpu_arch, spec.attention_backend)
         # Bytes of state in CUDA managed memory, which may be paged out to the host.
         self.host_bytes = 0
-        self._library = torch.library.Library("aten", "IMPL")
 
     def apply(self) -> None:
         """Applies the patches; there is no way back but the end of the process."""
@@ -44,12 +46,14 @@ class Patches:
             self._bitsandbytes()
 
     def _torch(self) -> None:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            for name in _FUSED_ON_CUDA:
-                self._library.impl(name, _never_called, "CUDA")
-        # The optimizers choose foreach only for exact types.
-        _foreach_supported_types.append(FakeTensor)
+        if Patches._library is None:
+            Patches._library = torch.library.Library("aten", "IMPL")
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                for name in _FUSED_ON_CUDA:
+                    Patches._library.impl(name, _never_called, "CUDA")
+            # The optimizers choose foreach only for exact types.
+            _foreach_supported_types.append(FakeTensor)
         torch.nn.functional.scaled_dot_product_attention = self.attention
         # torch.autocast("cuda") and GradScaler switch themselves off without a GPU.
         torch.cuda.amp.common.amp_definitely_not_available = lambda: False
@@ -74,6 +78,8 @@ class Patches:
         from bitsandbytes import functional
         from bitsandbytes.optim import optimizer
 
+        # Maps are cached by device, and belong to the fake mode of one trace.
+        functional.name2qmap.clear()
         # The quantization map is computed with 254 .item() calls; its 256 values do not matter here.
         functional.create_dynamic_map = lambda *_, **__: torch.empty(256, dtype=torch.float32)
         # The update kernels work in place through raw pointers and allocate nothing.

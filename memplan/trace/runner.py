@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 
 from memplan.errors import MemplanError, UnavailableError, UnsupportedError
 from memplan.trace.result import TraceResult
@@ -25,6 +26,31 @@ def run(spec: TraceSpec, *, timeout_s: float | None = None) -> TraceResult:
         TraceFailedError: the model, the method or an op cannot be traced, or the worker died.
         UnavailableError: torch, transformers, peft or a working shim is missing.
     """
+    process = _start(spec.to_json(), timeout_s)
+    return read_answer(process.stdout, process.returncode, process.stderr)
+
+
+def run_many(specs: Sequence[TraceSpec], *, timeout_s: float | None = None) -> list[TraceResult | MemplanError]:
+    """Traces several specs in one worker, which imports torch once; a spec that fails gives its error.
+
+    Raises:
+        TraceFailedError: the worker died.
+    """
+    request = "[" + ",".join(spec.to_json() for spec in specs) + "]"
+    process = _start(request, timeout_s)
+    lines = [line for line in process.stdout.splitlines() if line.startswith("{")]
+    if len(lines) != len(specs):
+        return [read_answer("", process.returncode, process.stderr)]
+    answers: list[TraceResult | MemplanError] = []
+    for line in lines:
+        try:
+            answers.append(read_answer(line, 0, process.stderr))
+        except MemplanError as error:
+            answers.append(error)
+    return answers
+
+
+def _start(request: str, timeout_s: float | None) -> subprocess.CompletedProcess[str]:
     environment = {
         **os.environ,
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
@@ -35,24 +61,17 @@ def run(spec: TraceSpec, *, timeout_s: float | None = None) -> TraceResult:
     }
     command = [sys.executable, "-m", "memplan.trace.worker"]
     try:
-        process = subprocess.run(
-            command,
-            input=spec.to_json(),
-            capture_output=True,
-            text=True,
-            env=environment,
-            timeout=timeout_s,
-            check=False,
+        return subprocess.run(
+            command, input=request, capture_output=True, text=True, env=environment, timeout=timeout_s, check=False
         )
     except subprocess.TimeoutExpired:
         raise TraceFailedError(f"the trace did not finish within {timeout_s:g} s") from None
-    return read_answer(process.stdout, process.returncode, process.stderr)
 
 
 def read_answer(stdout: str, returncode: int, stderr: str) -> TraceResult:
     """The result in a worker's output, or the error it stands for."""
     line = stdout.rstrip("\n").rpartition("\n")[2]
-    if returncode == 0 and line.startswith("{"):
+    if line.startswith("{") and not line.startswith('{"error"'):
         return TraceResult.from_json(line)
     if line.startswith("{"):
         error = json.loads(line)["error"]

@@ -91,6 +91,7 @@ class Session:
             self.where = f"forward of step {step}"
             before = recorder.live_ids()
             self.batch = make_batch(spec, model, self.device)
+            self.labels.batch(self.batch)
             with torch.autocast("cuda", dtype=autocast_dtype) if autocast_dtype else nullcontext():
                 outputs = model(**self.batch)
             loss = outputs.loss

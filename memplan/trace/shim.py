@@ -86,6 +86,7 @@ class Shim:
 
     def __init__(self) -> None:
         self.kind: ShimKind = "patched"
+        self.active = False
         self._library: ctypes.CDLL | None = None
 
     def prepare(self) -> None:
@@ -106,6 +107,7 @@ class Shim:
 
     def activate(self, torch: Any) -> None:
         """Registers the device guard (and, without a compiler, patches the two functions)."""
+        self.active = True
         if self._library is not None:
             self._library.memplan_install()
             return

@@ -48,33 +48,37 @@ def efficient_backward(
     grad_out: torch.Tensor, query: torch.Tensor, key: torch.Tensor, *_: Any, **__: Any
 ) -> Iterable[int]:
     """transformers/cuda/attention_backward.cu, _efficient_attention_backward: delta, in float32 per query."""
-    batch, heads, query_length, _head_dim = query.shape
+    batch, heads, query_length, head_dim = query.shape
     yield batch * heads * _round_up(query_length, 32) * 4
+    if query.element_size() == 2:
+        blocks = _round_up(query_length, 64) // 64
+        columns = _round_up(head_dim, 64) // 64
+        yield batch * heads * blocks * columns * (64 * 64 * 4 + 16)
 
 
 def embedding_backward(
     grad: torch.Tensor, indices: torch.Tensor, num_weights: int, *_: Any, **__: Any
 ) -> Iterable[int]:
-    """EmbeddingBackwardKernel.cu: above 3072 indices they are sorted, and gradients are summed in float32 pieces.
+    """A copy of a strided gradient; above 3072 indices also a sort, and partial sums over pieces of 10 indices.
 
-    cuda/Embedding.cu, embedding_dense_backward_cuda: sorted_indices and orig_indices (int64); the sort itself takes
-    index and key buffers of the same size. EmbeddingBackwardKernel.cu, embedding_backward_cuda_kernel: per-segment
-    offsets and partial sums for at most n / 10 + min(n, num_weights) pieces of 10 indices. A gradient that is not
-    contiguous is copied first (the CPU kernel does the same).
+    aten/src/ATen/native/cuda/Embedding.cu, embedding_dense_backward_cuda: `grad_.contiguous()`, sorted_indices,
+    orig_indices, range and the radix sort's double buffer (int64 each). EmbeddingBackwardKernel.cu,
+    embedding_backward_cuda_kernel: segment_offsets [n], two arrays [segments], partial_segment_offset [pieces] and
+    grad_weight_per_segment [pieces, width] in the accumulation type, with segments = min(n, num_weights) and
+    pieces = n / 10 + segments.
     """
     if not grad.is_contiguous():
         yield grad.numel() * grad.element_size()
+    row = table()["embedding_dense_backward"]
     count = indices.numel()
-    threshold = int(table()["embedding_dense_backward"]["max_unsorted_indices"])
-    if count <= threshold:
+    if count <= int(row["max_unsorted_indices"]):
         return
-    yield from [count * 8] * 4
+    yield from [count * 8] * 6
     segments = min(count, num_weights)
-    pieces = count // int(table()["embedding_dense_backward"]["indices_per_piece"]) + segments
-    width = grad.shape[-1]
-    yield from [pieces * 8] * 2
-    if grad.dtype in (torch.float16, torch.bfloat16):
-        yield pieces * _round_up(width, 32) * 4
+    pieces = count // int(row["indices_per_piece"]) + segments
+    yield from [segments * 8] * 2
+    yield pieces * 8
+    yield pieces * grad.shape[-1] * max(grad.element_size(), 4)
 
 
 def gemm_4bit(query: torch.Tensor, weight: torch.Tensor, shape: Any, *rest: Any, **kwargs: Any) -> Iterable[int]:
@@ -114,16 +118,20 @@ class KernelTemporaries:
     def __init__(self, arch: GpuArch) -> None:
         self.arch = arch
         self.workspace_bytes = _cublas_workspace_bytes(arch)
-        self._workspace_id = 0
+        # Main thread and autograd's device thread have a handle each (CUDABlas handles are thread-local).
+        self._workspaces: set[bool] = set()
         self.counted: dict[str, int] = {}
 
     def after(self, recorder: Recorder, func: Any, args: Any, kwargs: Any, out: Any, first_new: int) -> None:
         """Called by the recorder once `func`'s outputs are recorded."""
         name = func._schema.name
-        if not self._workspace_id and name in _CUBLAS and _on_device(args, recorder.device_type):
-            self._workspace_id = recorder.allocate(
-                self.workspace_bytes, "cublas_workspace", name="cuBLAS workspace", component="temporaries"
-            )
+        if name in _CUBLAS and recorder.in_backward not in self._workspaces and _on_device(args, recorder.device_type):
+            self._workspaces.add(recorder.in_backward)
+            thread = "autograd" if recorder.in_backward else "main"
+            recorder.allocate(
+                self.workspace_bytes, "cublas_workspace", name=f"cuBLAS workspace of the {thread} thread",
+                component="temporaries",
+            )  # fmt: skip
         rule = _RULES.get(name)
         if rule is None or not _on_device(args, recorder.device_type):
             return
@@ -147,4 +155,4 @@ def _on_device(args: Any, device_type: str) -> bool:
 
 def _cublas_workspace_bytes(arch: GpuArch) -> int:
     row = table()["cublas_workspace"]
-    return int(row["sm90_bytes"]) if arch.capability[0] == 9 else int(row["default_bytes"])
+    return int(row["sm90_bytes"]) if arch.capability[0] >= 9 else int(row["default_bytes"])

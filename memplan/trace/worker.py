@@ -10,47 +10,54 @@ import os
 import sys
 import time
 import traceback
-from typing import Any
 
 from memplan.errors import MemplanError, UnavailableError
+from memplan.trace.result import TraceResult
 from memplan.trace.shim import Shim
 from memplan.trace.spec import TraceSpec
 
 
 def main() -> int:
-    """Runs one trace."""
+    """Runs one trace, or one after another for a JSON list of specs (one line of answer each)."""
     answer = os.dup(1)
     # Libraries print to stdout; only the answer may.
     os.dup2(2, 1)
-    spec = TraceSpec.from_json(sys.stdin.read())
-    try:
-        line = trace(spec).to_json()
-        code = 0
-    except MemplanError as error:
-        kind = "unavailable" if isinstance(error, UnavailableError) else "unsupported"
-        code, line = 3, _error(kind, error.code, error.message, error.hint)
-    except Exception as error:
-        code, line = 3, _error("unsupported", "trace_failed", *_explain(error))
+    asked = json.loads(sys.stdin.read())
+    specs = [TraceSpec.from_dict(entry) for entry in (asked if isinstance(asked, list) else [asked])]
+    code = 0
     with os.fdopen(answer, "w") as stream:
-        stream.write(line + "\n")
+        shim, started = Shim(), time.perf_counter()
+        for spec in specs:
+            line, failed = _answer(spec, shim, started)
+            code = code or failed
+            stream.write(line + "\n")
+            stream.flush()
     sys.stdout.flush()
     sys.stderr.flush()
     # Skips destructors of a process full of fake CUDA state.
     os._exit(code)
 
 
-def trace(spec: TraceSpec) -> Any:
-    """Traces in this process, which must not have imported torch yet."""
-    started = time.perf_counter()
-    shim = Shim()
-    shim.prepare()
-    import torch
+def _answer(spec: TraceSpec, shim: Shim, started: float) -> tuple[str, int]:
+    try:
+        return trace(spec, shim, started).to_json(), 0
+    except MemplanError as error:
+        kind = "unavailable" if isinstance(error, UnavailableError) else "unsupported"
+        return _error(kind, error.code, error.message, error.hint), 3
+    except Exception as error:
+        return _error("unsupported", "trace_failed", *_explain(error)), 3
 
-    shim.activate(torch)
+
+def trace(spec: TraceSpec, shim: Shim, started: float) -> TraceResult:
+    """Traces in this process, which must not have imported torch before the first call."""
+    if not shim.active:
+        shim.prepare()
+        import torch
+
+        shim.activate(torch)
     from memplan.trace.session import trace_in_process
 
-    imported = time.perf_counter()
-    return trace_in_process(spec, shim_kind=shim.kind, import_seconds=imported - started)
+    return trace_in_process(spec, shim_kind=shim.kind, import_seconds=time.perf_counter() - started)
 
 
 def _error(kind: str, code: str, message: str, hint: str) -> str:
