@@ -1,12 +1,14 @@
-"""Runs the step of a TraceSpec for real on the CPU and prints torch's profiler's allocations: [[phase, ±bytes], ...].
+"""Runs steps of TraceSpecs for real on the CPU and prints what torch's profiler saw allocated.
 
-`python cpu_witness.py < spec.json`, in a process of its own.
+`python cpu_witness.py < specs.json`, in a process of its own: a JSON list of specs in, a JSON list of
+`{"forward": [bytes, ...], "backward": [bytes, ...]}` out; frees are negative. The second step is recorded.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from typing import Any
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -31,13 +33,10 @@ def allocations(prof: profile) -> list[int]:
     return [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
 
 
-def main() -> None:
-    spec = TraceSpec.from_json(sys.stdin.read())
-    torch.manual_seed(0)
-    torch.autograd.set_multithreading_enabled(False)
-    torch.set_num_threads(1)
+def witness(spec: TraceSpec) -> dict[str, list[int]]:
+    """Two real steps of `spec` on the CPU; the allocations of the second."""
     device = torch.device("cpu")
-    model = builder.build_on_meta(spec, builder.build_config(spec))
+    model: Any = builder.build_on_meta(spec, builder.build_config(spec))
     for _ in builder.load(model, device, None):
         pass
     with torch.no_grad():
@@ -49,21 +48,25 @@ def main() -> None:
     model.train(spec.train_mode)
     model = apply_method(spec, model, NoLabels())  # type: ignore[arg-type]
     model.train(spec.train_mode)
-    found = []
-    for step in (1, 2):
+    found: dict[str, list[int]] = {}
+    for _ in range(2):
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as forward:
             batch = make_batch(spec, model, device)
-            autocast = torch.autocast("cpu", dtype=torch.bfloat16, enabled=spec.autocast is not None)
-            with autocast, sdpa_kernel(SDPBackend.MATH):
+            with sdpa_kernel(SDPBackend.MATH):
                 loss = model(**batch).loss
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as backward:
             loss.backward()
-        if step == 1:
-            model.zero_grad(set_to_none=True)
-            continue
-        found += [("forward", size) for size in allocations(forward)]
-        found += [("backward", size) for size in allocations(backward)]
-    sys.stdout.write("\n" + json.dumps(found) + "\n")
+        found = {"forward": allocations(forward), "backward": allocations(backward)}
+        model.zero_grad(set_to_none=True)
+    return found
+
+
+def main() -> None:
+    torch.manual_seed(0)
+    torch.autograd.set_multithreading_enabled(False)
+    torch.set_num_threads(1)
+    specs = [TraceSpec.from_dict(entry) for entry in json.loads(sys.stdin.read())]
+    sys.stdout.write("\n" + json.dumps([witness(spec) for spec in specs]) + "\n")
 
 
 if __name__ == "__main__":
