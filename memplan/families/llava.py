@@ -43,7 +43,9 @@ def model(t: Builder, config: Mapping[str, Any]) -> Tensor:
     if text["model_type"] not in llama.MODEL_TYPES:
         raise UnsupportedError(f"{config['model_type']} with text model {text['model_type']}")
     inputs_embeds = t.call("language_model", lambda t: llama.embeddings(t, text))
-    features = t.call("vision_tower", lambda t, p: vision_model(t, p, vision), pixel_values(t, vision))
+    layer = config["vision_feature_layer"]
+    pixels = pixel_values(t, vision)
+    features = t.call("vision_tower", lambda t, p: vision_model(t, p, vision, feature_layer=layer), pixels)
     if config["vision_feature_select_strategy"] == "default":  # without the class token
         features = narrow(t, features, (features.shape[0], features.shape[1] - 1, features.shape[2]))
     features = t.call("multi_modal_projector", lambda t, h: projector(t, h, config), features)

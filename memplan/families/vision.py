@@ -6,7 +6,8 @@ I intermediate size.
 Source: transformers 5.23 models/siglip/modeling_siglip.py, models/clip/modeling_clip.py.
 
 Known limits:
-    Without SigLIP's pooling head, which no image-text model here has.
+    Without SigLIP's pooling head, which no image-text model here has. That the output object holds the hidden states of
+    every layer until the model returns is not on the tape.
 """
 
 from __future__ import annotations
@@ -40,10 +41,11 @@ def embeddings(t: Builder, pixels: Tensor, config: Mapping[str, Any]) -> Tensor:
     side = config["image_size"] // patch
     batch, channels = pixels.shape[:2]
     class_embedding = t.bare("class_embedding", (width,)) if _is_clip(config) else None
+    weight = t.parameter(t.join("patch_embedding"), "weight", (width, channels, patch, patch))
     patches = conv(
         t,
         "patch_embedding",
-        pixels,
+        ops.to(t, pixels, weight.dtype),
         width,
         (patch, patch),
         (batch, width, side, side),
@@ -93,8 +95,14 @@ def encoder_layer(t: Builder, x: Tensor, config: Mapping[str, Any]) -> Tensor:
     return residual + x
 
 
-def vision_model(t: Builder, pixels: Tensor, config: Mapping[str, Any]) -> Tensor:
-    """`SiglipVisionModel` or `CLIPVisionModel`: the last hidden states [B, P, H].
+def vision_model(t: Builder, pixels: Tensor, config: Mapping[str, Any], *, feature_layer: int | None = None) -> Tensor:
+    """`SiglipVisionModel` or `CLIPVisionModel`: its last hidden state, or that of one layer: [B, P, H].
+
+    Args:
+        t: the builder.
+        pixels: [B, channels, height, width].
+        config: of the tower, normalised.
+        feature_layer: which of the L + 1 recorded hidden states, which SigLIP does not norm.
 
     Raises:
         UnsupportedError: another kind of tower, or a pooling head.
@@ -103,13 +111,25 @@ def vision_model(t: Builder, pixels: Tensor, config: Mapping[str, Any]) -> Tenso
         raise UnsupportedError(f"vision tower {config['model_type']}")
     if config.get("vision_use_head"):
         raise UnsupportedError("vision tower with a pooling head")
+    count = config["num_hidden_layers"]
+    chosen = range(count + 1)[-1 if feature_layer is None else feature_layer]
+    features: list[Tensor] = []
+
+    def layer(t: Builder, x: Tensor, index: int) -> Tensor:
+        if index == chosen:
+            features.append(x)
+        return encoder_layer(t, x, config)
 
     def encoder(t: Builder, x: Tensor) -> Tensor:
-        return t.layers("layers", config["num_hidden_layers"], lambda t, h, _: encoder_layer(t, h, config), x)
+        return t.layers("layers", count, layer, x, kind=lambda index: index >= chosen)
 
     x = t.call("embeddings", lambda t, p: embeddings(t, p, config), pixels)
-    if not _is_clip(config):
-        return t.layer_norm("post_layernorm", t.call("encoder", encoder, x))
-    x = t.call("encoder", encoder, t.layer_norm("pre_layrnorm", x))
-    t.layer_norm("post_layernorm", narrow(t, x, (x.shape[0], x.shape[2]), "select"))
-    return x
+    if _is_clip(config):
+        last = x = t.call("encoder", encoder, t.layer_norm("pre_layrnorm", x))
+        t.layer_norm("post_layernorm", narrow(t, x, (x.shape[0], x.shape[2]), "select"))
+    else:
+        x = t.call("encoder", encoder, x)
+        last = t.layer_norm("post_layernorm", x)
+    if feature_layer is None:
+        return last
+    return features[0] if features else x
