@@ -50,8 +50,11 @@ def build_config(spec: TraceSpec) -> Any:
         config.num_labels = spec.num_labels
         if getattr(config, "pad_token_id", None) is None:
             config.pad_token_id = 0
-    if hasattr(config, "use_cache") and spec.checkpointing != "none":
-        config.use_cache = False
+    if hasattr(config, "use_cache"):
+        if spec.checkpointing != "none":
+            config.use_cache = False
+        elif spec.use_cache is not None:
+            config.use_cache = spec.use_cache
     return config
 
 

@@ -137,10 +137,10 @@ class ModuleStack:
 
 
 def _plain_path(name: str) -> str:
-    for prefix in ("base_model.model.", "base_model."):
-        if name.startswith(prefix):
-            return name.removeprefix(prefix)
-    return "" if name in ("base_model", "base_model.model") else name
+    """`name` as the base model knows it: `base_model.model.` is PEFT's wrapping."""
+    if name in ("base_model", "base_model.model"):
+        return ""
+    return name.removeprefix("base_model.model.")
 
 
 class Recorder(TorchDispatchMode):  # type: ignore[misc]

@@ -107,7 +107,7 @@ class TraceResult:
         """Every event with its phase and the live bytes after it."""
         live = 0
         marks = iter([*self.marks, (len(self.events) + 1, 0, "")])
-        step, phase = 1, "load"
+        step, phase = 0, "load"
         upcoming = next(marks)
         for index, event in enumerate(self.events):
             while index >= upcoming[0]:

@@ -7,6 +7,7 @@ from contextlib import ExitStack, nullcontext
 from typing import Any
 
 import torch
+from accelerate.utils.operations import convert_to_fp32
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -60,7 +61,7 @@ class Session:
     def load(self, model: nn.Module) -> nn.Module:
         """The model on the device, with its PEFT method applied and everything labelled."""
         spec, recorder = self.spec, self.recorder
-        recorder.mark(1, "load")
+        recorder.mark(0, "load")
         if spec.warmup:
             self._warm_up(model)
         for name in builder.load(model, self.device, self.quantizer):
@@ -94,6 +95,8 @@ class Session:
             self.labels.batch(self.batch)
             with torch.autocast("cuda", dtype=autocast_dtype) if autocast_dtype else nullcontext():
                 outputs = model(**self.batch)
+            if spec.outputs_fp32:
+                outputs = convert_to_fp32(outputs)
             loss = outputs.loss
             if spec.keep_outputs:
                 self.outputs = outputs

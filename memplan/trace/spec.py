@@ -83,6 +83,7 @@ class TraceSpec:
         max_grad_norm: gradient clipping, 0 for none.
         keep_outputs: whether the model's outputs (the logits) stay alive until the step ends.
         outputs_fp32: whether the outputs are cast to float32 by accelerate (`prepare_model` with mixed precision).
+        use_cache: `config.use_cache` during training; None leaves the configuration's own value.
         expandable_segments: allocator mode of the replay.
         warmup: whether loading calls transformers' `caching_allocator_warmup`.
     """
@@ -119,6 +120,7 @@ class TraceSpec:
     max_grad_norm: float = 0.0
     keep_outputs: bool = False
     outputs_fp32: bool = False
+    use_cache: bool | None = None
     num_steps: int = 2
     expandable_segments: bool = False
     warmup: bool = True

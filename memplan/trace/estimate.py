@@ -1,0 +1,218 @@
+"""From a resolved recipe to a trace, and from a trace to the `Estimate` that every answer of memplan is given in.
+
+The recipe is resolved by the caller, so that this package stays independent of the analytic engine: whatever has the
+attributes of `ResolvedRecipe` will do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from memplan.catalog.cuda_context import cuda_context
+from memplan.catalog.gpus import Gpu
+from memplan.errors import UnsupportedError
+from memplan.estimate import (
+    BytesPerParameter,
+    Component,
+    ComponentBytes,
+    Estimate,
+    Parameters,
+    Peak,
+    Phase,
+    Provenance,
+    TimelinePoint,
+)
+from memplan.step.allocator import replay
+from memplan.trace.result import PhaseSummary, TraceResult
+from memplan.trace.runner import run
+from memplan.trace.spec import Checkpointing, GpuArch, TraceSpec
+from memplan.units import MIB
+from memplan.verdict import judge
+
+# cuda_context.toml, row `unknown`: what a context is expected to take where no GPU is named.
+UNNAMED_GPU_CONTEXT_BYTES = 400 * MIB
+
+
+class ResolvedRecipe(Protocol):
+    """What is read of a recipe whose defaults are filled in (`memplan.resolve.Resolved`)."""
+
+    @property
+    def values(self) -> Mapping[str, Any]:
+        """Every recipe key that has a meaning for the run."""
+
+    @property
+    def sources(self) -> Mapping[str, str]:
+        """For each key, where its value comes from."""
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """The model's complete configuration."""
+
+    @property
+    def gpu(self) -> Gpu | None:
+        """The GPU, if one is named."""
+
+
+def spec_of(resolved: ResolvedRecipe) -> TraceSpec:
+    """The trace of a resolved recipe.
+
+    Raises:
+        UnsupportedError: a recipe that one process on one GPU with transformers, PEFT and bitsandbytes cannot run.
+    """
+    values = resolved.values
+    _refuse_what_cannot_be_traced(values)
+    peft = values.get("peft") or None
+    checkpointing = values.get("activation_checkpointing")
+    if checkpointing is True:
+        # transformers and PEFT leave use_reentrant to torch.utils.checkpoint's default.
+        checkpointing = Checkpointing.REENTRANT
+    autocast = values.get("autocast_dtype") if str(values.get("precision")) == "amp" else None
+    return TraceSpec(
+        model_config=dict(resolved.config),
+        task=str(values["task"]),
+        num_labels=int(values.get("num_labels") or 2),
+        peft=peft,
+        autocast_adapter_dtype=bool(values.get("autocast_adapter_dtype", True)),
+        dtype=str(values["dtype"]),
+        autocast=str(autocast) if autocast else None,
+        grad_scaler=str(autocast) == "float16",
+        load_in_4bit=bool(values.get("load_in_4bit")),
+        load_in_8bit=bool(values.get("load_in_8bit")),
+        bnb_4bit_quant_type=values.get("bnb_4bit_quant_type") or "nf4",
+        bnb_4bit_use_double_quant=bool(values.get("bnb_4bit_use_double_quant")),
+        bnb_4bit_compute_dtype=values.get("bnb_4bit_compute_dtype"),
+        prepare_for_kbit_training=bool(values.get("prepare_model_for_kbit_training", False)),
+        optim=str(values["optim"]),
+        optim_args=values.get("optim_args") or {},
+        weight_decay_groups=True,
+        batch=int(values["micro_batch_size"]),
+        sequence=int(values["sequence_length"]),
+        target_sequence=values.get("target_length"),
+        gradient_accumulation_steps=int(values["gradient_accumulation_steps"]),
+        checkpointing=Checkpointing(checkpointing or Checkpointing.NONE),
+        padding=bool(values["padding"]),
+        attn_implementation=str(values["attn_implementation"]),
+        gpu_arch=_architecture(resolved.gpu),
+        max_grad_norm=float(values["max_grad_norm"]),
+        keep_outputs=bool(values["keep_outputs"]),
+        use_cache=bool(values.get("use_cache", False)),
+        expandable_segments=bool(values["expandable_segments"]),
+    )
+
+
+def _refuse_what_cannot_be_traced(values: Mapping[str, Any]) -> None:
+    reasons = {
+        "more than one GPU": values.get("gpus", 1) != 1,
+        f"stack={values.get('stack')}": str(values.get("stack", "transformers")) not in ("transformers", "trl"),
+        f"loss={values.get('loss')}": str(values.get("loss", "default")) != "default",
+        f"precision={values.get('precision')}": str(values.get("precision")) not in ("fp32", "amp", "pure"),
+        f"method={values.get('method')}": not values.get("peft") and values.get("method", "full") != "full",
+        "trainable": bool(values.get("trainable")),
+        "packing": bool(values.get("packing")),
+    }
+    found = [reason for reason, applies in reasons.items() if applies]
+    if found:
+        raise UnsupportedError(
+            f"a trace does not cover {', '.join(found)}", hint="the analytic estimate may", code="not_traceable"
+        )
+
+
+def _architecture(gpu: Gpu | None) -> GpuArch:
+    if gpu is None:
+        return GpuArch.SM80
+    if gpu.compute_capability is None:
+        raise UnsupportedError(f"a trace knows CUDA's kernels, not those of {gpu.name}", code="not_traceable")
+    major, minor = gpu.compute_capability
+    name = f"sm{major}{minor}"
+    if name not in [*GpuArch]:
+        raise UnsupportedError(f"a trace does not know the kernels of {gpu.name} ({name})", code="not_traceable")
+    return GpuArch(name)
+
+
+def trace(resolved: ResolvedRecipe, *, timeout_s: float | None = None) -> Estimate:
+    """The answer of a trace to a resolved recipe.
+
+    Raises:
+        UnsupportedError: the recipe cannot be traced, or the trace could not be finished (`TraceFailedError`).
+        UnavailableError: torch, transformers or PEFT is missing.
+    """
+    spec = spec_of(resolved)
+    return to_estimate(run(spec, timeout_s=timeout_s), resolved, expandable_segments=spec.expandable_segments)
+
+
+def to_estimate(result: TraceResult, resolved: ResolvedRecipe, *, expandable_segments: bool = False) -> Estimate:
+    """`result` in the vocabulary of every other answer."""
+    top = result.peak
+    report = replay(result.allocator_events(), expandable_segments=expandable_segments)
+    gpu = resolved.gpu
+    context = cuda_context(gpu).expected_bytes if gpu is not None else UNNAMED_GPU_CONTEXT_BYTES
+    return Estimate(
+        recipe=dict(resolved.values),
+        recipe_sources=dict(resolved.sources),
+        parameters=Parameters(**result.parameters),
+        bytes_per_parameter=bytes_per_parameter(result),
+        peak=Peak(
+            live_bytes=top.peak_bytes,
+            allocated_bytes=report.max_allocated_bytes,
+            reserved_bytes=report.max_reserved_bytes,
+            device_bytes=report.max_reserved_bytes + context,
+            step=top.step,
+            phase=Phase(top.phase),
+            at=_place(top),
+        ),
+        components=tuple(
+            ComponentBytes(component=component, bytes=top.components[component])
+            for component in Component
+            if top.components.get(component)
+        ),
+        timeline=tuple(
+            TimelinePoint(
+                step=entry.step, phase=Phase(entry.phase), peak_bytes=entry.peak_bytes, end_bytes=entry.end_bytes
+            )
+            for entry in result.phases
+        ),
+        host_bytes=result.host_bytes,
+        verdict_report=judge(gpu, report.max_reserved_bytes, unsupported=False) if gpu is not None else None,
+        assumptions=assumptions(result, gpu),
+        provenance=Provenance.TRACE,
+        versions=result.versions,
+    )
+
+
+def _place(summary: PhaseSummary) -> str:
+    return f"{summary.at.name} in {summary.at.module or 'the loss'}" if summary.at.name else "the start of the phase"
+
+
+def bytes_per_parameter(result: TraceResult) -> BytesPerParameter:
+    """Bytes of weights, gradients and optimizer states of one trained parameter, as they were allocated."""
+    trained = {storage.name for storage in result.storages if storage.component == Component.GRADIENTS}
+    trainable = result.parameters["trainable"] or 1
+    first_steps: dict[str, int] = {}
+    weights = states = 0
+    for storage in result.storages:
+        if storage.component == Component.GRADIENTS:
+            first_steps[storage.name] = storage.size_bytes
+        elif storage.component in (Component.WEIGHTS, Component.ADAPTERS) and storage.name in trained:
+            weights += storage.size_bytes
+        elif storage.component == Component.OPTIMIZER_STATES:
+            states += storage.size_bytes
+    return BytesPerParameter(
+        weights=weights / trainable,
+        gradients=sum(first_steps.values()) / trainable,
+        optimizer=(states + result.host_bytes) / trainable,
+    )
+
+
+def assumptions(result: TraceResult, gpu: Gpu | None) -> tuple[str, ...]:
+    """What the trace could not know, in sentences."""
+    found = list(result.notes)
+    if gpu is None:
+        found.append("no GPU named: kernels as on compute capability 8.0, and a CUDA context of 400 MiB")
+    found += [
+        f"a value that decides memory was assumed {count} times at {site}" for site, count in result.guesses.items()
+    ]
+    if result.versions.get("shim") == "patched":
+        found.append("no C++ compiler: torch was patched in memory instead of through the compiled shim")
+    found.append("what kernels allocate inside comes from memplan/catalog/kernel_temporaries.toml")
+    return tuple(found)
