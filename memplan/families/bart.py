@@ -133,16 +133,19 @@ def feed_forward(t: Builder, x: Tensor, d: Dims, side: Side) -> Tensor:
     return x if d.norm_before else t.layer_norm("final_layer_norm", x)
 
 
-def embeddings(t: Builder, d: Dims) -> tuple[Tensor, Tensor]:
-    """Words (scaled) alone, for their type, and words and positions, normed: [B, S, H] each."""
+def embeddings(t: Builder, d: Dims, rows: int) -> tuple[Tensor, Tensor]:
+    """Words (scaled) alone, for their type, and words and positions, normed: [B, S, H] each.
+
+    The encoder looks positions up for every row, the decoder once.
+    """
     words = t.embedding(
         "embed_tokens", (t.batch, t.sequence), d.vocabulary, d.hidden, class_name=f"{d.prefix}ScaledWordEmbedding"
     )
     words = ops.scale(t, words)
-    position_ids = t.new((t.batch, t.sequence), DType.INT64, "add")
+    position_ids = t.new((rows, t.sequence), DType.INT64, "add")
     positions = t.embedding(
         "embed_positions",
-        (t.batch, t.sequence),
+        (rows, t.sequence),
         d.positions,
         d.hidden,
         class_name=f"{d.prefix}LearnedPositionalEmbedding",
@@ -155,7 +158,7 @@ def embeddings(t: Builder, d: Dims) -> tuple[Tensor, Tensor]:
 
 def encoder(t: Builder, d: Dims) -> Tensor:
     """`BartEncoder`: [B, S, H]."""
-    words, x = embeddings(t, d)
+    words, x = embeddings(t, d, t.batch)
     mask = bidirectional_mask(t, words.dtype)
 
     def layer(t: Builder, x: Tensor, index: int) -> Tensor:
@@ -169,7 +172,7 @@ def encoder(t: Builder, d: Dims) -> Tensor:
 
 def decoder(t: Builder, d: Dims, source: Tensor | None, source_mask: Tensor | None) -> Tensor:
     """`BartDecoder`: [B, T, H]; without a source it has its cross-attention but does not run it."""
-    words, x = embeddings(t, d)
+    words, x = embeddings(t, d, 1)
     mask = t.causal_mask(words.dtype)
 
     def layer(t: Builder, x: Tensor, index: int) -> Tensor:
@@ -236,7 +239,8 @@ def forward(t: Builder, config: Mapping[str, Any], head: Head) -> Tensor:
         return t.classification_loss(logits)
     t.buffer("final_logits_bias", (1, d.vocabulary), persistent=True)
     logits = t.output_embedding("lm_head", hidden, d.vocabulary, tied_to="model.shared" if d.tied else None)
-    return masked_lm_loss(t, ops.add_scalar(t, logits))
+    logits = ops.add_scalar(t, logits)
+    return masked_lm_loss(t, logits)
 
 
 FAMILY = Family(

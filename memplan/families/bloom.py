@@ -22,7 +22,7 @@ from memplan.step.alibi import alibi_bias, baddbmm, bloom_gelu
 from memplan.step.builder import Builder
 from memplan.step.matmul import matmul, merge_heads, softmax
 from memplan.step.split import copy, narrow
-from memplan.step.tensor import Dim, Tensor
+from memplan.step.tensor import Dim, Shape, Tensor
 from memplan.step.written_masks import additive_causal_mask
 
 
@@ -55,6 +55,11 @@ def dims(config: Mapping[str, Any]) -> Dims:
     )
 
 
+def fold_heads(t: Builder, x: Tensor, shape: Shape) -> Tensor:
+    """`reshape` of [B, A, S, D] to [B·A, S, D]: a copy of what was selected from the fused heads, a view of a cached one."""
+    return copy(t, x, shape) if x.is_view else t.view(x, shape)
+
+
 def attention(t: Builder, x: Tensor, residual: Tensor, d: Dims, alibi: Tensor, mask: Tensor) -> Tensor:
     """X [B, S, H] to [B, S, H], the residual added."""
     batch, length, _ = x.shape
@@ -63,7 +68,7 @@ def attention(t: Builder, x: Tensor, residual: Tensor, d: Dims, alibi: Tensor, m
     q, k, v = (narrow(t, fused, (batch, d.heads, length, d.head_size), "select") for _ in range(3))
     k, v = t.cache_key_values(k, v)
     flat = (batch * d.heads, length, d.head_size)
-    q, k, v = copy(t, q, flat), copy(t, k, flat), copy(t, v, flat)
+    q, k, v = fold_heads(t, q, flat), fold_heads(t, k, flat), fold_heads(t, v, flat)
     square = (batch, d.heads, length, length)
     scores = baddbmm(t, alibi, q, k, (batch * d.heads, length, length))
     weights = t.view(scores, square) + mask

@@ -15,6 +15,7 @@ from typing import Any
 from memplan.families import Family, Head
 from memplan.families.classic_heads import DECODER_TASKS, decoder_head, token_classifier_dropout
 from memplan.step.alibi import alibi_bias
+from memplan.step.attention_kernels import math_sdpa
 from memplan.step.builder import Builder
 from memplan.step.split import copy, narrow, take
 from memplan.step.tensor import Dim, Tensor
@@ -96,7 +97,10 @@ def attention(t: Builder, x: Tensor, d: Dims, rotary: tuple[Tensor, Tensor] | No
     if rotary is not None:
         q, k = t.apply_rotary_pos_emb(q, k, *rotary)
     k, v = t.cache_key_values(k, v)
-    out = t.attention(q, k, v, mask=mask, dropout=d.attention_dropout)
+    if d.multi_query and not d.grouped and t.settings.attn_implementation == "sdpa":
+        out = math_sdpa(t, q, k, v, mask)  # no fused kernel takes one key head for all without enable_gqa
+    else:
+        out = t.attention(q, k, v, mask=mask, dropout=d.attention_dropout)
     out = t.view(out, (*x.shape[:-1], d.hidden))
     return t.linear("dense", out, d.hidden, bias=d.bias, class_name="FalconLinear")
 

@@ -64,15 +64,22 @@ def dims(config: Mapping[str, Any]) -> Dims:
 
 
 def position_table(t: Builder, d: Dims, x: Tensor) -> tuple[Tensor, Tensor]:
-    """`_get_embed_positions`, `gather` and `repeat_interleave` of every layer: sin and cos, [1, S, 1, R] each."""
+    """`_get_embed_positions` and `gather` of every layer: sin and cos, views of one [1, S, R]."""
     t.buffer("embed_positions", (d.positions, d.table_width))
     table = t.new((1, d.positions, d.table_width), DType.FLOAT32, "repeat")
     indices = t.new((1, t.sequence, d.table_width), DType.INT64, "repeat")
     gathered = t.new((1, t.sequence, d.table_width), DType.FLOAT32, "gather")
     both = ops.to(t, gathered, x.dtype)
-    sin, cos = (t.new((1, t.sequence, d.table_width), x.dtype, "repeat_interleave") for _ in range(2))
-    del table, indices, gathered, both
-    return sin, cos
+    del table, indices, gathered
+    half = (1, 1, t.sequence, d.table_width // 2)
+    return t.view(both, half), t.view(both, half)
+
+
+def rotate(t: Builder, x: Tensor, cos: Tensor, sin: Tensor, rotary_size: int) -> Tensor:
+    """`apply_rotary_pos_emb` on the first `rotary_size` elements of x [B, A, S, D]; sin and cos are repeated in pairs."""
+    shape = (1, 1, t.sequence, rotary_size)
+    sin, cos = t.new(shape, sin.dtype, "repeat_interleave"), t.new(shape, cos.dtype, "repeat_interleave")
+    return rotate_part(t, x, cos, sin, rotary_size)
 
 
 def attention(t: Builder, x: Tensor, d: Dims, mask: Tensor) -> Tensor:
@@ -80,7 +87,7 @@ def attention(t: Builder, x: Tensor, d: Dims, mask: Tensor) -> Tensor:
     q, k, v = (t.linear(name, x, d.hidden) for name in ("q_proj", "k_proj", "v_proj"))
     q, k, v = (t.split_heads(y, d.heads, d.head_size) for y in (q, k, v))
     sin, cos = position_table(t, d, k)
-    k, q = rotate_part(t, k, cos, sin, d.rotary_size), rotate_part(t, q, cos, sin, d.rotary_size)
+    k, q = rotate(t, k, cos, sin, d.rotary_size), rotate(t, q, cos, sin, d.rotary_size)
     k, v = t.cache_key_values(k, v)
     out = attend(t, q, k, v, mask, d)
     out = t.view(merge_heads(t, out), (*x.shape[:-1], d.hidden))

@@ -20,6 +20,7 @@ from memplan.families import Family, Head
 from memplan.families.bert import token_classifier
 from memplan.recipe import Task
 from memplan.step import ops
+from memplan.step.attention import rotate_half
 from memplan.step.builder import Builder
 from memplan.step.encoder import bidirectional_mask, first_token, masked_lm_loss, mean_over_tokens
 from memplan.step.split import split
@@ -87,8 +88,8 @@ def embeddings(t: Builder, d: Dims) -> Tensor:
 
 def rotary_in_float(t: Builder, x: Tensor, side: Side) -> Tensor:
     """The rotary embedding computed in float32 and cast back: x [B, A, S, D]."""
-    wide = ops.to(t, x, DType.FLOAT32)
-    return ops.to(t, t.rotary(wide, side.cos, side.sin), x.dtype)
+    direct = ops.to(t, x, DType.FLOAT32) * side.cos
+    return ops.to(t, direct + (rotate_half(t, ops.to(t, x, DType.FLOAT32)) * side.sin), x.dtype)
 
 
 def attention(t: Builder, x: Tensor, d: Dims, side: Side) -> Tensor:

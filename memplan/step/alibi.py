@@ -46,19 +46,21 @@ def _baddbmm_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor |
 def bloom_gelu(t: Tape, x: Tensor) -> Tensor:
     """`GeLUFunction`: the tanh approximation written out, its input saved by a custom autograd function."""
     outer, t.grad_enabled = t.grad_enabled, False
-    half = ops.scale(t, x)
-    inner = ops.scale(t, x) * ops.add_scalar(t, ops.scale(t, x) * x)
-    out = half * ops.add_scalar(t, ops.unary(t, "tanh", inner))
+    out = ops.scale(t, x) * ops.add_scalar(t, _bloom_tanh(t, x))
     t.grad_enabled = outer
     node = t.record("GeLUFunction", (x,), (x,), _bloom_gelu_backward, (x.shape, x.dtype))
     return Tensor(t, x.shape, x.dtype, out.storage, node)
 
 
+def _bloom_tanh(t: Tape, x: Tensor) -> Tensor:
+    return ops.unary(t, "tanh", ops.scale(t, x) * ops.add_scalar(t, ops.scale(t, x) * x))
+
+
 def _bloom_gelu_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | None]:
     shape, dtype = cast(tuple[Shape, DType], node.meta)
-    kept = [node.stored(index) for index in range(len(node.saved))]
-    tanh_out = tape.new(shape, dtype, "tanh")
-    slope = tape.new(shape, dtype, "add")
-    out = tape.new(shape, dtype, "mul")
-    del tanh_out, slope, kept
-    return (out,)
+    x = Tensor(tape, shape, dtype, node.stored(0))
+    tanh_out = _bloom_tanh(tape, x)
+    slope = ops.scale(tape, x) * (
+        ops.add_scalar(tape, tanh_out * tanh_out) * ops.add_scalar(tape, ops.scale(tape, x) * x)
+    ) + ops.scale(tape, ops.add_scalar(tape, tanh_out))
+    return (slope * grad,)

@@ -30,7 +30,6 @@ from memplan.step.matmul import (
 from memplan.step.settings import StepSettings
 from memplan.step.tensor import Node, Shape, Tape, Tensor
 
-
 # sdp_utils.cpp, can_use_mem_efficient_attention: `check_batch_size_and_num_heads_dense<supports_gqa>`.
 EFFICIENT_TAKES_GROUPED_HEADS = (2, 14)
 
@@ -115,7 +114,26 @@ def sdpa(t: Tape, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, settings
         return merge_heads(t, _math(t, q, k, v, mask))
     if kernel is Kernel.EFFICIENT and mask is not None:
         mask = _aligned_mask(t, _additive(t, mask, q.dtype), q, k)
-    return _fused(t, kernel, q, k, v, mask)
+    out = _fused(t, kernel, q, k, v, mask)
+    if kernel is Kernel.FLASH and not q.by_token:
+        # The kernel lays its result out as the query is; `transpose(1, 2).contiguous()` then copies it.
+        return _dense(t, out)
+    return out
+
+
+def math_sdpa(t: Tape, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """The unfused kernel, where key heads are broadcast without `enable_gqa`: [B, S, A, D]."""
+    return merge_heads(t, _math(t, q, k, v, mask))
+
+
+def _dense(t: Tape, x: Tensor) -> Tensor:
+    node = t.record("clone", (x,), (), _dense_backward, (x.shape,))
+    return t.new(x.shape, x.dtype, "clone", node)
+
+
+def _dense_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | None]:
+    (shape,) = cast(tuple[Shape], node.meta)
+    return (Tensor(tape, shape, grad.dtype, grad.storage, None, is_view=True),)
 
 
 def _fused(t: Tape, kernel: Kernel, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:

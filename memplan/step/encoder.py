@@ -15,7 +15,7 @@ from memplan.dtypes import DType
 from memplan.estimate import Component
 from memplan.step import ops
 from memplan.step.attention import AttentionOps, autocast_matmul, detached
-from memplan.step.loss import LossOps, cross_entropy
+from memplan.step.loss import LossOps, log_softmax
 from memplan.step.matmul import merge_heads, repeat_kv, require_contiguous_gradient, softmax, transpose_last
 from memplan.step.split import narrow
 from memplan.step.tensor import Node, Shape, Tape, Tensor
@@ -74,7 +74,24 @@ def masked_lm_loss(t: LossOps, logits: Tensor, *, upcast: bool = False) -> Tenso
         rows = logits.shape[0] * logits.shape[1]
         flat = t.view(logits, (rows, logits.shape[2]))
         in_float = upcast or t.settings.autocast is not None
-        return cross_entropy(t, ops.to(t, flat, DType.FLOAT32) if in_float else flat, None)
+        return _nll_loss(t, log_softmax(t, ops.to(t, flat, DType.FLOAT32) if in_float else flat))
+
+
+def _nll_loss(t: LossOps, log_probabilities: Tensor) -> Tensor:
+    """`nll_loss` with mean reduction, in the type of its input."""
+    shape, dtype = log_probabilities.shape, log_probabilities.dtype
+    out = t.alloc((), dtype, "nll_loss_forward")
+    total_weight = t.alloc((), dtype, "nll_loss_forward")
+    node = t.record("nll_loss", (log_probabilities,), (log_probabilities, total_weight), _nll_backward, (shape, dtype))
+    return Tensor(t, (), dtype, out, node)
+
+
+def _nll_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | None]:
+    shape, dtype = cast(tuple[Shape, DType], node.meta)
+    kept = [node.stored(index) for index in range(len(node.saved))]
+    out = tape.new(shape, dtype, "nll_loss_backward")
+    del kept
+    return (out,)
 
 
 def expand(t: AttentionOps, x: Tensor, shape: Shape) -> Tensor:

@@ -76,7 +76,7 @@ def _view_back(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | None]:
 def concatenate(t: Tape, parts: Sequence[Tensor], shape: Shape) -> Tensor:
     """`torch.cat(parts)` of the given result shape; each part's gradient is a view of the whole one."""
     node = t.record("cat", tuple(parts), (), _cat_backward, tuple(part.shape for part in parts))
-    return t.new(shape, parts[0].dtype, "cat", node, by_token=parts[0].by_token)
+    return t.new(shape, parts[0].dtype, "cat", node)
 
 
 def _cat_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | None]:
