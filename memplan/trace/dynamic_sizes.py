@@ -44,6 +44,9 @@ RULES: dict[tuple[str, str], Rule] = {
     # Type masks are positive for every token; the loss selects among prompt and input tokens.
     ("peft/peft_model.py", "_cpt_forward"): _everything,
     ("peft/tuners/cpt/model.py", "calculate_loss"): _everything,
+    # Tokens that are not padding: all of them, as the upper bound.
+    ("transformers/modeling_flash_attention_utils.py", "_get_unpad_data"): _everything,
+    ("transformers/modeling_flash_attention_utils.py", "_unpad_input"): _everything,
     # Virtual tokens whose delta is still zero are the exception; CPU masks of a few tokens.
     ("peft/tuners/cpt/model.py", "get_projection"): _everything,
     ("peft/tuners/cpt/model.py", "get_epsilon"): _everything,

@@ -139,6 +139,8 @@ def trace_in_process(spec: TraceSpec, *, shim_kind: str, import_seconds: float) 
     recorder.guesses.known = [
         ("transformers/masking_utils.py", "find_packed_sequence_indices", True),
         ("transformers/masking_utils.py", "", not spec.padding),
+        ("transformers/modeling_flash_attention_utils.py", "_is_packed_sequence", False),
+        ("transformers/modeling_flash_attention_utils.py", "", spec.sequence),
         ("torch/amp/grad_scaler.py", "", 0),
         ("peft/tuners/vblora/layer.py", "_get_lora_matrices", False),
     ]

@@ -44,6 +44,29 @@ def flash_backward(grad_out: torch.Tensor, query: torch.Tensor, key: torch.Tenso
         yield from [batch * key_length * heads * head_dim * query.element_size()] * 2
 
 
+def flash_attn_backward(
+    grad_out: torch.Tensor, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, out: torch.Tensor,
+    logsumexp: torch.Tensor, cu_q: torch.Tensor | None, cu_k: Any, max_q: int, *_: Any, **__: Any,
+) -> Iterable[int]:  # fmt: skip
+    """flash_attn/flash_api.cpp, mha_bwd ([batch, sequence, heads, dim]) and mha_varlen_bwd ([tokens, heads, dim]).
+
+    The varlen kernel's accumulator has 128 rows a sequence more than there are tokens.
+    """
+    heads, head_dim = query.shape[-2:]
+    width = _round_up(head_dim, 32 if head_dim <= 128 else 64)
+    if cu_q is None:
+        batch, rows = query.shape[0], _round_up(query.shape[1], 128)
+        yield batch * heads * rows * 4
+        yield batch * rows * heads * width * 4
+    else:
+        batch = cu_q.shape[0] - 1
+        rows = query.shape[0] + 128 * batch
+        yield heads * rows * 4
+        yield rows * heads * width * 4
+    if key.shape[-2] != heads:
+        yield from [key.numel() // key.shape[-2] * heads * key.element_size()] * 2
+
+
 def efficient_backward(
     grad_out: torch.Tensor, query: torch.Tensor, key: torch.Tensor, *_: Any, **__: Any
 ) -> Iterable[int]:
@@ -104,6 +127,7 @@ def safe_softmax(self: torch.Tensor, *_: Any, **__: Any) -> Iterable[int]:
 
 _RULES: dict[str, Callable[..., Iterable[int]]] = {
     "aten::_scaled_dot_product_flash_attention_backward": flash_backward,
+    "aten::_flash_attention_backward": flash_attn_backward,
     "aten::_scaled_dot_product_efficient_attention_backward": efficient_backward,
     "aten::embedding_dense_backward": embedding_backward,
     "aten::_safe_softmax": safe_softmax,

@@ -30,7 +30,9 @@ _CATEGORIES = {
 }
 
 
-def snapshot(result: TraceResult, *, expandable_segments: bool = False, max_entries: int = MAX_ENTRIES) -> dict[str, Any]:
+def snapshot(
+    result: TraceResult, *, expandable_segments: bool = False, max_entries: int = MAX_ENTRIES
+) -> dict[str, Any]:
     """The trace as a snapshot: one entry an event in `device_traces`, the final state in `segments`.
 
     Addresses and segment events come from the allocator model; allocations below a threshold are replayed but not
@@ -48,7 +50,9 @@ def snapshot(result: TraceResult, *, expandable_segments: bool = False, max_entr
 
     # The viewer throws where entries have categories and none of them is "unknown".
     marker = [_entry("alloc", 0, 512, [_frame("start of the trace")], "unknown")]
-    marker += [_entry(action, 0, 512, [_frame("start of the trace")]) for action in ("free_requested", "free_completed")]
+    marker += [
+        _entry(action, 0, 512, [_frame("start of the trace")]) for action in ("free_requested", "free_completed")
+    ]
     allocator = CachingAllocator(expandable_segments=expandable_segments, on_segment=on_segment)
     smallest = _threshold_bytes(result, max_entries)
     held: dict[int, Block] = {}
