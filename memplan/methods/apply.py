@@ -14,9 +14,9 @@ from memplan.methods.adaptation import Adaptation
 from memplan.methods.config import config_class, default_target_modules, tables
 from memplan.methods.experts import inject_parameters, rename_experts
 from memplan.methods.state import ModelState
-from memplan.methods.targets import ALL_LINEAR, Matcher, all_linear, module_paths, no_match
+from memplan.methods.targets import Matcher, all_linear, is_all_linear, module_paths, no_match
 from memplan.methods.tokens import save_token_rows, tied_to_embedding
-from memplan.methods.tuner import Target, Tuner
+from memplan.methods.tuner import Config, Target, Tuner
 from memplan.step.site import LoraSite
 
 # peft/peft_model.py: PeftModelForSequenceClassification adds these before it looks for targets,
@@ -27,7 +27,7 @@ _QUESTION_ANSWERING_NAMES = ["qa_outputs"]
 _EMBEDDING_NAMES = ("embed_tokens", "lm_head")  # peft/utils/constants.py, EMBEDDING_LAYER_NAMES
 
 
-def head_names(config: dict[str, Any]) -> list[str]:
+def head_names(config: Config) -> list[str]:
     """Module names that PEFT adds to `modules_to_save` for the task."""
     if "modules_to_save" not in config:
         return []
@@ -53,9 +53,10 @@ def apply_tuner(method: str, tuner: Tuner, state: ModelState, config: dict[str, 
     if tuner.check is not None:
         tuner.check(config)
     given_saves = config.get("modules_to_save")
+    named = config["target_modules"] is not None and not is_all_linear(config["target_modules"])
     config = prepare_targets(architecture, config)
     targets = find_targets(tuner, state, config)
-    check_ranks(tuner, targets, config)
+    check_ranks(tuner, architecture, targets, config, named=named)
     shared = tuner.shared(targets, config) if tuner.shared is not None and targets else []
     for owner, weight in shared:
         state.add(owner, "", weight, targets[0].dtype)
@@ -151,10 +152,17 @@ def prepare_targets(architecture: Architecture, config: dict[str, Any]) -> dict[
                 "peft.feedforward_modules", None, f"PEFT has no default for {architecture.model_type}: name them, or []"
             )
     targets = config["target_modules"]
-    if isinstance(targets, str) and targets.lower() == ALL_LINEAR:
-        config["all_linear"] = True
+    if is_all_linear(targets):
         config["target_modules"] = all_linear(architecture, config["task_type"])
     return config
+
+
+def target_matcher(config: Config) -> Matcher:
+    """The matcher of a prepared config; no adapter goes on what `modules_to_save` holds when PEFT looks for targets."""
+    protected = list(config.get("modules_to_save") or ())
+    if config["task_type"] == "SEQ_CLS":
+        protected += head_names(config)
+    return Matcher(config, protected)
 
 
 def find_targets(tuner: Tuner, state: ModelState, config: dict[str, Any]) -> list[Target]:
@@ -166,10 +174,7 @@ def find_targets(tuner: Tuner, state: ModelState, config: dict[str, Any]) -> lis
     if config["target_modules"] is None:
         return []
     architecture = state.architecture
-    protected = list(config.get("modules_to_save") or ())
-    if config["task_type"] == "SEQ_CLS":
-        protected += head_names(config)
-    matcher = Matcher(config, protected)
+    matcher = target_matcher(config)
     for path in sorted(architecture.containers):
         if path not in architecture.by_path and matcher.targets(path):
             raise InvalidValueError(
@@ -193,29 +198,40 @@ def find_targets(tuner: Tuner, state: ModelState, config: dict[str, Any]) -> lis
     return found
 
 
-def check_ranks(tuner: Tuner, targets: list[Target], config: dict[str, Any]) -> None:
-    """Refuse a rank larger than the layer: B A of that rank holds more than the layer itself.
+def check_ranks(
+    tuner: Tuner, architecture: Architecture, targets: list[Target], config: Config, *, named: bool
+) -> None:
+    """Refuse a rank larger than the layer, where it must be a slip: B A would hold more than the layer itself.
 
-    PEFT builds such layers. Under `all-linear` it is the user's intent only if no layer has that rank, because the
-    shorthand also finds heads of a few labels and gates with one output.
+    PEFT builds such layers. It is no slip on a classification head with a few labels, nor where not the user but
+    PEFT chose the layers (`all-linear`, its defaults) and others among them are wide enough.
+
+    Args:
+        tuner: the method.
+        architecture: the base model.
+        targets: the layers.
+        config: resolved adapter config.
+        named: whether the user chose the layers.
 
     Raises:
         InvalidValueError: names the layer.
     """
     if not tuner.rank:
         return
-    wide = [
-        (target, rank, min(target.in_features, target.out_features))
+    ranks = {"r": config[tuner.rank], "rank_pattern": config.get("rank_pattern")}
+    narrow = [
+        target
         for target in targets
         if target.kind is not ModuleKind.CONV
-        and (rank := lora.rank_of({"r": config[tuner.rank], "rank_pattern": config.get("rank_pattern")}, target.path))
-        > min(target.in_features, target.out_features)
+        and target.path.partition(".")[0] not in architecture.head_modules
+        and lora.rank_of(ranks, target.path) > min(target.in_features, target.out_features)
     ]
-    if not wide or (config.get("all_linear") and len(wide) < len(targets)):
+    if not narrow or (not named and len(narrow) < len(targets)):
         return
-    target, rank, limit = wide[0]
+    target = narrow[0]
+    limit = min(target.in_features, target.out_features)
     raise InvalidValueError(
         f"peft.{tuner.rank}",
-        rank,
+        lora.rank_of(ranks, target.path),
         f"at most {limit} for {target.path}, which is {target.in_features} x {target.out_features}",
     )

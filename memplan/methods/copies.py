@@ -11,13 +11,12 @@ from memplan.dtypes import DType
 from memplan.errors import InvalidValueError, UnsupportedError
 from memplan.families.architecture import ModuleKind
 from memplan.methods.adaptation import Adaptation
-from memplan.methods.apply import find_targets, finish, prepare_targets
+from memplan.methods.apply import find_targets, finish, prepare_targets, target_matcher
 from memplan.methods.state import ModelState, Weight
-from memplan.methods.targets import no_match
+from memplan.methods.targets import module_paths, no_match
 from memplan.methods.tokens import check_indices, token_weights
 from memplan.methods.tuner import Tuner
 
-_ANY_KIND = Tuner(frozenset(ModuleKind), lambda target, config: [], "")
 _ROWS = Tuner(frozenset({ModuleKind.EMBEDDING, ModuleKind.LINEAR}), lambda target, config: [], "")
 
 # peft/tuners/adaption_prompt/config.py, TRANSFORMERS_MODEL_CONFIG: the attention module and its first projection.
@@ -36,22 +35,38 @@ def _adaptation(method: str, state: ModelState, config: dict[str, Any], unwalked
     )
 
 
-def ln_tuning(method: str, state: ModelState, config: dict[str, Any]) -> Adaptation:
-    """Each targeted module becomes a frozen original and a trained copy in its own dtype: PEFT casts neither."""
-    given = config.get("modules_to_save")
-    config = prepare_targets(state.architecture, config)
-    targets = find_targets(_ANY_KIND, state, config)
-    if not targets:
-        raise no_match("peft.target_modules", config["target_modules"], state.architecture)
-    for target in targets:
-        dtype = state.layer_dtype(target.module)
-        state.inject(
-            target.module,
-            [
-                Weight(f"ln_tuning_layers.default.{parameter.name}", parameter.shape, dtype=dtype, autocast=False)
-                for parameter in target.module.parameters
-            ],
+def _check_task(config: dict[str, Any]) -> None:
+    """PEFT's wrappers of these tasks need `modules_to_save`, which some config classes lack."""
+    if config["task_type"] in ("TOKEN_CLS", "QUESTION_ANS"):
+        raise InvalidValueError(
+            "peft.task_type",
+            config["task_type"],
+            f"PEFT fails to wrap {config['peft_type']}, which has no modules_to_save",
         )
+
+
+def ln_tuning(method: str, state: ModelState, config: dict[str, Any]) -> Adaptation:
+    """Each targeted module, container or not, becomes a frozen original and a trained copy in its own dtype.
+
+    PEFT casts neither: LNTuningModel overrides `_cast_adapter_dtype` with nothing.
+    """
+    given = config.get("modules_to_save")
+    architecture = state.architecture
+    config = prepare_targets(architecture, config)
+    matcher = target_matcher(config)
+    paths = [path for path in module_paths(architecture) if matcher.targets(path)]
+    if not paths:
+        raise no_match("peft.target_modules", config["target_modules"], architecture)
+    for path in paths:
+        for module in architecture.modules:
+            if module.path != path and not module.path.startswith(f"{path}."):
+                continue
+            owner = "ln_tuning_layers.default" + module.path[len(path) :]
+            dtype = state.layer_dtype(module)
+            for parameter in module.parameters:
+                copied = Weight(f"{owner}.{parameter.name}", parameter.shape, dtype=dtype, autocast=False)
+                state.add(path, module.path, copied, dtype)
+        state.adapted.add(path)
     finish(state, config, given)
     return _adaptation(method, state, config, "LN tuning's copies of norms")
 
@@ -61,6 +76,7 @@ def trainable_tokens(method: str, state: ModelState, config: dict[str, Any]) -> 
 
     A tied output embedding follows the input embedding and adds nothing, unless it is targeted as well.
     """
+    _check_task(config)
     architecture = state.architecture
     config = dict(config)
     if config["target_modules"] is None:
@@ -84,6 +100,7 @@ def adaption_prompt(method: str, state: ModelState, config: dict[str, Any]) -> A
         UnsupportedError: PEFT has no adaption prompt for the model type.
         InvalidValueError: no or too many layers.
     """
+    _check_task(config)
     architecture = state.architecture
     name = _ADAPTION_PROMPT_TARGETS.get(architecture.model_type)
     if name is None:

@@ -14,7 +14,7 @@ from memplan.families.architecture import Architecture
 from memplan.methods.config import tables
 from memplan.methods.lora import expert_weights, rank_of
 from memplan.methods.state import ModelState
-from memplan.methods.targets import ALL_LINEAR, Matcher, all_linear, ends_with_name, module_paths
+from memplan.methods.targets import Matcher, all_linear, ends_with_name, is_all_linear, module_paths
 
 # Model types whose experts store [E, in, out]: `use_experts_implementation(is_transposed=True)` in transformers 5.23.
 _TRANSPOSED = frozenset({"aria", "gpt_oss", "openai_privacy_filter"})
@@ -70,7 +70,7 @@ def rename_experts(architecture: Architecture, config: dict[str, Any]) -> dict[s
 
 def _resolve(architecture: Architecture, config: dict[str, Any], names: dict[str, str]) -> set[str]:
     """Last parts of the names that a string `target_modules` means on a model with fused experts."""
-    if config["target_modules"].lower() == ALL_LINEAR:
+    if is_all_linear(config["target_modules"]):
         return {path.rpartition(".")[2] for path in all_linear(architecture, config["task_type"])} | names.keys()
     matcher = Matcher(config, config.get("modules_to_save"))
     parameters = [name for name, _, _ in architecture.named_parameters()]
@@ -108,8 +108,9 @@ def inject_parameters(state: ModelState, config: dict[str, Any]) -> list[str]:
             if config.get(key):
                 raise InvalidValueError(f"peft.{key}", config[key], "PEFT has no such option for target_parameters")
         dtype = state.layer_dtype(module)
-        for depth, parameter in enumerate(reversed(hits)):
+        for _ in hits:
             state.wrap(module.path)
+        for depth, parameter in enumerate(reversed(hits)):
             owner = module.path + ".base_layer" * depth
             name = f"{module.path}.{parameter.name}"
             for weight in expert_weights(

@@ -7,12 +7,11 @@ Source: peft/tuners/<method>/layer.py (PEFT 0.21.2).
 
 from __future__ import annotations
 
-from memplan.dtypes import DType
 from memplan.errors import InvalidValueError, UnsupportedError
 from memplan.families.architecture import ModuleKind
 from memplan.methods.lora import rank_of
 from memplan.methods.state import Weight
-from memplan.methods.targets import ALL_LINEAR
+from memplan.methods.targets import is_all_linear
 from memplan.methods.tuner import LINEAR, LINEAR_OR_CONV1D, Config, Target, Tuner
 
 _CONVOLUTIONS = frozenset({*LINEAR_OR_CONV1D, ModuleKind.CONV})
@@ -21,8 +20,8 @@ _CONVOLUTIONS = frozenset({*LINEAR_OR_CONV1D, ModuleKind.CONV})
 def adalora(target: Target, config: Config) -> list[Weight]:
     """A [r, in], B [out, r], the singular values E [r, 1], and the count of ranks kept, at rank `init_r`.
 
-    The count is frozen where the layer is float32. On another dtype PEFT's cast makes a new parameter of it, which
-    requires a gradient that it never gets.
+    The count is created frozen, but moving it to the layer's device or dtype makes a new parameter of it, which
+    requires a gradient and never gets one; only on a CPU in float32 nothing moves.
     """
     rank = config["init_r"]
     inputs = target.in_features
@@ -32,7 +31,7 @@ def adalora(target: Target, config: Config) -> list[Weight]:
         Weight("lora_A.default", (rank, inputs)),
         Weight("lora_B.default", (target.out_features, rank)),
         Weight("lora_E.default", (rank, 1)),
-        Weight("ranknum.default", (1,), trainable=target.dtype is not DType.FLOAT32),
+        Weight("ranknum.default", (1,)),
     ]
 
 
@@ -196,8 +195,7 @@ def lily_shared(targets: list[Target], config: Config) -> list[tuple[str, Weight
 def _check_lily(config: Config) -> None:
     if config["num_B"] < 2 or config["stride_A"] < 1:
         raise InvalidValueError("peft.num_B", config["num_B"], "at least 2, with stride_A at least 1")
-    targets = config["target_modules"]
-    if isinstance(targets, str) and targets.lower() == ALL_LINEAR:
+    if is_all_linear(config["target_modules"]):
         # PEFT condenses the list of all paths to suffixes and shares by those, which nothing documents.
         raise UnsupportedError("Lily with target_modules all-linear is not covered", hint="name the modules")
 

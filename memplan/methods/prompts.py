@@ -16,10 +16,11 @@ from typing import Any
 
 from memplan.dtypes import DType
 from memplan.errors import InvalidValueError
-from memplan.families.architecture import Architecture
+from memplan.families.architecture import Architecture, ModuleKind
 from memplan.methods.adaptation import Adaptation, AddedKind
 from memplan.methods.apply import finish
 from memplan.methods.state import ModelState, Weight
+from memplan.model_config.schema import config_class
 
 Encoder = Callable[[Mapping[str, Any]], list[Weight]]
 
@@ -120,9 +121,11 @@ ENCODERS: dict[str, Encoder] = {
 }
 
 
-def _first(config: Mapping[str, Any], keys: tuple[str, ...], name: str) -> int:
+def _first(config: Mapping[str, Any], keys: tuple[str, ...], name: str, *, aliases: bool = False) -> int:
+    """The first of `keys` in a model's config; PEFT reads the config as a dict, where aliases of fields do not stand."""
+    fields = config_class(config["model_type"]).defaults
     for key in keys:
-        if isinstance(config.get(key), int):
+        if isinstance(config.get(key), int) and (aliases or key in fields):
             return int(config[key])
     raise InvalidValueError(f"peft.{name}", None, "PEFT cannot infer it from this model's config: give it")
 
@@ -142,7 +145,7 @@ def infer(architecture: Architecture, config: dict[str, Any]) -> dict[str, Any]:
     text = model.get("text_config")
     model = text if isinstance(text, Mapping) else model
     if config["num_layers"] is None:
-        config["num_layers"] = _first(model, _LAYER_KEYS, "num_layers")
+        config["num_layers"] = _first(model, _LAYER_KEYS, "num_layers", aliases=True)
     if config["token_dim"] is None:
         config["token_dim"] = _first(model, _WIDTH_KEYS, "token_dim")
     if config["num_attention_heads"] is None:
@@ -169,6 +172,9 @@ def apply_prompts(method: str, state: ModelState, config: dict[str, Any]) -> Ada
         InvalidValueError: no number of virtual tokens, or sizes that PEFT cannot infer.
     """
     peft_type = config["peft_type"]
+    embedding = state.architecture.by_path.get(state.architecture.input_embeddings)
+    if embedding is None or embedding.kind is not ModuleKind.EMBEDDING:
+        raise InvalidValueError("method", method, f"a {state.architecture.model_type} model has no tokens to prompt")
     config = _checked(infer(state.architecture, config))
     for weight in ENCODERS[peft_type](config):
         created = replace(weight, dtype=DType.FLOAT32, autocast=False)

@@ -62,6 +62,11 @@ def pattern_value(patterns: Mapping[str, Any] | None, path: str, default: Any) -
     return default
 
 
+def is_all_linear(targets: object) -> bool:
+    """Whether `target_modules` is the shorthand, in any case."""
+    return isinstance(targets, str) and targets.lower() == ALL_LINEAR
+
+
 def all_linear(architecture: Architecture, task_type: str | None) -> list[str]:
     """Paths that `target_modules="all-linear"` means: linear layers, without the output embedding or a classifier head."""
     excluded = {architecture.output_embeddings}

@@ -37,7 +37,10 @@ def check_indices(indices: object, architecture: Architecture) -> list[int]:
     Raises:
         InvalidValueError: not a list of token indices.
     """
-    rows = architecture.by_path[architecture.input_embeddings].in_features
+    embedding = architecture.by_path.get(architecture.input_embeddings)
+    if embedding is None or embedding.kind is not ModuleKind.EMBEDDING:
+        raise InvalidValueError("peft.token_indices", indices, f"a {architecture.model_type} model has no tokens")
+    rows = embedding.in_features
     if not isinstance(indices, Sequence) or isinstance(indices, str) or not indices:
         raise InvalidValueError("peft.token_indices", indices, "a list of token indices")
     for index in indices:

@@ -39,6 +39,8 @@ AUTO_CLASSES: dict[str, Any] = {
     "image-classification": transformers.AutoModelForImageClassification,
     "feature-extraction": transformers.AutoModel,
     "image-text-to-text": transformers.AutoModelForImageTextToText,
+    "pre-training": transformers.AutoModelForPreTraining,
+    "speech-seq2seq": transformers.AutoModelForSpeechSeq2Seq,
 }
 
 # Keys that say how many layers a config has; truncation keeps two of each.
@@ -95,7 +97,13 @@ def build_model(
     model_config = transformers.AutoConfig.for_model(keys.pop("model_type"), **keys)
     model_config.num_labels = num_labels
     with torch.device(device):
-        return AUTO_CLASSES[task].from_config(model_config, dtype=getattr(torch, dtype.value))
+        model = AUTO_CLASSES[task].from_config(model_config, dtype=getattr(torch, dtype.value))
+        untied = config.get("tie_word_embeddings") is False
+        if model_config.model_type in ("t5", "mt5") and untied and hasattr(model, "lm_head"):
+            # T5Config ties whatever it is told; a checkpoint that has its own lm_head keeps it when it is loaded.
+            model.config.tie_word_embeddings = False
+            model.lm_head = torch.nn.Linear(model.lm_head.in_features, model.lm_head.out_features, bias=False)
+    return model
 
 
 def peft_config(peft_type: str, options: Mapping[str, Any], task: str) -> Any:
@@ -134,6 +142,23 @@ def base_name(name: str, bases: set[str]) -> str | None:
     return bare if bare in bases else None
 
 
+# Tensors that layers share; PEFT names them after the first layer in the order of registration, memplan after the
+# first in the order of the forward pass.
+SHARED_TENSORS = (
+    "vblora_vector_bank", "unilora_theta_d", "tinylora_v", "vera_A", "vera_B", "pvera_A", "pvera_B", "randlora_A",
+    "randlora_B",
+)  # fmt: skip
+
+
+def without_owner(name: str) -> str:
+    """A shared tensor's name without the layer that it happens to be named after."""
+    parts = name.split(".")
+    for index, part in enumerate(parts):
+        if part in SHARED_TENSORS:
+            return ".".join(parts[index:])
+    return name
+
+
 def strip_prefix(name: str) -> str:
     """Without what PEFT's wrappers put before the base model."""
     return name.removeprefix("base_model.model.")
@@ -144,7 +169,7 @@ def real_parameters(model: Any, bases: set[str], *, prompt_learning: bool = Fals
     found = {}
     for full, parameter in model.named_parameters():
         name = full.removeprefix("base_model.") if prompt_learning else strip_prefix(full)
-        key = base_name(name, bases) or name
+        key = base_name(name, bases) or without_owner(name)
         assert key not in found, key
         found[key] = (tuple(parameter.shape), str(parameter.dtype).removeprefix("torch."), parameter.requires_grad)
     return Cell(found)
@@ -156,8 +181,9 @@ def our_parameters(described: Architecture, adaptation: Adaptation, dtype: DType
     for name, _, parameter in described.named_parameters():
         found[name] = (parameter.shape, dtype.value, name in adaptation.trainable_base)
     for added in adaptation.added:
-        assert added.name not in found, added.name
-        found[added.name] = (added.shape, str(added.dtype), added.trainable)
+        name = without_owner(added.name)
+        assert name not in found, name
+        found[name] = (added.shape, str(added.dtype), added.trainable)
     return Cell(found)
 
 
@@ -170,7 +196,7 @@ def real_buffers(model: Any, base_model_buffers: set[str]) -> dict[str, tuple[tu
             continue
         if ".modules_to_save." in name:
             continue
-        found[name] = (tuple(buffer.shape), str(buffer.dtype).removeprefix("torch."))
+        found[without_owner(name)] = (tuple(buffer.shape), str(buffer.dtype).removeprefix("torch."))
     return found
 
 

@@ -9,7 +9,7 @@ import typing
 from pathlib import Path
 from typing import Any
 
-import peft.tuners  # registers every config class
+import peft
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from peft.utils import constants
 
@@ -56,6 +56,7 @@ def target_modules() -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
     mappings: dict[str, dict[str, Any]] = {}
     names: dict[str, str] = {}
     by_content: dict[str, str] = {}
+    assert peft.__version__.startswith("0.21."), peft.__version__
     order = ["LORA", *sorted(str(entry.value) for entry in PEFT_TYPE_TO_TUNER_MAPPING)]
     tuners = {str(key.value): tuner for key, tuner in PEFT_TYPE_TO_TUNER_MAPPING.items()}
     for peft_type in dict.fromkeys(order):
