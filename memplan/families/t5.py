@@ -232,9 +232,8 @@ def forward(t: Builder, config: Mapping[str, Any], head: Head) -> Tensor:
         t.head_modules.append("classifier")
         return t.classification_loss(t.linear("classifier", hidden, Dim(head.num_labels, "C"), bias=True))
     hidden = model(t, d)
-    if d.scale_outputs:
-        hidden = ops.scale(t, hidden)
-    logits = t.output_embedding("lm_head", hidden, d.vocabulary, tied_to="shared" if d.tied else None)
+    scaled = ops.scale(t, hidden) if d.scale_outputs else hidden  # `decoder_outputs` keeps the unscaled one
+    logits = t.output_embedding("lm_head", scaled, d.vocabulary, tied_to="shared" if d.tied else None)
     return masked_lm_loss(t, logits)
 
 

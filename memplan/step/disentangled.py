@@ -39,8 +39,8 @@ def clamped_positions(t: Tape, positions: Tensor) -> Tensor:
 
 
 def gather(t: Tape, x: Tensor, index: Tensor, shape: Shape) -> Tensor:
-    """`torch.gather(x, -1, index)`; saves the index; backward scatters into zeros as large as `x`."""
-    node = t.record("gather", (x,), (index,), _gather_backward, (x.shape,))
+    """`torch.gather(x, -1, index)`; saves both; backward scatters into zeros as large as `x`."""
+    node = t.record("gather", (x,), (x, index), _gather_backward, (x.shape,))
     return t.new(shape, x.dtype, "gather", node)
 
 
