@@ -18,11 +18,12 @@ from memplan.errors import InputError, UnsupportedError
 from memplan.estimate import Component, ComponentBytes, Estimate, Parameters, Peak, Phase, Provenance, TimelinePoint
 from memplan.families import Head, describe, family_of
 from memplan.families.architecture import Architecture
+from memplan.loading import Loading, loading
 from memplan.methods import Adaptation, adapt, get_method
 from memplan.model_state import ModelState, model_state, quantized_modules, sites_of
 from memplan.optimizers import Optimizer, get_optimizer
 from memplan.precision import policy_of
-from memplan.quantization import Quantization, Scheme, load_transient_bytes
+from memplan.quantization import Quantization, Scheme
 from memplan.recipe import Loss, Precision, Recipe, Stack, Task
 from memplan.resolve import Resolved, resolve
 from memplan.step.optimizer_step import OptimizerEvent, clipping_events, step_events
@@ -50,6 +51,7 @@ class Prepared:
     optimizer: Optimizer
     quantized: frozenset[str]
     state: ModelState
+    loading: Loading
     sites: Mapping[str, Site]
 
 
@@ -168,6 +170,7 @@ def _prepare(
         optimizer,
         quantized,
         state,
+        loading(state, quantization),
         sites_of(architecture, adaptation, state, quantization, quantized),
     )
 
@@ -246,6 +249,7 @@ def _settings(resolved: Resolved, prepared: Prepared) -> StepSettings:
         padding=values["padding"],
         compute_capability=_compute_capability(resolved),
         torch_version=_version(values["torch_version"]),
+        workspace_bytes=_workspace_bytes(resolved),
         keep_outputs=values["keep_outputs"],
         use_cache=values["use_cache"] and not checkpointed,
         input_require_grads=checkpointed and uses_peft,
@@ -294,21 +298,8 @@ def _resident(resolved: Resolved, prepared: Prepared) -> Resident:
         loaded=state.loaded,
         gradients_bytes=state.gradients_bytes,
         states_bytes=state.states.device_bytes,
-        load_transient_bytes=_load_peak_bytes(resolved, prepared) - sum(state.loaded.values()),
-        workspace_bytes=_workspace_bytes(resolved),
+        load_transient_bytes=prepared.loading.peak_bytes - prepared.loading.end_bytes,
     )
-
-
-def _load_peak_bytes(resolved: Resolved, prepared: Prepared) -> int:
-    """The most that is alive while loading: what is stored so far and what quantizing one weight needs besides."""
-    live = peak = 0
-    for entry in prepared.state.stored:
-        if entry.quantized:
-            assert resolved.quantization is not None
-            transient = load_transient_bytes(resolved.quantization, entry.shape, entry.dtype)
-            peak = max(peak, live + sum(entry.block_sizes) + transient)
-        live += sum(entry.block_sizes)
-    return max(peak, live + prepared.state.buffers_bytes)
 
 
 def walk(resolved: Resolved, prepared: Prepared, *, fold: bool = True) -> tuple[Recording, Walk]:
@@ -343,19 +334,7 @@ def _walked(resolved: Resolved, prepared: Prepared, unsupported: tuple[str, ...]
 
 def _run(resolved: Resolved, prepared: Prepared) -> Run:
     """The run as the allocator sees it, layer by layer."""
-    state, quantization = prepared.state, resolved.quantization
-    blocks: list[int] = []
-    transients: list[tuple[int, ...]] = []
-    for entry in state.stored:
-        for position, size in enumerate(entry.block_sizes):
-            blocks.append(size)
-            extra: tuple[int, ...] = ()
-            if entry.quantized and position == 0 and quantization is not None:
-                extra = (round_to_block(load_transient_bytes(quantization, entry.shape, entry.dtype)),)
-            transients.append(extra)
-    if state.buffers_bytes:
-        blocks.append(state.buffers_bytes)
-        transients.append(())
+    state = prepared.state
     optimizer = prepared.optimizer
     states = [
         round_to_block(tensor.storage_bytes)
@@ -365,16 +344,12 @@ def _run(resolved: Resolved, prepared: Prepared) -> Run:
         if tensor.placement == "device" and not tensor.shared
     ]
     return Run(
-        load_blocks=blocks,
-        warmup_bytes=0
-        if quantization is not None
-        else round_to_block(sum(entry.data_bytes for entry in state.stored if entry.component is Component.WEIGHTS)),
-        transients=transients,
+        load_events=prepared.loading.events,
+        last_key=prepared.loading.last_key,
         recording=_recording(resolved, prepared, fold=False),
         state_blocks=states,
         clipping=clipping(resolved, prepared),
         optimizer_events=step_events(optimizer, state.trained),
-        workspace_bytes=_workspace_bytes(resolved),
     )
 
 

@@ -16,17 +16,20 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from math import prod
 
 from memplan.dtypes import DType
 from memplan.estimate import BytesPerParameter, Component, Parameters
-from memplan.families.architecture import Architecture, Module, ModuleKind
-from memplan.methods.adaptation import AddedParameter, Adaptation
+from memplan.families.architecture import Architecture, Module, ModuleKind, Parameter
+from memplan.methods.adaptation import Adaptation, AddedKind, AddedParameter
 from memplan.optimizers import Optimizer, ParamInfo, StateBytes
+from memplan.optimizers.low_rank import LowRank
 from memplan.precision import Policy
 from memplan.quantization import (
     PROCESS_CODE_BOOK_BYTES,
     ModelOutline,
     Quantization,
+    Scheme,
     gptq_block_prefix,
     is_quantized,
     kbit_prepare_dtype,
@@ -35,7 +38,6 @@ from memplan.quantization import (
     stored_tensors,
 )
 from memplan.quantization import ModuleKind as QuantizedKind
-from memplan.quantization import Scheme
 from memplan.step.site import Site, SiteParameter
 from memplan.units import round_to_block
 
@@ -62,6 +64,7 @@ class StoredParameter:
         name: full name.
         elements: logical number of elements (what PEFT counts, also of a packed weight).
         dtype: element type; of a quantized weight the one it was loaded in.
+        arrival_dtype: element type in which it first reached the GPU, before anything cast it.
         trainable: whether it gets a gradient and optimizer states.
         component: weights or adapters.
         data_bytes, state_bytes: as stored, and what quantization keeps beside it; each rounded per tensor.
@@ -73,6 +76,7 @@ class StoredParameter:
     shape: tuple[int, ...]
     elements: int
     dtype: DType
+    arrival_dtype: DType
     trainable: bool
     component: Component
     data_bytes: int
@@ -212,22 +216,10 @@ def model_state(
     Raises:
         UnsupportedError: the optimizer has no rule for a trained parameter.
     """
-    stored = [
-        _stored_base(
-            name,
-            module,
-            parameter.name,
-            parameter.shape,
-            adaptation,
-            dtype,
-            quantization,
-            quantized,
-            prepare_kbit,
-            architecture,
-        )
-        for name, module, parameter in architecture.named_parameters()
-    ]
-    stored += [_stored_added(entry, architecture) for entry in adaptation.added]
+    storing = _Storing(architecture, adaptation, dtype, quantization, quantized, prepare_kbit)
+    stored = [storing.base(name, module, parameter) for name, module, parameter in architecture.named_parameters()]
+    stored += [storing.added(entry) for entry in adaptation.added]
+    by_name = isinstance(optimizer, LowRank)
     trained: Counter[ParamInfo] = Counter()
     gradients = master = 0
     for entry in stored:
@@ -239,7 +231,7 @@ def model_state(
             ParamInfo(
                 entry.shape,
                 policy.state_dtype(entry.dtype),
-                _optimizer_name(entry),
+                entry.name if by_name else "",
                 entry.is_embedding,
                 entry.is_linear,
             )
@@ -256,90 +248,89 @@ def model_state(
     )
 
 
-def _optimizer_name(entry: StoredParameter) -> str:
-    """Low-rank optimizers look at module names; for all others equal shapes should fall together."""
-    return ""
+@dataclass(frozen=True, slots=True)
+class _Storing:
+    """How parameters of one run are stored."""
 
+    architecture: Architecture
+    adaptation: Adaptation
+    dtype: DType
+    quantization: Quantization | None
+    quantized: frozenset[str]
+    prepare_kbit: bool
 
-def _stored_base(
-    name: str,
-    module: Module,
-    leaf: str,
-    shape: tuple[int, ...],
-    adaptation: Adaptation,
-    dtype: DType,
-    quantization: Quantization | None,
-    quantized: frozenset[str],
-    prepare_kbit: bool,
-    architecture: Architecture,
-) -> StoredParameter:
-    is_packed = (
-        quantization is not None and module.path in quantized and (leaf == "weight" or module.kind is ModuleKind.BARE)
-    )
-    loaded = load_dtype(
-        name,
-        dtype,
-        keep_in_fp32_modules=_KEEP_IN_FP32.get(architecture.model_type, ()),
-        keep_in_fp32_modules_strict=_KEEP_IN_FP32_STRICT.get(architecture.model_type, ()),
-    )
-    elements = 1
-    for size in shape:
-        elements *= size
-    if is_packed:
-        assert quantization is not None
-        tensors = stored_tensors(quantization, shape, loaded)
-        data = sum(tensor.block_bytes for tensor in tensors if tensor.role == "data")
-        state = sum(tensor.block_bytes for tensor in tensors if tensor.role == "state")
-        blocks = tuple(tensor.block_bytes for tensor in tensors)
-    else:
-        if prepare_kbit:
-            loaded = kbit_prepare_dtype(quantization, loaded)
-        data, state = round_to_block(elements * loaded.itemsize_bytes), 0
-        blocks = (data,)
-    return StoredParameter(
-        name=name,
-        module=module.path,
-        shape=shape,
-        elements=elements,
-        dtype=loaded,
-        trainable=name in adaptation.trainable_base,
-        component=Component.WEIGHTS,
-        data_bytes=data,
-        state_bytes=state,
-        block_sizes=blocks,
-        quantized=is_packed,
-        is_embedding=module.kind is ModuleKind.EMBEDDING,
-        is_linear=module.kind is ModuleKind.LINEAR,
-    )
+    def base(self, name: str, module: Module, parameter: Parameter) -> StoredParameter:
+        """A parameter of the base model."""
+        model_type, shape = self.architecture.model_type, parameter.shape
+        dtype = arrival = load_dtype(
+            name,
+            self.dtype,
+            keep_in_fp32_modules=_KEEP_IN_FP32.get(model_type, ()),
+            keep_in_fp32_modules_strict=_KEEP_IN_FP32_STRICT.get(model_type, ()),
+        )
+        is_packed = module.path in self.quantized and (parameter.name == "weight" or module.kind is ModuleKind.BARE)
+        state_bytes = 0
+        if is_packed:
+            assert self.quantization is not None
+            tensors = stored_tensors(self.quantization, shape, dtype)
+            blocks = tuple(tensor.block_bytes for tensor in tensors)
+            state_bytes = sum(tensor.block_bytes for tensor in tensors if tensor.role == "state")
+        else:
+            if self.prepare_kbit:
+                dtype = kbit_prepare_dtype(self.quantization, dtype)
+            blocks = (round_to_block(parameter.elements * dtype.itemsize_bytes),)
+        return StoredParameter(
+            name=name,
+            module=module.path,
+            shape=shape,
+            elements=parameter.elements,
+            dtype=dtype,
+            arrival_dtype=arrival,
+            trainable=name in self.adaptation.trainable_base,
+            component=Component.WEIGHTS,
+            data_bytes=sum(blocks) - state_bytes,
+            state_bytes=state_bytes,
+            block_sizes=blocks,
+            quantized=is_packed,
+            is_embedding=module.kind is ModuleKind.EMBEDDING,
+            is_linear=module.kind is ModuleKind.LINEAR,
+        )
 
+    def added(self, entry: AddedParameter) -> StoredParameter:
+        """A parameter that the method adds."""
+        dtype = DType(entry.dtype)
+        size = round_to_block(entry.elements * dtype.itemsize_bytes)
+        base = self.architecture.by_path.get(entry.module)
+        return StoredParameter(
+            name=entry.name,
+            module=entry.module,
+            shape=entry.shape,
+            elements=entry.elements,
+            dtype=dtype,
+            arrival_dtype=self._arrival_dtype(entry, dtype),
+            trainable=entry.trainable,
+            component=Component.ADAPTERS,
+            data_bytes=size,
+            state_bytes=0,
+            block_sizes=(size,),
+            is_embedding=base is not None and base.kind is ModuleKind.EMBEDDING,
+        )
 
-def _stored_added(entry: AddedParameter, architecture: Architecture) -> StoredParameter:
-    dtype = DType(entry.dtype)
-    size = round_to_block(entry.elements * dtype.itemsize_bytes)
-    base = architecture.by_path.get(entry.module)
-    return StoredParameter(
-        name=entry.name,
-        module=entry.module,
-        shape=entry.shape,
-        elements=entry.elements,
-        dtype=dtype,
-        trainable=entry.trainable,
-        component=Component.ADAPTERS,
-        data_bytes=size,
-        state_bytes=0,
-        block_sizes=(size,),
-        is_embedding=base is not None and base.kind is ModuleKind.EMBEDDING,
-    )
+    def _arrival_dtype(self, entry: AddedParameter, dtype: DType) -> DType:
+        """Adapters first take their layer's dtype (the compute dtype of a quantized one), then PEFT casts them."""
+        if entry.kind is not AddedKind.ADAPTER or dtype is not DType.FLOAT32:
+            return dtype
+        if entry.module in self.quantized and self.quantization is not None:
+            layer = self.quantization.compute_dtype
+        else:
+            layer = kbit_prepare_dtype(self.quantization, self.dtype) if self.prepare_kbit else self.dtype
+        return layer if layer.is_half else dtype
 
 
 def _buffers_bytes(architecture: Architecture, adaptation: Adaptation) -> int:
-    total = 0
-    for buffer in (*architecture.buffers, *adaptation.buffers):
-        elements = 1
-        for size in buffer.shape:
-            elements *= size
-        total += round_to_block(elements * DType(buffer.dtype).itemsize_bytes)
-    return total
+    held = [(buffer.shape, buffer.dtype) for buffer in architecture.buffers]
+    held += [(buffer.shape, buffer.dtype) for buffer in adaptation.buffers]
+    return sum(round_to_block(prod(shape) * DType(dtype).itemsize_bytes) for shape, dtype in held)
 
 
 def sites_of(

@@ -14,7 +14,6 @@ import heapq
 import sys
 
 from memplan.dtypes import DType
-from memplan.estimate import Component
 from memplan.step.tensor import Frame, Leaf, Node, StopRecomputation, Tape, Tensor
 
 

@@ -48,7 +48,9 @@ def nll_loss(t: LossOps, log_probabilities: Tensor, labels: Tensor | None) -> Te
     out = t.alloc((), DType.FLOAT32, "nll_loss_forward")
     total_weight = t.alloc((), DType.FLOAT32, "nll_loss_forward")
     shape = log_probabilities.shape
-    node = t.record("nll_loss", (log_probabilities,), (log_probabilities, labels, total_weight), _nll_backward, (shape,))
+    node = t.record(
+        "nll_loss", (log_probabilities,), (log_probabilities, labels, total_weight), _nll_backward, (shape,)
+    )
     return Tensor(t, (), DType.FLOAT32, out, node)
 
 

@@ -36,6 +36,7 @@ class ModuleTape(Tape):
     def __init__(self, settings: StepSettings, sites: Mapping[str, Site] | None = None) -> None:
         super().__init__()
         self.settings = settings
+        self.workspace_bytes = settings.workspace_bytes
         self.sites = sites
         self.path = ""
         self.modules: dict[str, Module] = {}

@@ -74,4 +74,3 @@ def step_events(optimizer: Optimizer, trained: Mapping[ParamInfo, int]) -> list[
         )
         found.append(OptimizerEvent(event.label, event.action == "alloc", blocks))
     return found
-

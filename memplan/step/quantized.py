@@ -41,7 +41,9 @@ def quantized_linear(t: ModuleTape, q: Quantization, x: Tensor, weight: Tensor, 
 
 
 def _matmul_4bit_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | None]:
-    x_shape, x_dtype, w_shape, w_dtype, dtype, q = cast(tuple[Shape, DType, Shape, DType, DType, Quantization], node.meta)
+    x_shape, x_dtype, w_shape, w_dtype, dtype, q = cast(
+        tuple[Shape, DType, Shape, DType, DType, Quantization], node.meta
+    )
     moments = backward_temporaries(q, _matrix(w_shape), w_dtype, dtype)
     out = _run_moments(tape, moments, x_shape, dtype, "matmul_4bit_backward")
     return (ops.fit_gradient(tape, Tensor(tape, x_shape, dtype, out, is_view=True), x_shape, x_dtype),)

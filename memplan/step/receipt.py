@@ -44,7 +44,11 @@ def receipt(state: ModelState, recording: Recording | None, peak: PhasePeak | No
             if not count:
                 continue
             key = _Key(
-                info.component, fold_layers(info.module), info.op, formula(info.shape, info.dtype), numbers(info.shape, info.dtype)
+                info.component,
+                fold_layers(info.module),
+                info.op,
+                formula(info.shape, info.dtype),
+                numbers(info.shape, info.dtype),
             )
             _add(groups, key, count, count * info.size_bytes)
     lines = [
@@ -77,8 +81,16 @@ def _add(groups: dict[_Key, list[int]], key: _Key, count: int, size_bytes: int) 
 def _stored_key(entry: StoredParameter) -> _Key:
     where = fold_layers(entry.name)
     if entry.quantized:
-        return _Key(entry.component, where, "quantized weight", _product(entry.shape) + " packed", _numbers(entry.shape) + " packed")
-    return _Key(entry.component, where, "parameter", formula(entry.shape, entry.dtype), numbers(entry.shape, entry.dtype))
+        return _Key(
+            entry.component,
+            where,
+            "quantized weight",
+            _product(entry.shape) + " packed",
+            _numbers(entry.shape) + " packed",
+        )
+    return _Key(
+        entry.component, where, "parameter", formula(entry.shape, entry.dtype), numbers(entry.shape, entry.dtype)
+    )
 
 
 def _state_key(entry: StoredParameter) -> _Key:
@@ -107,7 +119,13 @@ def _states(state: ModelState) -> list[Line]:
 def _whole(component: Component, op: str, size: int, state: ModelState) -> Line:
     trained = state.parameters.trainable
     return Line(
-        component=component, module="", op=op, formula="over all trained parameters", numbers=f"{trained:,} trained", count=1, bytes=size
+        component=component,
+        module="",
+        op=op,
+        formula="over all trained parameters",
+        numbers=f"{trained:,} trained",
+        count=1,
+        bytes=size,
     )
 
 

@@ -26,11 +26,13 @@ class Recording:
         segments: events in order of time; equal layers stand once, with their count.
         named: indices of what the training loop's variables hold until the next step has made its own: the loss, and
             the outputs where they are kept.
+        workspaces: indices of cuBLAS's workspaces, allocated in the first step only and never freed.
     """
 
     infos: list[StorageInfo]
     segments: list[Segment]
     named: frozenset[int]
+    workspaces: frozenset[int]
 
 
 def record(
@@ -64,7 +66,10 @@ def record(
     tape.enter(Phase.OPTIMIZER_STEP)
     held = [loss, *tape.outputs]
     result = Recording(
-        tape.infos, tape.segments, frozenset(entry.storage.info.index for entry in held if entry.storage is not None)
+        tape.infos,
+        tape.segments,
+        frozenset(entry.storage.info.index for entry in held if entry.storage is not None),
+        frozenset(storage.info.index for storage in tape.workspaces.values()),
     )
     del held
     tape.outputs.clear()

@@ -22,24 +22,20 @@ class Run:
     """What is played.
 
     Attributes:
-        load_blocks: bytes of each tensor that loading leaves, in order of allocation.
-        warmup_bytes: transformers' `caching_allocator_warmup` block, freed before the first tensor; 0 for none.
-        transients: for each load block, bytes that exist only while it is made.
+        load_events: (key, bytes) of each allocation and (key, 0) of each free while loading.
+        last_key: the highest key in them.
         recording: one micro-step, layer by layer (not folded).
         state_blocks: bytes of each optimizer state, allocated in the first step.
         clipping, optimizer_events: what clipping and the optimizer borrow.
-        workspace_bytes: of one BLAS handle.
         steps: how many steps.
     """
 
-    load_blocks: Sequence[int]
-    warmup_bytes: int
-    transients: Sequence[tuple[int, ...]]
+    load_events: Sequence[tuple[int, int]]
+    last_key: int
     recording: Recording
     state_blocks: Sequence[int]
     clipping: Sequence[OptimizerEvent]
     optimizer_events: Sequence[OptimizerEvent]
-    workspace_bytes: int
     steps: int = 2
 
 
@@ -51,8 +47,8 @@ def play(run: Run, *, expandable_segments: bool = False, capacity_bytes: int | N
 class _Keys:
     """Numbers for storages, unique over the whole run."""
 
-    def __init__(self) -> None:
-        self.last = 0
+    def __init__(self, last: int) -> None:
+        self.last = last
 
     def new(self) -> int:
         self.last += 1
@@ -60,26 +56,15 @@ class _Keys:
 
 
 def _events(run: Run) -> Iterator[Event]:
-    keys = _Keys()
+    keys = _Keys(run.last_key)
     yield "load"
-    if run.warmup_bytes:
-        warmup = keys.new()
-        yield warmup, run.warmup_bytes
-        yield warmup, 0
-    for position, size in enumerate(run.load_blocks):
-        transient = [(keys.new(), extra) for extra in (run.transients[position] if run.transients else ())]
-        yield from transient
-        yield keys.new(), size
-        for key, _ in transient:
-            yield key, 0
+    yield from run.load_events
     named: list[int] = []
     for step in range(1, run.steps + 1):
         held: dict[int, int] = {}
         for phase in (Phase.FORWARD, Phase.BACKWARD):
             yield f"{phase} {step}"
-            if step == 1 and run.workspace_bytes:
-                yield keys.new(), run.workspace_bytes
-            yield from _segments(run.recording, phase, held, keys)
+            yield from _segments(run.recording, phase, held, keys, step)
             if phase is Phase.FORWARD:
                 yield from ((key, 0) for key in named)
                 named = []
@@ -96,7 +81,7 @@ def _events(run: Run) -> Iterator[Event]:
             yield held[index], 0
 
 
-def _segments(recording: Recording, phase: Phase, held: dict[int, int], keys: _Keys) -> Iterator[Event]:
+def _segments(recording: Recording, phase: Phase, held: dict[int, int], keys: _Keys, step: int) -> Iterator[Event]:
     infos = recording.infos
     for segment in recording.segments:
         if segment.phase != phase:
@@ -105,7 +90,10 @@ def _segments(recording: Recording, phase: Phase, held: dict[int, int], keys: _K
         for event in segment.events:
             if event >= 0:
                 size = infos[event].size_bytes
-                if size:
+                if event in recording.workspaces:
+                    if step == 1:
+                        yield keys.new(), size
+                elif size:
                     held[event] = keys.new()
                     yield held[event], size
             elif ~event in held:

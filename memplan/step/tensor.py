@@ -57,6 +57,8 @@ def symbol_of(value: int) -> str:
 
 Shape = tuple[int, ...]
 
+BLAS_OPS = frozenset({"mm", "bmm"})
+
 
 @dataclass(slots=True, eq=False)
 class StorageInfo:
@@ -275,6 +277,7 @@ class Tape:
     Attributes:
         scope_component: what allocations count as, where it is not decided by the op.
         frame: the checkpointed call that is running, if any.
+        workspaces: cuBLAS's, by the phase whose thread made it.
         casts: autocast's cache of casted parameters; emptied when autocast's context ends.
         leaves: tensors made to require a gradient; the loss's graph keeps them and their gradients until backward is done.
     """
@@ -294,6 +297,8 @@ class Tape:
         self.phase = ""
         self.leaves: list[tuple[Storage | None, Leaf]] = []
         self.casts: dict[str, Tensor] = {}
+        self.workspace_bytes = 0
+        self.workspaces: dict[str, Storage] = {}
         self._sequence = 0
 
     # -- segments ---------------------------------------------------------------------------------------
@@ -334,6 +339,8 @@ class Tape:
         )
         self.infos.append(info)
         self.events.append(info.index)
+        if op in BLAS_OPS:
+            self.use_blas()
         return Storage(self, info)
 
     def new(
@@ -346,6 +353,15 @@ class Tape:
         """`x` under another shape, sharing its storage. Autograd's view nodes allocate nothing in backward."""
         node = self.record("view", (x,), (), _pass_view, (x.shape, x.by_token))
         return Tensor(self, shape, x.dtype, x.storage, node, True, by_token)
+
+    def use_blas(self) -> None:
+        """A matrix product runs. The first one of the forward and of the autograd thread allocates cuBLAS's workspace."""
+        if self.workspace_bytes and self.phase not in self.workspaces:
+            outer, self.module = self.module, ""
+            self.workspaces[self.phase] = self.alloc(
+                (self.workspace_bytes,), DType.UINT8, "cuBLAS workspace", Component.TEMPORARIES
+            )
+            self.module = outer
 
     # -- autograd graph ---------------------------------------------------------------------------------
 

@@ -31,14 +31,12 @@ class Resident:
         gradients_bytes: of all trained parameters, allocated in backward, freed by `zero_grad`.
         states_bytes: optimizer states on the device, allocated by the first step.
         load_transient_bytes: the most that loading needs besides what it leaves.
-        workspace_bytes: of one BLAS handle; the forward and the autograd thread have one each.
     """
 
     loaded: Mapping[Component, int]
     gradients_bytes: int
     states_bytes: int
     load_transient_bytes: int
-    workspace_bytes: int
 
     @property
     def loaded_bytes(self) -> int:
@@ -127,7 +125,8 @@ class Walker:
         self.alive: Alive = Counter()
         self.live_bytes = resident.loaded_bytes
         self.named: Alive = Counter()
-        self.profiles: dict[int, Profile] = {}
+        self.skipped: frozenset[int] = frozenset()
+        self.profiles: dict[tuple[int, bool], Profile] = {}
 
     def run(self) -> Walk:
         """Walk load and all steps."""
@@ -148,9 +147,7 @@ class Walker:
         return PhasePeak(self.live_bytes + transient, self.live_bytes, at, components, {})
 
     def _play(self, step: int, phase: Phase) -> PhasePeak:
-        if step == 1:
-            # cuBLAS takes its workspace at the first matrix product of a thread, and keeps it.
-            self._add(Component.TEMPORARIES, self.resident.workspace_bytes)
+        self.skipped = frozenset() if step == 1 else self.recording.workspaces
         peak, where = self.live_bytes, None
         start = Counter(self.alive)
         segments = [segment for segment in self.recording.segments if segment.phase == phase]
@@ -219,7 +216,7 @@ class Walker:
                 del self.alive[index]
             elif index in self.recording.named:
                 self.named[index] = count
-            else:
+            elif index not in self.recording.workspaces:
                 self.live_bytes -= count * self.infos[index].size_bytes
                 del self.alive[index]
 
@@ -230,27 +227,28 @@ class Walker:
         self.live_bytes += size_bytes
 
     def _profile(self, segment: Segment) -> Profile:
-        known = self.profiles.get(id(segment))
+        key = id(segment), bool(self.skipped)
+        known = self.profiles.get(key)
         if known is not None:
             return known
         height = peak = 0
         peak_index = -1
-        infos = self.infos
+        infos, skipped = self.infos, self.skipped
         for position, event in enumerate(segment.events):
             if event < 0:
                 height -= infos[~event].size_bytes
-            else:
+            elif event not in skipped:
                 height += infos[event].size_bytes
                 if height > peak:
                     peak, peak_index = height, position
-        profile = self.profiles[id(segment)] = Profile(height, peak, peak_index)
+        profile = self.profiles[key] = Profile(height, peak, peak_index)
         return profile
 
     def _count(self, alive: Alive, events: Iterable[int], repeats: int) -> None:
         for event in events:
             if event < 0:
                 alive[~event] -= repeats
-            else:
+            elif event not in self.skipped:
                 alive[event] += repeats
 
     def _situation(
