@@ -286,9 +286,9 @@ def clipping(resolved: Resolved, prepared: Prepared) -> list[OptimizerEvent]:
     """What gradient clipping borrows."""
     policy = prepared.state.policy
     gradients: dict[DType, int] = {}
-    for param, count in prepared.state.trained.items():
+    for param in prepared.state.trained:
         dtype = policy.gradient_dtype(param.dtype)
-        gradients[dtype] = gradients.get(dtype, 0) + count
+        gradients[dtype] = gradients.get(dtype, 0) + 1
     return clipping_events(gradients, resolved.values["max_grad_norm"])
 
 
@@ -338,8 +338,7 @@ def _run(resolved: Resolved, prepared: Prepared) -> Run:
     optimizer = prepared.optimizer
     states = [
         round_to_block(tensor.storage_bytes)
-        for param, count in state.trained.items()
-        for _ in range(count)
+        for param in state.trained
         for tensor in optimizer.state_tensors(param)
         if tensor.placement == "device" and not tensor.shared
     ]

@@ -98,7 +98,7 @@ class ModelState:
         gradients_bytes: of the trained parameters, rounded per tensor.
         master_bytes: fp32 copies that the precision policy keeps.
         states: optimizer states.
-        trained: the trained parameters as the optimizer sees them, with how many of each.
+        trained: the trained parameters as the optimizer sees them, in order.
     """
 
     stored: tuple[StoredParameter, ...]
@@ -107,7 +107,7 @@ class ModelState:
     gradients_bytes: int
     master_bytes: int
     states: StateBytes
-    trained: Mapping[ParamInfo, int]
+    trained: tuple[ParamInfo, ...]
     policy: Policy
 
     @cached_property
@@ -220,22 +220,16 @@ def model_state(
     stored = [storing.base(name, module, parameter) for name, module, parameter in architecture.named_parameters()]
     stored += [storing.added(entry) for entry in adaptation.added]
     by_name = isinstance(optimizer, LowRank)
-    trained: Counter[ParamInfo] = Counter()
+    trained: list[ParamInfo] = []
     gradients = master = 0
     for entry in stored:
         if not entry.trainable:
             continue
         gradients += round_to_block(entry.elements * policy.gradient_dtype(entry.dtype).itemsize_bytes)
         master += round_to_block(entry.elements * policy.master_bytes(entry.dtype))
-        trained[
-            ParamInfo(
-                entry.shape,
-                policy.state_dtype(entry.dtype),
-                entry.name if by_name else "",
-                entry.is_embedding,
-                entry.is_linear,
-            )
-        ] += 1
+        state_dtype = policy.state_dtype(entry.dtype)
+        name = entry.name if by_name else ""
+        trained.append(ParamInfo(entry.shape, state_dtype, name, entry.is_embedding, entry.is_linear))
     return ModelState(
         stored=tuple(stored),
         buffers_bytes=_buffers_bytes(architecture, adaptation),
@@ -243,7 +237,7 @@ def model_state(
         gradients_bytes=gradients,
         master_bytes=master,
         states=optimizer.state_bytes(trained),
-        trained=trained,
+        trained=tuple(trained),
         policy=policy,
     )
 

@@ -5,7 +5,7 @@ Sources: torch 2.13 nn/utils/clip_grad.py (`clip_grad_norm_` with foreach), `mem
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from memplan.dtypes import DType
@@ -60,15 +60,14 @@ def clipping_events(gradients: Mapping[DType, int], max_grad_norm: float) -> lis
     ]
 
 
-def step_events(optimizer: Optimizer, trained: Mapping[ParamInfo, int]) -> list[OptimizerEvent]:
+def step_events(optimizer: Optimizer, trained: Sequence[ParamInfo]) -> list[OptimizerEvent]:
     """Temporaries of `optimizer.step()` with all parameters in one group.
 
     Raises:
         UnsupportedError: the temporaries of this optimizer are not known.
     """
-    params = [param for param, count in trained.items() for _ in range(count)]
     found = []
-    for event in optimizer.step_events(params):
+    for event in optimizer.step_events(trained):
         blocks = tuple(
             (round_to_block(group.elements * group.dtype.itemsize_bytes), group.copies) for group in event.tensors
         )
