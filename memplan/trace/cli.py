@@ -9,9 +9,13 @@ from pathlib import Path
 from typing import TextIO
 
 from memplan.errors import MemplanError
+from memplan.estimate import Estimate
+from memplan.trace.depth import extrapolate
+from memplan.trace.estimate import ResolvedRecipe, spec_of, to_estimate
 from memplan.trace.result import TraceResult
 from memplan.trace.runner import run
 from memplan.trace.spec import TraceSpec
+from memplan.trace.viz import write_snapshot
 from memplan.units import format_bytes
 
 
@@ -43,6 +47,34 @@ def write_summary(result: TraceResult, stream: TextIO) -> None:
         stream.write(f"note: {note}\n")
 
 
+def answer(
+    resolved: ResolvedRecipe,
+    *,
+    events: TextIO | None = None,
+    memory_viz: Path | None = None,
+    timeout_s: float | None = None,
+) -> Estimate:
+    """What `memplan trace` does with a resolved recipe: trace it, write what was asked for, return the estimate.
+
+    Args:
+        resolved: the recipe with its defaults filled in.
+        events: where the event list goes, one line an event.
+        memory_viz: where the snapshot for PyTorch's memory viewer goes.
+        timeout_s: how long the worker may take.
+
+    Raises:
+        UnsupportedError: the recipe cannot be traced, or the trace could not be finished.
+        UnavailableError: the libraries of the extra `trace` are missing.
+    """
+    spec = spec_of(resolved)
+    result = run(spec, timeout_s=timeout_s)
+    if events is not None:
+        write_events(result, events)
+    if memory_viz is not None:
+        write_snapshot(result, memory_viz, expandable_segments=spec.expandable_segments)
+    return to_estimate(result, resolved, expandable_segments=spec.expandable_segments)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `python -m memplan.trace`."""
     parser = argparse.ArgumentParser(prog="python -m memplan.trace", description=__doc__)
@@ -51,12 +83,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--min-bytes", type=int, default=0, help="leave out smaller storages")
     parser.add_argument("--saved", action="store_true", help="print what the last forward pass left alive")
     parser.add_argument("--json", action="store_true", help="print the whole result as JSON")
+    parser.add_argument("--memory-viz", type=Path, help="write a snapshot for PyTorch's memory viewer")
+    parser.add_argument("--deep", type=int, help="extrapolate to this number of layers from shallow traces")
     options = parser.parse_args(argv)
     try:
+        if options.deep:
+            deep = extrapolate(TraceSpec.from_json(options.spec.read_text(encoding="utf-8")), options.deep)
+            for entry in deep.phases:
+                sys.stdout.write(
+                    f"{entry.phase:>15s} {entry.step}  peak {entry.peak_bytes:>14d} {format_bytes(entry.peak_bytes):>12s}"
+                    f"  end {entry.end_bytes:>14d}  at {entry.op} [{entry.module}]\n"
+                )
+            sys.stdout.write(f"exact {deep.exact} {dict(deep.doubts)}\n")
+            return 0
         result = run(TraceSpec.from_json(options.spec.read_text(encoding="utf-8")))
     except MemplanError as error:
         sys.stderr.write(f"error: {error}\n")
         return error.exit_code
+    if options.memory_viz:
+        write_snapshot(result, options.memory_viz)
     if options.json:
         sys.stdout.write(result.to_json() + "\n")
         return 0

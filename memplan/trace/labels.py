@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from memplan.trace import quantized
-from memplan.trace.recorder import Recorder
+from memplan.trace.recorder import Recorder, plain_path
 from memplan.trace.result import Storage
 
 
@@ -25,7 +25,11 @@ class Labels:
         storage_id = self.recorder.id_of(tensor)
         if storage_id:
             record = self.recorder.log.storages[storage_id]
-            record.component, record.name = component, name
+            record.component, record.name = component, plain_path(name)
+
+    def cache_emptied(self) -> None:
+        """The program calls `torch.cuda.empty_cache()` here."""
+        self.recorder.empty_cache()
 
     def before_method(self, model: nn.Module) -> None:
         """Everything that is a parameter now belongs to the base model."""

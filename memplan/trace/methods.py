@@ -40,6 +40,8 @@ def apply_method(spec: TraceSpec, model: Any, labels: Labels) -> nn.Module:
             if checkpointing
             else None,
         )
+        # peft/utils/other.py, auto_clear_cache: torch.cuda.empty_cache() after the casts to float32.
+        labels.cache_emptied()
     else:
         builder.apply_checkpointing(spec, model)
         if spec.checkpointing != "none":

@@ -82,6 +82,7 @@ class QuantizedLoader:
         """Marks the model as quantized, which PEFT and Trainer look for."""
         self.quantizer._process_model_after_weight_loading(model)
         model.is_quantized = True
+        model.config._is_quantized = True
         model.hf_quantizer = self.quantizer
         model.quantization_method = self.quantizer.quantization_config.quant_method
 

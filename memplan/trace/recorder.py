@@ -86,7 +86,7 @@ class ModuleStack:
 
     def name_modules(self, root: torch.nn.Module) -> None:
         """Takes the qualified names of `root`'s modules, PEFT's wrapping prefix removed."""
-        self.names = {id(module): _plain_path(name) for name, module in root.named_modules()}
+        self.names = {id(module): plain_path(name) for name, module in root.named_modules()}
 
     def current(self, in_backward: bool) -> str:
         """The path of the running module; in the backward pass that of the forward op being differentiated."""
@@ -136,7 +136,7 @@ class ModuleStack:
             torch.nn.Module.__call__ = original
 
 
-def _plain_path(name: str) -> str:
+def plain_path(name: str) -> str:
     """`name` as the base model knows it: `base_model.model.` is PEFT's wrapping."""
     if name in ("base_model", "base_model.model"):
         return ""
