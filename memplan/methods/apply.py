@@ -194,7 +194,7 @@ def find_targets(tuner: Tuner, state: ModelState, config: dict[str, Any]) -> lis
                 module.path,
                 f"it is a {module.class_name or module.kind.value}; {config['peft_type']} adapts: {kinds}",
             )
-        found.append(Target(module, state.layer_dtype(module), len(found)))
+        found.append(Target(module, state.layer_dtype(module), module.path in state.quantized))
     return found
 
 

@@ -48,8 +48,11 @@ def _check_adalora(config: Config) -> None:
 
 
 def hira(target: Target, config: Config) -> list[Weight]:
-    """A [r, in] and B [out, r], multiplied elementwise with the weight."""
-    rank = rank_of(config, target.path)
+    """A [r, in] and B [out, r], multiplied elementwise with the weight.
+
+    PEFT 0.21 drops `rank_pattern` on its way to layers that are not quantized (hira/layer.py, dispatch_default).
+    """
+    rank = rank_of(config, target.path) if target.quantized else config["r"]
     kernel = target.weight_shape[2:]
     name = "hira_embedding" if target.kind is ModuleKind.EMBEDDING else "hira"
     ones = (1,) * len(kernel)

@@ -20,12 +20,12 @@ class Target:
     Attributes:
         module: the base module.
         dtype: that adapters on it are created in.
-        index: its position among the targets.
+        quantized: whether its weight is.
     """
 
     module: Module
     dtype: DType
-    index: int
+    quantized: bool = False
 
     @property
     def path(self) -> str:

@@ -247,3 +247,27 @@ def compare(
     if not found and (ours.trainable, ours.total) != (trainable, total):
         found = [f"counts: PEFT {trainable} of {total}, memplan {ours.trainable} of {ours.total}"]
     return found, real, ours
+
+
+def assert_equals_peft(
+    config: Mapping[str, Any],
+    task: str,
+    peft_type: str,
+    options: Mapping[str, Any],
+    *,
+    dtype: DType = DType.BFLOAT16,
+    autocast: bool = True,
+) -> None:
+    """Fail unless parameters and buffers of a small model on the CPU are PEFT's: names, shapes, dtypes, trainability."""
+    found, _, _ = compare(config, task, peft_type, options, dtype=dtype, device="cpu", autocast=autocast)
+    assert found == []
+    described = architecture(config, task)
+    adaptation = adapt(
+        described, None, {**options, "peft_type": peft_type}, dtype=dtype, autocast_adapter_dtype=autocast
+    )
+    bare = build_model(config, task, dtype=dtype, device="cpu")
+    model = real_peft_model(config, task, peft_type, options, dtype=dtype, device="cpu", autocast=autocast)
+    base_buffers = {name for name, _ in bare.named_buffers()}
+    if not model.peft_config["default"].is_prompt_learning:
+        ours = {without_owner(buffer.name): (buffer.shape, str(buffer.dtype)) for buffer in adaptation.buffers}
+        assert ours == real_buffers(model, base_buffers)

@@ -16,7 +16,14 @@ LLAMA: dict[str, Any] = {
 }
 TIED_LLAMA: dict[str, Any] = {**LLAMA, "tie_word_embeddings": True}
 QWEN2: dict[str, Any] = {**LLAMA, "model_type": "qwen2"}
-GPT2: dict[str, Any] = {"model_type": "gpt2", "n_embd": 48, "n_layer": 2, "n_head": 4, "n_positions": 32, "vocab_size": 97}
+GPT2: dict[str, Any] = {
+    "model_type": "gpt2",
+    "n_embd": 48,
+    "n_layer": 2,
+    "n_head": 4,
+    "n_positions": 32,
+    "vocab_size": 97,
+}
 QWEN3_MOE: dict[str, Any] = {
     "model_type": "qwen3_moe",
     "hidden_size": 48,

@@ -99,7 +99,9 @@ def test_a_fused_expert_parameter_needs_all_its_parts() -> None:
 
 def test_plain_lora_gives_a_site_and_leaves_nothing_unwalked() -> None:
     described = architecture(LLAMA, "causal-lm")
-    found = adapt(described, "lora", {"r": 3, "lora_dropout": 0.1, "target_modules": "all-linear"}, dtype=DType.BFLOAT16)
+    found = adapt(
+        described, "lora", {"r": 3, "lora_dropout": 0.1, "target_modules": "all-linear"}, dtype=DType.BFLOAT16
+    )
     assert len(found.lora) == 7 * LLAMA["num_hidden_layers"]
     assert set(found.lora.values()) == {LoraSite(rank=3, dropout=0.1, dtype=DType.FLOAT32)}
     assert found.unwalked == ()
@@ -193,7 +195,9 @@ def test_refusals(options: dict[str, Any], message: str) -> None:
         adapt(architecture(LLAMA, "causal-lm"), "lora", options)
 
 
-@pytest.mark.parametrize("options", [{"layer_replication": [[0, 2], [1, 2]]}, {"monteclora_config": {"num_samples": 4}}])
+@pytest.mark.parametrize(
+    "options", [{"layer_replication": [[0, 2], [1, 2]]}, {"monteclora_config": {"num_samples": 4}}]
+)
 def test_what_is_not_covered_is_named(options: dict[str, Any]) -> None:
     with pytest.raises(UnsupportedError, match=next(iter(options))):
         adapt(architecture(LLAMA, "causal-lm"), "lora", options)
