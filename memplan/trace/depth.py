@@ -100,7 +100,7 @@ def combine(results: list[TraceResult], depths: tuple[int, int, int], num_layers
         full = third + (third - second) * (num_layers - depths[2])
         if full > best.get((step, phase), (-1, "", ""))[0]:
             best[(step, phase)] = (full, op, module)
-    phases = []
+    phases: list[DeepPhase] = []
     for summary in results[-1].phases:
         key = (summary.step, summary.phase)
         if key not in best or any((entry.step, entry.phase) == key for entry in phases):

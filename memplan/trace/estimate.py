@@ -65,8 +65,7 @@ def spec_of(resolved: ResolvedRecipe) -> TraceSpec:
     peft = values.get("peft") or None
     checkpointing = values.get("activation_checkpointing")
     if checkpointing is True:
-        # transformers and PEFT leave use_reentrant to torch.utils.checkpoint's default.
-        checkpointing = Checkpointing.REENTRANT
+        checkpointing = Checkpointing.NON_REENTRANT  # modeling_utils.py, _activation_checkpointing_enable
     autocast = values.get("autocast_dtype") if str(values.get("precision")) == "amp" else None
     return TraceSpec(
         model_config=dict(resolved.config),

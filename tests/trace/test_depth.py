@@ -18,7 +18,12 @@ CASES: dict[str, dict[str, Any]] = {
     "full, eager": {"attn_implementation": "eager"},
     "full, checkpointing": {"checkpointing": "reentrant"},
     "lora": {"peft": lora("all-linear")},
-    "qlora": {"peft": lora("all-linear"), "load_in_4bit": True, "bnb_4bit_use_double_quant": True, "autocast": "bfloat16"},
+    "qlora": {
+        "peft": lora("all-linear"),
+        "load_in_4bit": True,
+        "bnb_4bit_use_double_quant": True,
+        "autocast": "bfloat16",
+    },
     "full, one token": {"sequence": 1, "batch": 1},
 }
 
