@@ -93,7 +93,9 @@ def embeddings(t: Builder, config: Mapping[str, Any]) -> Tensor:
 
     def scale(t: Builder) -> Tensor:
         t.buffer("embed_scale", (), parse_dtype(config["dtype"] or "float32"))  # made in the type that is loaded
-        return embedded * t.new((), embedded.dtype, "_to_copy")
+        return embedded * Tensor(
+            t, (), embedded.dtype, None
+        )  # the buffer itself: its `.to(weight.dtype)` changes nothing
 
     return t.call("embed_tokens", scale)
 

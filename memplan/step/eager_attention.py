@@ -15,7 +15,7 @@ from memplan.dtypes import DType
 from memplan.step import ops
 from memplan.step.attention import AttentionOps, autocast_matmul
 from memplan.step.matmul import merge_heads, repeat_kv, require_contiguous_gradient, softmax, transpose_last
-from memplan.step.split import concatenate, copy, narrow
+from memplan.step.split import concatenate, narrow
 from memplan.step.tensor import Node, Shape, Tape, Tensor
 
 
@@ -58,7 +58,6 @@ def attention_with_sinks(
     probabilities = softmax(t, combined, combined.dtype)
     scores = narrow(t, probabilities, (batch, heads, length, columns))
     weights = ops.to(t, ops.dropout(t, scores, dropout), value.dtype)
-    weights = copy(t, weights, weights.shape) if dropout == 0 else weights  # bmm needs it contiguous
     out = require_contiguous_gradient(t, autocast_matmul(t, weights, value, (batch, heads, length, size)))
     return merge_heads(t, out)
 

@@ -257,7 +257,7 @@ def _rms_norm(t: LayerOps, x: Tensor, weight: Tensor, weight_in_float: bool) -> 
     variance = ops.mean_last(t, ops.pow2(t, hidden))
     hidden = hidden * ops.rsqrt(t, ops.add_scalar(t, variance))
     if weight_in_float:
-        return ops.to(t, ops.to(t, weight, DType.FLOAT32) * hidden, input_dtype)
+        return ops.to(t, weight * hidden, input_dtype)  # promoted inside the kernel
     return weight * ops.to(t, hidden, input_dtype)
 
 

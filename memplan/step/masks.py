@@ -38,7 +38,8 @@ def sliding_window_mask(t: AttentionOps, dtype: DType, window: int) -> Tensor | 
     del positions
     if settings.attn_implementation == "eager":
         return t.new((t.batch, 1, t.sequence, t.sequence), dtype, "where")
-    return allowed
+    # Expanded over the batch; what sdpa makes of it is as large as its shape says.
+    return Tensor(t, (t.batch, 1, t.sequence, t.sequence), DType.BOOL, allowed.storage, is_view=True)
 
 
 def _both(t: AttentionOps, a: Tensor, b: Tensor) -> Tensor:
