@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import chain
 from typing import Any
 
 from memplan.catalog.cuda_context import cublas_workspace_bytes, cuda_context
@@ -19,7 +20,7 @@ from memplan.estimate import Component, ComponentBytes, Estimate, Parameters, Pe
 from memplan.families import Head, describe, family_of
 from memplan.families.architecture import Architecture
 from memplan.loading import Loading, loading
-from memplan.methods import Adaptation, adapt, get_method
+from memplan.methods import Adaptation, adapt
 from memplan.model_state import ModelState, model_state, quantized_modules, sites_of
 from memplan.optimizers import Optimizer, get_optimizer
 from memplan.precision import policy_of
@@ -33,7 +34,6 @@ from memplan.step.replay import Run, play
 from memplan.step.settings import StepSettings
 from memplan.step.site import Site
 from memplan.step.walk import PhasePeak, Resident, Walk, Walker
-from memplan.units import round_to_block
 from memplan.verdict import judge
 
 # Without a GPU in the recipe: the data-centre generation that most published figures come from, and the context range of
@@ -210,8 +210,6 @@ def unsupported_parts(resolved: Resolved, prepared: Prepared) -> Unsupported:
         step.append(f"the {values['loss']} loss")
     if values["packing"]:
         step.append("packed sequences")
-    if values["activation_checkpointing"] == "reentrant":
-        step.append("reentrant activation checkpointing")
     if values["attn_implementation"] == "flash_attention_2":
         step.append("the flash_attention_2 package; sdpa runs the same kernel from PyTorch")
     if values["gradient_accumulation_steps"] > 1:
@@ -237,22 +235,21 @@ def unsupported_parts(resolved: Resolved, prepared: Prepared) -> Unsupported:
 
 def _settings(resolved: Resolved, prepared: Prepared) -> StepSettings:
     values = resolved.values
-    checkpointed = bool(values["activation_checkpointing"])
-    uses_peft = get_method(resolved.method).peft_type is not None
+    mode = values["activation_checkpointing"]
     return StepSettings(
         batch=values["micro_batch_size"],
         sequence=values["sequence_length"],
         target_sequence=values.get("target_length") or 0,
         autocast=resolved.autocast,
         attn_implementation=str(values["attn_implementation"]),
-        checkpointing="non-reentrant" if checkpointed else None,
+        checkpointing=("non-reentrant" if mode is True else str(mode)) if mode else None,
         padding=values["padding"],
         compute_capability=_compute_capability(resolved),
         torch_version=_version(values["torch_version"]),
         workspace_bytes=_workspace_bytes(resolved),
         keep_outputs=values["keep_outputs"],
-        use_cache=values["use_cache"] and not checkpointed,
-        input_require_grads=checkpointed and uses_peft,
+        use_cache=values["use_cache"] and not mode,
+        input_require_grads=bool(mode),  # modeling_utils.py, _activation_checkpointing_enable
         virtual_tokens=prepared.adaptation.virtual_tokens,
     )
 
@@ -286,7 +283,7 @@ def clipping(resolved: Resolved, prepared: Prepared) -> list[OptimizerEvent]:
     """What gradient clipping borrows."""
     policy = prepared.state.policy
     gradients: dict[DType, int] = {}
-    for param in prepared.state.trained:
+    for param in chain(*prepared.state.trained):
         dtype = policy.gradient_dtype(param.dtype)
         gradients[dtype] = gradients.get(dtype, 0) + 1
     return clipping_events(gradients, resolved.values["max_grad_norm"])
@@ -297,7 +294,6 @@ def _resident(resolved: Resolved, prepared: Prepared) -> Resident:
     return Resident(
         loaded=state.loaded,
         gradients_bytes=state.gradients_bytes,
-        states_bytes=state.states.device_bytes,
         load_transient_bytes=prepared.loading.peak_bytes - prepared.loading.end_bytes,
     )
 
@@ -334,21 +330,12 @@ def _walked(resolved: Resolved, prepared: Prepared, unsupported: tuple[str, ...]
 
 def _run(resolved: Resolved, prepared: Prepared) -> Run:
     """The run as the allocator sees it, layer by layer."""
-    state = prepared.state
-    optimizer = prepared.optimizer
-    states = [
-        round_to_block(tensor.storage_bytes)
-        for param in state.trained
-        for tensor in optimizer.state_tensors(param)
-        if tensor.placement == "device" and not tensor.shared
-    ]
     return Run(
         load_events=prepared.loading.events,
         last_key=prepared.loading.last_key,
         recording=_recording(resolved, prepared, fold=False),
-        state_blocks=states,
         clipping=clipping(resolved, prepared),
-        optimizer_events=step_events(optimizer, state.trained),
+        optimizer_events=step_events(prepared.optimizer, prepared.state.trained),
     )
 
 

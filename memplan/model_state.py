@@ -12,8 +12,8 @@ Known limits:
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -48,6 +48,8 @@ _KEEP_IN_FP32 = {
     "gpt_oss": ("post_attention_layernorm", "input_layernorm", "norm"),
 }
 _KEEP_IN_FP32_STRICT = {"deepseek_v3": ("e_score_correction_bias",)}
+
+_NO_WEIGHT_DECAY = re.compile(r"bias|layernorm|rmsnorm|(?:^|\.)norm(?:$|\.)|_norm(?:$|\.)")
 
 _QUANTIZED_KINDS = {
     ModuleKind.LINEAR: QuantizedKind.LINEAR,
@@ -98,7 +100,7 @@ class ModelState:
         gradients_bytes: of the trained parameters, rounded per tensor.
         master_bytes: fp32 copies that the precision policy keeps.
         states: optimizer states.
-        trained: the trained parameters as the optimizer sees them, in order.
+        trained: the trained parameters as the optimizer sees them, in Trainer's two groups: with weight decay, without.
     """
 
     stored: tuple[StoredParameter, ...]
@@ -107,7 +109,7 @@ class ModelState:
     gradients_bytes: int
     master_bytes: int
     states: StateBytes
-    trained: tuple[ParamInfo, ...]
+    trained: tuple[tuple[ParamInfo, ...], tuple[ParamInfo, ...]]
     policy: Policy
 
     @cached_property
@@ -220,7 +222,7 @@ def model_state(
     stored = [storing.base(name, module, parameter) for name, module, parameter in architecture.named_parameters()]
     stored += [storing.added(entry) for entry in adaptation.added]
     by_name = isinstance(optimizer, LowRank)
-    trained: list[ParamInfo] = []
+    groups: tuple[list[ParamInfo], list[ParamInfo]] = ([], [])
     gradients = master = 0
     for entry in stored:
         if not entry.trainable:
@@ -229,17 +231,26 @@ def model_state(
         master += round_to_block(entry.elements * policy.master_bytes(entry.dtype))
         state_dtype = policy.state_dtype(entry.dtype)
         name = entry.name if by_name else ""
-        trained.append(ParamInfo(entry.shape, state_dtype, name, entry.is_embedding, entry.is_linear))
+        param = ParamInfo(entry.shape, state_dtype, name, entry.is_embedding, entry.is_linear)
+        groups[0 if has_weight_decay(entry, architecture) else 1].append(param)
     return ModelState(
         stored=tuple(stored),
         buffers_bytes=_buffers_bytes(architecture, adaptation),
         shared_code_book_bytes=PROCESS_CODE_BOOK_BYTES if quantization is not None and quantization.double_quant else 0,
         gradients_bytes=gradients,
         master_bytes=master,
-        states=optimizer.state_bytes(trained),
-        trained=tuple(trained),
+        states=optimizer.state_bytes([*groups[0], *groups[1]]),
+        trained=(tuple(groups[0]), tuple(groups[1])),
         policy=policy,
     )
+
+
+def has_weight_decay(entry: StoredParameter, architecture: Architecture) -> bool:
+    """Whether Trainer puts a parameter in the group with weight decay (`Trainer.get_decay_parameter_names`, 5.23)."""
+    module = architecture.by_path.get(entry.module)
+    if module is not None and module.class_name == "LayerNorm":
+        return False
+    return _NO_WEIGHT_DECAY.search(entry.name.lower()) is None
 
 
 @dataclass(frozen=True, slots=True)

@@ -377,8 +377,8 @@ def _training(recipe: Recipe, method: str, quantization: Quantization | None, fi
     prepares = prepared and filler.values["prepare_model_for_kbit_training"]
     filler.fill(
         "activation_checkpointing",
-        bool(prepares),
-        "prepare_model_for_kbit_training turns it on" if prepares else "TrainingArguments",
+        "reentrant" if prepares else False,
+        "prepare_model_for_kbit_training turns it on, in torch's default variant" if prepares else "TrainingArguments",
     )
     filler.fill("attn_implementation", Attention.SDPA, "transformers' default where the model has it")
     filler.fill("loss", Loss.DEFAULT, "default: the model's own loss")

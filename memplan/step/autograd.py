@@ -12,9 +12,12 @@ from __future__ import annotations
 
 import heapq
 import sys
+from collections.abc import Callable, Iterable
+from typing import cast
 
 from memplan.dtypes import DType
-from memplan.step.tensor import Frame, Leaf, Node, StopRecomputation, Tape, Tensor
+from memplan.estimate import Component
+from memplan.step.tensor import Frame, Leaf, Node, Shape, StopRecomputation, Tape, Tensor
 
 
 def _calibrate_uniqueness() -> tuple[int, int]:
@@ -117,16 +120,14 @@ def _accumulate_leaf(tape: Tape, leaf: Leaf, buffers: dict[int, Tensor]) -> None
     leaf.grad.info.module = leaf.name
 
 
-def checkpoint(tape: Tape, call: object, x: Tensor) -> Tensor:
+def checkpoint(tape: Tape, call: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """`call(x)` whose saved tensors are recomputed in backward (`use_reentrant=False`, transformers' default).
 
     Mirrors torch/utils/checkpoint.py: forward keeps only what the recomputation needs (the arguments); the first saved
     tensor that backward asks for runs `call` again up to the last tensor to be saved.
     """
-    assert callable(call)
     if not tape.grad_enabled or tape.frame is not None:
-        result: Tensor = call(x)
-        return result
+        return call(x)
     module, layer = tape.module, tape.current_layer
 
     def recompute(frame: Frame) -> None:
@@ -144,8 +145,43 @@ def checkpoint(tape: Tape, call: object, x: Tensor) -> Tensor:
     frame = Frame(recompute)
     tape.frame = frame
     try:
-        out: Tensor = call(x)
+        out = call(x)
     finally:
         tape.frame = None
     assert layer == tape.current_layer
     return out
+
+
+def checkpoint_reentrant(tape: Tape, call: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """`call(x)` without a graph; backward runs it again with one and a backward pass of its own (`use_reentrant=True`).
+
+    Mirrors torch/utils/checkpoint.py, `CheckpointFunction`: the arguments are saved; in backward the whole call is repeated on
+    detached arguments, and its result and the incoming gradient live until the inner backward pass is done.
+    """
+    if not tape.grad_enabled:
+        return call(x)
+    module = tape.module
+    tape.grad_enabled = False
+    try:
+        out = call(x)
+    finally:
+        tape.grad_enabled = True
+    tape.held.append(call)
+    node = tape.record("checkpoint", (x,), (x,), _reentrant_backward, (call, x.shape, x.dtype, module))
+    return Tensor(tape, out.shape, out.dtype, out.storage, node, out.is_view, out.by_token)
+
+
+def _reentrant_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | None]:
+    call, shape, dtype, module = cast(tuple[Callable[[Tensor], Tensor], Shape, DType, str], node.meta)
+    storage = node.stored(0) if node.saved else None
+    outer, tape.module = tape.module, module
+    leaf = Leaf(module, shape, dtype, Component.TEMPORARIES)
+    detached = Tensor(tape, shape, dtype, storage, leaf)
+    out = call(detached)
+    tape.casts.clear()  # autocast's context around the recomputation ends here
+    root, out.node = out.node, None
+    backward(tape, root, Tensor(tape, grad.shape, grad.dtype, grad.storage, None, grad.is_view, grad.by_token))
+    tape.module = outer
+    made = leaf.grad
+    del out, detached, storage
+    return (Tensor(tape, shape, dtype, made) if made is not None else None,)

@@ -97,7 +97,11 @@ class Builder(LossOps):
             finally:
                 self.path = self.module = outer
 
-        return autograd.checkpoint(self, forward, x) if checkpointed else forward(x)
+        if not checkpointed:
+            return forward(x)
+        if self.settings.checkpointing == "reentrant":
+            return autograd.checkpoint_reentrant(self, forward, x)
+        return autograd.checkpoint(self, forward, x)
 
     def runs(self, path: str, count: int, kind: Callable[[int], object] | None) -> list[Run]:
         """Group `count` layers below `path` into runs of equal sites and kind."""

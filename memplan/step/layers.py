@@ -142,7 +142,7 @@ class LayerOps(ModuleTape):
         if known is not None:
             return known
         copy = ops.to(self, weight, dtype)
-        if weight.node is not None and weight.dtype is DType.FLOAT32 and self.grad_enabled:
+        if weight.node is not None and weight.dtype is DType.FLOAT32:
             self.casts[key] = copy
         return copy
 
@@ -183,7 +183,7 @@ class LayerOps(ModuleTape):
         if self.settings.input_require_grads and out.node is None:
             leaf = Leaf(self.input_path, out.shape, out.dtype, Component.TEMPORARIES)
             out.node = leaf
-            self.leaves.append((out.storage, leaf))
+            self.held.append((out.storage, leaf))
         return out
 
     def rms_norm(self, name: str, x: Tensor, *, class_name: str = "RMSNorm", weight_in_float: bool = False) -> Tensor:

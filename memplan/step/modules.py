@@ -64,7 +64,7 @@ class ModuleTape(Tape):
         return f"{self.path}.{name}" if self.path and name else self.path or name
 
     def call(self, name: str, forward: Callable[..., Output], *args: Tensor) -> Output:
-        """Run `forward(self, *args)` as the submodule `name`; as in `nn.Module.__call__` the arguments live until it returns."""
+        """Run `forward(self, *args)` as the submodule `name`; as in `nn.Module.__call__` arguments live until it returns."""
         outer = self.path
         self.path = self.module = self.join(name)
         try:

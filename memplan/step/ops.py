@@ -196,6 +196,7 @@ def _linear_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | 
     grad_x = grad_w = grad_b = None
     if node.edges[1] is not None:
         grad_w = tape.new(w_shape, dtype, "mm")
+        grad_w.is_view = True  # it comes back through the transpose of the weight
     if node.edges[0] is not None:
         grad_x = tape.new(x_shape, dtype, "mm")
         grad_x.is_view = len(x_shape) > 2  # computed over [rows, N_in] and viewed back

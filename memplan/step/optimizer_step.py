@@ -9,23 +9,29 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from memplan.dtypes import DType
-from memplan.optimizers import Optimizer, ParamInfo
+from memplan.estimate import Component
+from memplan.optimizers import Optimizer, ParamInfo, StateTensor
+from memplan.optimizers.torch_optim import TorchOptimizer
 from memplan.units import BLOCK_BYTES, round_to_block
 
 
 @dataclass(frozen=True, slots=True)
 class OptimizerEvent:
-    """Temporaries that come or go together.
+    """Tensors that come or go together.
 
     Attributes:
         label: the op or the library's variable; a free names the allocation that it ends.
         allocates: False for a free.
         blocks: (bytes rounded to blocks, how many) of each tensor.
+        component: what they are.
+        once: states, which only the first step allocates and nothing frees.
     """
 
     label: str
     allocates: bool
     blocks: tuple[tuple[int, int], ...]
+    component: Component = Component.TEMPORARIES
+    once: bool = False
 
     @property
     def change_bytes(self) -> int:
@@ -60,16 +66,36 @@ def clipping_events(gradients: Mapping[DType, int], max_grad_norm: float) -> lis
     ]
 
 
-def step_events(optimizer: Optimizer, trained: Sequence[ParamInfo]) -> list[OptimizerEvent]:
-    """Temporaries of `optimizer.step()` with all parameters in one group.
+def step_events(optimizer: Optimizer, groups: Sequence[Sequence[ParamInfo]]) -> list[OptimizerEvent]:
+    """States and temporaries of `optimizer.step()` on the parameter groups.
+
+    torch.optim finishes one group, states included, before the next; the other optimizers are taken to make all states first.
 
     Raises:
         UnsupportedError: the temporaries of this optimizer are not known.
     """
-    found = []
-    for event in optimizer.step_events(trained):
-        blocks = tuple(
-            (round_to_block(group.elements * group.dtype.itemsize_bytes), group.copies) for group in event.tensors
-        )
-        found.append(OptimizerEvent(event.label, event.action == "alloc", blocks))
+    groups = [group for group in groups if group]
+    rounds = [[group] for group in groups] if isinstance(optimizer, TorchOptimizer) else [groups]
+    found: list[OptimizerEvent] = []
+    shared: set[StateTensor] = set()
+    for together in rounds:
+        found.append(_states(optimizer, [param for group in together for param in group], shared))
+        for event in optimizer.step_events(*together):
+            blocks = tuple(
+                (round_to_block(group.elements * group.dtype.itemsize_bytes), group.copies) for group in event.tensors
+            )
+            found.append(OptimizerEvent(event.label, event.action == "alloc", blocks))
     return found
+
+
+def _states(optimizer: Optimizer, params: Sequence[ParamInfo], shared: set[StateTensor]) -> OptimizerEvent:
+    """Every state tensor on the device, in the order of the parameters; what parameters share is made once."""
+    blocks: list[tuple[int, int]] = []
+    for param in params:
+        for tensor in optimizer.state_tensors(param):
+            if tensor.placement != "device" or tensor in shared:
+                continue
+            if tensor.shared:
+                shared.add(tensor)
+            blocks.append((round_to_block(tensor.storage_bytes), 1))
+    return OptimizerEvent("optimizer states", True, tuple(blocks), Component.OPTIMIZER_STATES, once=True)

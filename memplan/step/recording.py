@@ -62,7 +62,7 @@ def record(
     node, loss.node = loss.node, None
     backward(tape, node, grad)
     del grad
-    tape.leaves.clear()  # Trainer.training_step returns a detached loss: the graph goes here
+    tape.held.clear()  # Trainer.training_step returns a detached loss: the graph goes here
     tape.enter(Phase.OPTIMIZER_STEP)
     held = [loss, *tape.outputs]
     result = Recording(

@@ -25,15 +25,13 @@ class Run:
         load_events: (key, bytes) of each allocation and (key, 0) of each free while loading.
         last_key: the highest key in them.
         recording: one micro-step, layer by layer (not folded).
-        state_blocks: bytes of each optimizer state, allocated in the first step.
-        clipping, optimizer_events: what clipping and the optimizer borrow.
+        clipping, optimizer_events: what clipping and the optimizer allocate and free.
         steps: how many steps.
     """
 
     load_events: Sequence[tuple[int, int]]
     last_key: int
     recording: Recording
-    state_blocks: Sequence[int]
     clipping: Sequence[OptimizerEvent]
     optimizer_events: Sequence[OptimizerEvent]
     steps: int = 2
@@ -69,11 +67,8 @@ def _events(run: Run) -> Iterator[Event]:
                 yield from ((key, 0) for key in named)
                 named = []
         yield f"{Phase.OPTIMIZER_STEP} {step}"
-        yield from _optimizer(run.clipping, keys)
-        if step == 1:
-            for size in run.state_blocks:
-                yield keys.new(), size
-        yield from _optimizer(run.optimizer_events, keys)
+        yield from _optimizer(run.clipping, keys, step)
+        yield from _optimizer(run.optimizer_events, keys, step)
         named = [held.pop(index) for index in sorted(run.recording.named) if index in held]
         # zero_grad(set_to_none=True), then the batch gives way to the next one.
         infos = run.recording.infos
@@ -100,9 +95,11 @@ def _segments(recording: Recording, phase: Phase, held: dict[int, int], keys: _K
                 yield held.pop(~event), 0
 
 
-def _optimizer(events: Iterable[OptimizerEvent], keys: _Keys) -> Iterator[Event]:
+def _optimizer(events: Iterable[OptimizerEvent], keys: _Keys, step: int) -> Iterator[Event]:
     alive: dict[str, list[int]] = {}
     for event in events:
+        if event.once and step > 1:
+            continue
         if event.allocates:
             made = alive.setdefault(event.label, [])
             for size, count in event.blocks:

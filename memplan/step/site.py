@@ -10,9 +10,7 @@ from memplan.quantization import Quantization
 
 @dataclass(frozen=True, slots=True)
 class SiteParameter:
-    """One parameter as it is in memory: element type (of a quantized weight: the one it was loaded in), and whether it is
-    trained.
-    """
+    """One parameter as it is in memory: its element type (a quantized weight's is the one it was loaded in), trained or not."""
 
     name: str
     dtype: DType

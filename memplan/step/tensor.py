@@ -279,7 +279,8 @@ class Tape:
         frame: the checkpointed call that is running, if any.
         workspaces: cuBLAS's, by the phase whose thread made it.
         casts: autocast's cache of casted parameters; emptied when autocast's context ends.
-        leaves: tensors made to require a gradient; the loss's graph keeps them and their gradients until backward is done.
+        held: what the loss's graph keeps until backward is done: tensors made to require a gradient with their gradients, and
+            what reentrant checkpoints call.
     """
 
     def __init__(self) -> None:
@@ -295,7 +296,7 @@ class Tape:
         self.current_layer = 0
         self.repeats = 1
         self.phase = ""
-        self.leaves: list[tuple[Storage | None, Leaf]] = []
+        self.held: list[object] = []
         self.casts: dict[str, Tensor] = {}
         self.workspace_bytes = 0
         self.workspaces: dict[str, Storage] = {}

@@ -29,13 +29,11 @@ class Resident:
     Attributes:
         loaded: after loading, by component.
         gradients_bytes: of all trained parameters, allocated in backward, freed by `zero_grad`.
-        states_bytes: optimizer states on the device, allocated by the first step.
         load_transient_bytes: the most that loading needs besides what it leaves.
     """
 
     loaded: Mapping[Component, int]
     gradients_bytes: int
-    states_bytes: int
     load_transient_bytes: int
 
     @property
@@ -103,7 +101,7 @@ class Walker:
         recording: one micro-step.
         resident: what stays.
         clipping: what gradient clipping borrows, before the optimizer's states exist.
-        optimizer_events: what one optimizer step borrows, in order.
+        optimizer_events: the optimizer's states and what its step borrows, in order.
         steps: how many steps to walk; the second one is the steady state.
     """
 
@@ -197,11 +195,10 @@ class Walker:
         for event in self.clipping:
             self._add(Component.TEMPORARIES, event.change_bytes)
             watch(event.label)
-        if step == 1:
-            self._add(Component.OPTIMIZER_STATES, self.resident.states_bytes)
-            watch("optimizer states")
         for event in self.optimizer_events:
-            self._add(Component.TEMPORARIES, event.change_bytes)
+            if event.once and step > 1:
+                continue
+            self._add(event.component, event.change_bytes)
             watch(event.label.partition("#")[0])
         self._add(Component.GRADIENTS, -self.base[Component.GRADIENTS])
         end = self.live_bytes
