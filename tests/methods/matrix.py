@@ -23,6 +23,7 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
 from memplan.cards import load_card
 from memplan.dtypes import DType
+from memplan.errors import MemplanError
 from memplan.families import Head, describe
 from memplan.families.architecture import Architecture
 from memplan.methods import Adaptation, adapt
@@ -271,3 +272,57 @@ def assert_equals_peft(
     if not model.peft_config["default"].is_prompt_learning:
         ours = {without_owner(buffer.name): (buffer.shape, str(buffer.dtype)) for buffer in adaptation.buffers}
         assert ours == real_buffers(model, base_buffers)
+
+
+# What each method is run with on every card; sizes that every architecture admits.
+METHODS: dict[str, tuple[str, dict[str, Any]]] = {
+    "lora": ("LORA", {}),
+    "lora-all-linear": ("LORA", {"target_modules": "all-linear"}),
+    "dora": ("LORA", {"use_dora": True, "bias": "all"}),
+    "loha": ("LOHA", {}),
+    "lokr": ("LOKR", {"target_modules": "all-linear"}),
+    "adalora": ("ADALORA", {"total_step": 10}),
+    "prompt-tuning": ("PROMPT_TUNING", {"num_virtual_tokens": 5}),
+    "prefix-tuning": ("PREFIX_TUNING", {"num_virtual_tokens": 5}),
+    "prefix-projection": ("PREFIX_TUNING", {"num_virtual_tokens": 5, "prefix_projection": True}),
+    "p-tuning": ("P_TUNING", {"num_virtual_tokens": 5}),
+    "ia3": ("IA3", {}),
+    "ln-tuning": ("LN_TUNING", {}),
+    "trainable-tokens": ("TRAINABLE_TOKENS", {"token_indices": [3, 4]}),
+    "oft": ("OFT", {}),
+    "vera": ("VERA", {"r": 4}),
+    "vblora": ("VBLORA", {"vector_length": 16}),
+    "hra": ("HRA", {}),
+    "miss": ("MISS", {"r": 8}),
+    "hira": ("HIRA", {"r": 8}),
+    "delora": ("DELORA", {}),
+    "road": ("ROAD", {"group_size": 16}),
+    "c3a": ("C3A", {"block_size": 16}),
+    "beft": ("BEFT", {}),
+}
+
+
+def cell_differences(config: Mapping[str, Any], task: str, method: str) -> list[str]:
+    """What differs between PEFT and memplan for a method of `METHODS`: nothing too where both refuse it."""
+    peft_type, options = METHODS[method]
+    try:
+        ours: Cell | MemplanError = our_parameters(
+            described := architecture(config, task), adapt(described, None, {**options, "peft_type": peft_type})
+        )
+    except MemplanError as error:
+        ours = error
+    try:
+        model = real_peft_model(config, task, peft_type, options)
+    except Exception as error:  # PEFT raises whatever its layers raise
+        if isinstance(ours, MemplanError):
+            return []
+        return [f"PEFT refuses with {type(error).__name__}: {error}"]
+    if isinstance(ours, MemplanError):
+        return [f"memplan refuses: {ours}"]
+    bases = {name for name, _, _ in described.named_parameters()}
+    prompt_learning = bool(model.peft_config["default"].is_prompt_learning)
+    found = differences(real_parameters(model, bases, prompt_learning=prompt_learning), ours)
+    trainable, total = model.get_nb_trainable_parameters()
+    if not found and (ours.trainable, ours.total) != (trainable, total):
+        found = [f"counts: PEFT {trainable} of {total}, memplan {ours.trainable} of {ours.total}"]
+    return found
