@@ -1,0 +1,92 @@
+"""The application: commands, and how errors become messages and exit codes."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from memplan.cli.errors import usage_message
+from memplan.cli.estimate import estimate
+from memplan.cli.explain import explain
+from memplan.cli.lists import gpus, methods, models, optimizers
+from memplan.cli.options import spelled_out, with_recipe
+from memplan.cli.output import is_terminal, write_error, write_message
+from memplan.errors import MemplanError
+
+# Typer carries its own copy of click from 0.20 on; this is the base of its usage errors in every version.
+_ClickException: type[Exception] = next(
+    cls for cls in typer.BadParameter.__mro__ if issubclass(cls, Exception) and cls.__name__ == "ClickException"
+)
+_INTERRUPTED = 130
+
+
+class MemplanGroup(TyperGroup):
+    """Turns every deliberate error into one screen on stderr and its exit code."""
+
+    def main(self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any) -> Any:  # type: ignore[override]
+        """Run a command line; exits when `standalone_mode` (the default), else returns the exit code."""
+        standalone = extra.pop("standalone_mode", True)
+        arguments = spelled_out(list(sys.argv[1:] if args is None else args))
+        code = self._run(arguments, prog_name or "memplan", extra)
+        if standalone:
+            sys.exit(code)
+        return code
+
+    def _run(self, arguments: list[str], prog_name: str, extra: dict[str, Any]) -> int:
+        try:
+            code = super().main(arguments, prog_name=prog_name, standalone_mode=False, **extra)
+            sys.stdout.flush()
+        except MemplanError as error:
+            write_error(error)
+            return error.exit_code
+        except _ClickException as error:
+            write_message(*usage_message(error))
+            return 2
+        except (typer.Abort, KeyboardInterrupt):
+            write_message("interrupted")
+            return _INTERRUPTED
+        except BrokenPipeError:
+            # The reader has gone; Python would complain once more when it flushes stdout at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
+        return int(code or 0)
+
+
+app = typer.Typer(
+    name="memplan",
+    cls=MemplanGroup,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich" if is_terminal() else None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from memplan import __version__
+
+        sys.stdout.write(f"memplan {__version__}\n")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def start(
+    context: typer.Context,
+    *,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """How much GPU memory a training run needs, where it goes, and whether it fits."""
+    if context.invoked_subcommand is None:
+        sys.stdout.write(context.get_help() + "\n")
+
+
+for _command in (with_recipe(estimate), with_recipe(explain), models, gpus, methods, optimizers):
+    app.command(_command.__name__)(_command)

@@ -1,0 +1,182 @@
+"""Command-line options of a recipe, made from `Recipe.model_fields`: the command line cannot disagree with the Recipe.
+
+    @with_recipe
+    def estimate(recipe: Recipe, *, as_json: Annotated[bool, typer.Option("--json")] = False) -> int: ...
+
+The wrapped command takes RECIPE_FILE and every recipe key as `--kebab-case`. Values arrive as text and are read by
+`memplan.cli.values`, so that a wrong one is refused in the words of the Recipe and not in those of the parser.
+"""
+
+from __future__ import annotations
+
+import inspect
+import types
+from collections.abc import Callable, Mapping
+from enum import StrEnum
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import typer
+
+from memplan.cli.recipe_help import RECIPE_HELP
+from memplan.cli.values import Kind, read_value
+from memplan.errors import InputError
+from memplan.recipe import Recipe, load_mapping
+
+_METAVARS = {
+    Kind.TEXT: "TEXT",
+    Kind.INTEGER: "INT",
+    Kind.NUMBER: "NUMBER",
+    Kind.LIST: "LIST",
+    Kind.NAMES: "NAMES",
+    Kind.OBJECT: "JSON|FILE",
+    Kind.TEXT_OR_OBJECT: "TEXT",
+}
+# Old name of transformers, which the Recipe reads as well.
+_OLD_NAMES = {"--gradient-checkpointing": "--activation-checkpointing"}
+
+
+def kind_of(key: str) -> Kind:
+    """How the text of an option is read, from the type of the recipe key."""
+    parts = _parts(Recipe.model_fields[key].annotation)
+    if bool in parts:
+        return Kind.FLAG_OR_NAME if choices_of(key) else Kind.FLAG
+    if tuple in parts:
+        return Kind.NAMES if str in parts else Kind.LIST
+    if dict in parts:
+        return Kind.TEXT_OR_OBJECT if str in parts else Kind.OBJECT
+    if int in parts:
+        return Kind.INTEGER
+    return Kind.NUMBER if float in parts else Kind.TEXT
+
+
+@cache
+def choices_of(key: str) -> tuple[str, ...]:
+    """The closed set that a key's text must come from; empty where there is none."""
+    found: list[str] = []
+    for part in _members(Recipe.model_fields[key].annotation):
+        if isinstance(part, type) and issubclass(part, StrEnum):
+            found += [str(member) for member in part]
+        elif get_origin(part) is Literal:
+            found += [str(value) for value in get_args(part)]
+    return tuple(found)
+
+
+def option_name(key: str) -> str:
+    """`micro_batch_size` as `--micro-batch-size`."""
+    return "--" + key.replace("_", "-")
+
+
+def with_recipe(command: Callable[..., int]) -> Callable[..., int]:
+    """`command(recipe, **own options)` as a typer command with RECIPE_FILE and all recipe options."""
+    own = list(inspect.signature(command, eval_str=True).parameters.values())[1:]
+    given = [*_recipe_parameters(), *own]
+
+    def run(**values: Any) -> int:
+        mine = {parameter.name: values.pop(parameter.name) for parameter in own}
+        return command(recipe_of(values.pop("recipe_file"), values), **mine)
+
+    run.__name__, run.__doc__ = command.__name__, command.__doc__
+    run.__signature__ = inspect.Signature(given, return_annotation=int)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in given}
+    return run
+
+
+def recipe_of(file: Path | None, texts: Mapping[str, Any]) -> Recipe:
+    """The recipe of a file and options; an option replaces what the file says.
+
+    Raises:
+        InputError: the recipe or one of its values is wrong, or no model is named.
+    """
+    said = {key: read_value(key, kind_of(key), text) for key, text in texts.items() if text not in (None, [])}
+    keys = load_mapping(file) if file is not None else {}
+    if "activation_checkpointing" in said:
+        keys.pop("gradient_checkpointing", None)
+    keys.update(said)
+    if "model" not in keys:
+        raise InputError(
+            "no model is named",
+            hint="for example: --model mistralai/Mistral-7B-v0.1, or a recipe file; `memplan models` lists the cards",
+        )
+    return Recipe(**keys)
+
+
+def spelled_out(arguments: list[str]) -> list[str]:
+    """`arguments` with `--activation-checkpointing` given a value where it stands alone, and old names renewed.
+
+    It is a flag with kinds: alone, with `=reentrant`, with ` reentrant` and as `--no-activation-checkpointing`.
+    """
+    found: list[str] = []
+    rest = iter(range(len(arguments)))
+    for index in rest:
+        word, equals, value = arguments[index].partition("=")
+        if word == "--":
+            return found + arguments[index:]
+        positive = word.replace("--no-", "--", 1)
+        name = _OLD_NAMES.get(positive, positive)
+        if name not in _flags_with_kinds():
+            found.append(arguments[index])
+        elif positive != word and not equals:
+            found.append(f"{name}=false")
+        elif positive != word:
+            found.append(arguments[index])
+        elif equals:
+            found.append(f"{name}={value}")
+        else:
+            following = arguments[index + 1] if index + 1 < len(arguments) else "-"
+            is_value = not following.startswith("-") and not _looks_like_file(following)
+            found.append(f"{name}={following}" if is_value else f"{name}=true")
+            if is_value:
+                next(rest)
+    return found
+
+
+@cache
+def _flags_with_kinds() -> frozenset[str]:
+    return frozenset(option_name(key) for key in Recipe.model_fields if kind_of(key) is Kind.FLAG_OR_NAME)
+
+
+def _looks_like_file(word: str) -> bool:
+    return Path(word).suffix in (".json", ".toml", ".yaml", ".yml") or Path(word).exists()
+
+
+def _parts(annotation: Any) -> set[Any]:
+    """The plain types in an annotation: of `Annotated[int, ...] | None` it is {int}."""
+    return {get_origin(part) or part for part in _members(annotation)} - {types.NoneType}
+
+
+def _members(annotation: Any) -> list[Any]:
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        return _members(get_args(annotation)[0])
+    if origin in (types.UnionType, Union):
+        return [member for part in get_args(annotation) for member in _members(part)]
+    return [annotation]
+
+
+@cache
+def _recipe_parameters() -> tuple[inspect.Parameter, ...]:
+    file = Annotated[
+        Path | None,
+        typer.Argument(metavar="[RECIPE_FILE]", help="YAML, TOML or JSON with recipe keys; options replace them."),
+    ]
+    parameters = [_parameter("recipe_file", file)]
+    for panel, keys in RECIPE_HELP.items():
+        parameters += [_parameter(key, _option(key, panel, text)) for key, text in keys.items()]
+    return tuple(parameters)
+
+
+def _option(key: str, panel: str, text: str) -> Any:
+    kind, name = kind_of(key), option_name(key)
+    if kind is Kind.FLAG:
+        flag = typer.Option(f"{name}/--no-{name[2:]}", help=text, rich_help_panel=panel, show_default=False)
+        return Annotated[bool | None, flag]
+    names = ("true", "false") if kind is Kind.FLAG_OR_NAME else ()
+    metavar = "|".join((*names, *choices_of(key))) or _METAVARS[kind]
+    info = typer.Option(name, metavar=metavar, help=text, rich_help_panel=panel, show_default=False)
+    return Annotated[list[str] | None, info] if kind in (Kind.LIST, Kind.NAMES) else Annotated[str | None, info]
+
+
+def _parameter(name: str, annotation: Any) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)

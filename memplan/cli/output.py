@@ -1,0 +1,50 @@
+"""Where answers go: JSON and reports to stdout, everything else to stderr; rich only where somebody looks."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+from memplan.errors import MemplanError
+
+if TYPE_CHECKING:
+    from memplan.report import Report
+
+
+def write_json(value: Any) -> None:
+    """`value` as JSON, alone on stdout."""
+    text = value if isinstance(value, str) else json.dumps(value, indent=2, ensure_ascii=False)
+    sys.stdout.write(text + "\n")
+
+
+def write_report(report: Report, *, markdown: bool = False) -> None:
+    """A report: in colour on a terminal, as plain text where stdout is piped."""
+    if markdown:
+        from memplan.report.markdown import to_markdown
+
+        sys.stdout.write(to_markdown(report))
+    elif is_terminal():
+        from memplan.report.terminal import print_report
+
+        print_report(report, sys.stdout)
+    else:
+        from memplan.report.plain import to_text
+
+        sys.stdout.write(to_text(report))
+
+
+def write_error(error: MemplanError) -> None:
+    """What is wrong and what would be right, on stderr."""
+    write_message(error.message, error.hint)
+
+
+def write_message(message: str, hint: str = "") -> None:
+    """`error: ...`, with the hint indented below it."""
+    sys.stderr.write(f"error: {message}\n" + "".join(f"  {line}\n" for line in hint.splitlines()))
+
+
+def is_terminal() -> bool:
+    """Whether stdout is a terminal that understands more than text."""
+    return sys.stdout.isatty() and os.environ.get("TERM") != "dumb"

@@ -1,0 +1,125 @@
+"""Reports of what memplan knows: models, GPUs, methods, optimizers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from memplan.cards import ModelCard
+from memplan.catalog.gpus import Gpu
+from memplan.methods import Method
+from memplan.optimizers.catalog import OptimizerRow
+from memplan.report.tree import Bullets, Column, Facts, Headline, Paragraph, Report, Table
+from memplan.report.wording import gib, value_text
+from memplan.units import GIB
+
+
+def models_report(cards: Sequence[ModelCard]) -> Report:
+    """One row a card."""
+    rows = tuple(
+        (card.id, f"{card.parameters:,}", gib(card.parameters * 4), gib(card.parameters * 2), card.confidence)
+        for card in cards
+    )
+    columns = (
+        Column("model", flexible=True),
+        Column("parameters", "right"),
+        Column("float32", "right"),
+        Column("bfloat16", "right"),
+        Column("confidence"),
+    )
+    return Report((Table(columns, rows), Paragraph(f"{len(cards)} cards; `memplan models ID` shows one.")))
+
+
+def model_report(card: ModelCard, stored: Sequence[tuple[str, int]]) -> Report:
+    """One card in full.
+
+    Args:
+        card: the card.
+        stored: bytes of the weights by how they are stored.
+    """
+    facts = [
+        ("parameters", f"{card.parameters:,}"),
+        ("class", card.model_class),
+        ("confidence", card.confidence),
+        ("published", f"{card.published_parameters} ({card.published_evidence})"),
+        ("source", card.source),
+    ]
+    for name, value in (("note", card.note), ("stored as", card.stored_dtype_note)):
+        if value:
+            facts.append((name, value))
+    if card.fields_count_cannot_prove:
+        open_keys = [key for key in card.fields_count_cannot_prove if key not in card.of_those_cross_checked]
+        facts.append(("a count cannot prove", ", ".join(open_keys) or "nothing that is not confirmed elsewhere"))
+    sizes = Table(
+        (Column("weights stored as"), Column("bytes", "right"), Column("", "right")),
+        tuple((name, f"{size:,}", gib(size)) for name, size in stored),
+        "Weights",
+    )
+    config = Facts(tuple((key, value_text(value)) for key, value in card.config.items()), "Config")
+    return Report((Headline(card.id, ""), Facts(tuple(facts)), sizes, config))
+
+
+def gpus_report(gpus: Sequence[Gpu]) -> Report:
+    """One row a GPU."""
+    rows = tuple(
+        (gpu.id, gpu.name, f"{gpu.advertised_bytes // GIB}", gib(gpu.usable_bytes), gpu.confidence, gpu.sources[0])
+        for gpu in gpus
+    )
+    columns = (
+        Column("gpu"),
+        Column("name"),
+        Column("advertised", "right"),
+        Column("usable", "right"),
+        Column("confidence"),
+        Column("source", flexible=True),
+    )
+    text = f"{len(gpus)} GPUs. Usable is what torch can see of the card; `memplan gpus ID` shows every reading."
+    return Report((Table(columns, rows, stacked=((0, 1), (4, 5))), Paragraph(text)))
+
+
+def gpu_report(gpu: Gpu) -> Report:
+    """One GPU in full."""
+    facts = [
+        ("id", gpu.id),
+        ("also called", ", ".join(gpu.aliases)),
+        ("vendor", f"{gpu.vendor}, {gpu.architecture}, {gpu.instruction_set}"),
+        ("advertised", f"{gpu.advertised_bytes // GIB} GB on the box, {gpu.advertised_bytes:,} bytes"),
+        ("usable", f"{gib(gpu.usable_bytes)}, {gpu.usable_bytes:,} bytes"),
+        ("confidence", gpu.confidence),
+        ("date", gpu.date),
+        ("note", gpu.note),
+    ]
+    if gpu.total_bytes is not None:
+        facts.insert(4, ("driver's total", f"{gib(gpu.total_bytes)}, {gpu.total_bytes:,} bytes"))
+    known = tuple((name, value) for name, value in facts if value)
+    return Report((Headline(gpu.name, ""), Facts(known), Bullets("Readings and sources", gpu.sources)))
+
+
+def methods_report(methods: Sequence[Method]) -> Report:
+    """One row a method."""
+    rows = tuple(
+        (method.name, method.peft_type or "", method.description, ", ".join(method.aliases)) for method in methods
+    )
+    columns = (
+        Column("method"),
+        Column("peft_type"),
+        Column("what it trains", flexible=True),
+        Column("also called", flexible=True),
+    )
+    return Report((Table(columns, rows, stacked=((2, 3),)), Paragraph(f"{len(methods)} methods.")))
+
+
+def optimizers_report(rows: Sequence[tuple[OptimizerRow, str]]) -> Report:
+    """One row an optimizer.
+
+    Args:
+        rows: the optimizer, and bytes of state a parameter in words.
+    """
+    columns = (
+        Column("optim"),
+        Column("state", "right"),
+        Column("library", flexible=True),
+        Column("class or reason", flexible=True),
+    )
+    text = "State is bytes a parameter of a large float32 matrix; paged states are host memory."
+    cells = tuple((row.name, state, row.library, row.unsupported or row.cls) for row, state in rows)
+    return Report((Table(columns, cells, stacked=((2, 3),)), Paragraph(text)))
