@@ -72,6 +72,10 @@ class DynamicSizes:
             if length:
                 # bincount returns at least `minlength` entries; callers that give it stay below it.
                 return torch.empty(length, dtype=torch.int64, device=args[0].device)
+        if func is _aten._unique2.default:
+            # Distinct label types of one sequence in CPT's loss: the input's own.
+            count = min(self._count(func, args[0]), 1)
+            return tuple(torch.empty(size, dtype=torch.int64, device=args[0].device) for size in (count, 0, 0))
         if func in (_aten.index.Tensor, _aten.index_put.default, _aten.index_put_.default):
             values = args[2] if len(args) > 2 else None
             if func is _aten.index_put_.default and values is not None and values.dim() == 0:

@@ -17,7 +17,8 @@ class ScalarGuesses:
     """Answers for values that fakes do not have.
 
     Attributes:
-        known: (file ending, function or "", answer): call sites whose answer follows from the spec.
+        known: (file ending, function or "", answer): call sites whose answer follows from the spec, or, where it is
+            callable, from the caller's local variables.
         counted: how often each other call site got the neutral answer (1, 1.0 or True); reported with the result.
     """
 
@@ -41,7 +42,7 @@ class ScalarGuesses:
             path = walk.f_code.co_filename.replace("\\", "/")
             for ending, name, answer in self.known:
                 if path.endswith(ending) and name in ("", walk.f_code.co_name):
-                    return self._typed(tensor, answer)
+                    return self._typed(tensor, answer(walk.f_locals) if callable(answer) else answer)
             walk = walk.f_back
         short = "/".join(site.split("/")[-3:])
         self.counted[f"{short}:{function}"] += 1

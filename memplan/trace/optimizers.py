@@ -57,7 +57,19 @@ def build(spec: TraceSpec, model: nn.Module) -> torch.optim.Optimizer:
         optimizer: torch.optim.Optimizer = cls(groups, **kwargs)
     except (ImportError, ValueError) as error:
         raise UnsupportedError(f"optim={spec.optim} cannot be built: {error}", code="optimizer_not_buildable") from None
+    if spec.weight_decay_groups and "bitsandbytes" in str(cls) and kwargs.get("optim_bits") == 8:
+        _keep_embeddings_in_32_bits(model)
     return optimizer
+
+
+def _keep_embeddings_in_32_bits(model: nn.Module) -> None:
+    # Trainer.create_optimizer (5.23).
+    import bitsandbytes
+
+    manager = bitsandbytes.optim.GlobalOptimManager.get_instance()
+    for module in model.modules():
+        if isinstance(module, nn.Embedding):
+            manager.register_module_override(module, "weight", {"optim_bits": 32})
 
 
 def parameter_groups(spec: TraceSpec, model: nn.Module) -> list[Any]:

@@ -12,7 +12,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.optim.optimizer import _foreach_supported_types
 
-from memplan.trace import flash_attn
+from memplan.trace import flash_attn, sparse
 from memplan.trace.attention import AttentionChooser
 from memplan.trace.spec import TraceSpec
 
@@ -74,6 +74,8 @@ class Patches:
         # transformers takes fakes for tracing under torch.export and then builds masks that training never builds.
         import_utils.is_fake_tensor = lambda _: False
         transformers.utils.logging.set_verbosity_error()
+        if self.spec.peft is not None and self.spec.peft["peft_type"] in sparse.METHODS:
+            sparse.install()
         if self.spec.attn_implementation == "flash_attention_2":
             flash_attn.install()
 

@@ -11,7 +11,7 @@ from accelerate.utils.operations import convert_to_fp32
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from memplan.trace import builder, fake_kernels, optimizers
+from memplan.trace import builder, fake_kernels, optimizers, sparse
 from memplan.trace.batches import make_batch
 from memplan.trace.labels import Labels
 from memplan.trace.methods import apply_method
@@ -32,6 +32,10 @@ class Session:
         self.device = torch.device("cuda:0") if spec.device == "cuda" else torch.device("cpu")
         self.labels = Labels(recorder)
         self.notes: list[str] = []
+        if spec.peft is not None and spec.peft["peft_type"] in sparse.METHODS:
+            self.notes.append("sparse weights are traced with dense ops: a few integers an entry are not counted")
+        if spec.load_in_8bit and spec.llm_int8_threshold:
+            self.notes.append(f"LLM.int8 with {spec.llm_int8_outlier_columns} outlier columns in every layer")
         self.saved: dict[int, list[int]] = {}
         self.parameters: dict[str, int] = {}
         self.where = "building the model"
@@ -142,6 +146,7 @@ def trace_in_process(spec: TraceSpec, *, shim_kind: str, import_seconds: float) 
         ("transformers/modeling_flash_attention_utils.py", "_is_packed_sequence", False),
         ("transformers/modeling_flash_attention_utils.py", "", spec.sequence),
         ("torch/amp/grad_scaler.py", "", 0),
+        ("peft/tuners/frod/layer.py", "_get_frod_tensors", lambda scope: scope["V"].shape[0]),
         ("peft/tuners/vblora/layer.py", "_get_lora_matrices", False),
     ]
     patches.attention.decomposed = recorder.decomposed

@@ -34,7 +34,7 @@ def test_the_recipe_reaches_the_spec() -> None:
                 activation_checkpointing="non-reentrant",
                 gradient_accumulation_steps=3,
                 padding=True,
-            )  # fmt: skip
+            )
         )
     )
     assert spec.load_in_4bit
@@ -72,7 +72,7 @@ def test_estimate_events_and_snapshot(tmp_path: Path) -> None:
     assert estimate.bytes_per_parameter.optimizer == pytest.approx(8, rel=0.01)
     assert estimate.verdict_report is not None
     assert estimate.verdict_report.fits is Fits.FITS
-    assert [entry.phase for entry in estimate.timeline][0] == "load"
+    assert next(entry.phase for entry in estimate.timeline) == "load"
     assert "torch" in estimate.versions
     lines = events.getvalue().splitlines()
     assert sum(line.startswith("+") for line in lines) > 500

@@ -220,7 +220,7 @@ def test_the_shim_without_a_compiler_gives_the_same(monkeypatch: pytest.MonkeyPa
         ({"peft": {"peft_type": "LORA", "rank": 8}}, "rank"),
         ({"optim": "adamw"}, "adamw_8bit"),
         ({"optim": "galore_adamw"}, "galore_torch"),
-        ({"peft": {"peft_type": "SHIRA", "target_modules": ["q_proj"], "r": 8}}, "layers.0.self_attn.q_proj"),
+        ({"attn_implementation": "flex_attention"}, "module model"),
     ],
 )
 def test_failures_name_what_failed_and_give_no_number(options: dict[str, Any], words: str) -> None:
