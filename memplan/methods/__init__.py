@@ -54,6 +54,7 @@ def adapt(
     dtypes: Mapping[str, DType] | None = None,
     quantized: Collection[str] = (),
     quantized_dtype: DType = DType.FLOAT32,
+    packed: bool = True,
     autocast_adapter_dtype: bool = True,
     trainable: tuple[str, ...] | None = None,
 ) -> Adaptation:
@@ -68,6 +69,7 @@ def adapt(
         quantized: paths of modules whose weight is quantized.
         quantized_dtype: what PEFT creates adapters on them in: the compute dtype of 4-bit bitsandbytes layers, else
             float32.
+        packed: whether quantized weights are packed in 4 bits; false for int8 and fp8, which keep the layer's shape.
         autocast_adapter_dtype: PEFT's argument of that name.
         trainable: patterns of parameters to train (see `memplan.methods.base.matches`); `full` only.
 
@@ -89,6 +91,7 @@ def adapt(
         tuple(sorted((dtypes or {}).items())),
         frozenset(quantized),
         quantized_dtype,
+        packed,
         autocast_adapter_dtype,
         trainable,
     )
@@ -109,6 +112,7 @@ def _adapt(
     dtypes: tuple[tuple[str, DType], ...],
     quantized: frozenset[str],
     quantized_dtype: DType,
+    packed: bool,
     autocast: bool,
     trainable: tuple[str, ...] | None,
 ) -> Adaptation:
@@ -137,5 +141,6 @@ def _adapt(
         quantized,
         quantized_dtype,
         autocast=autocast,
+        packed=packed,
     )
     return dispatch.apply(method, state, config)

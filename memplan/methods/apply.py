@@ -194,6 +194,13 @@ def find_targets(tuner: Tuner, state: ModelState, config: dict[str, Any]) -> lis
                 module.path,
                 f"it is a {module.class_name or module.kind.value}; {config['peft_type']} adapts: {kinds}",
             )
+        if module.path in state.quantized and state.packed and not tuner.packed:
+            raise InvalidValueError(
+                "peft.target_modules",
+                module.path,
+                f"its weight is packed in 4 bits, which PEFT's {config['peft_type']} cannot adapt",
+                hint="load the model in 16 bits, or use a method such as lora, ia3, vera or oft",
+            )
         found.append(Target(module, state.layer_dtype(module), module.path in state.quantized))
     return found
 

@@ -187,5 +187,7 @@ WAVEFT = Tuner(LINEAR_OR_CONV1D, waveft, "WaveFT's materialised update", shared=
 C3A = Tuner(LINEAR, c3a, "C3A's circulant convolution")
 MISS = Tuner(LINEAR, miss, "MiSS's sharded input sum")
 SHIRA = Tuner(LINEAR, shira, "ShiRA's materialised sparse update", check=_check_shira)
-SUPERTUNING = Tuner(LINEAR, supertuning, "Supertuning's materialised sparse update", check=_check_supertuning)
-OSF = Tuner(LINEAR, osf, "OSF's recomposed weight")
+SUPERTUNING = Tuner(
+    LINEAR, supertuning, "Supertuning's materialised sparse update", check=_check_supertuning, packed=False
+)
+OSF = Tuner(LINEAR, osf, "OSF's recomposed weight", packed=False)

@@ -87,5 +87,5 @@ def lokr(target: Target, config: Config) -> list[Weight]:
     return [*weights, Weight("lokr_w2_a.default", (c, rank)), Weight("lokr_w2_b.default", (rank, flat))]
 
 
-LOHA = Tuner(LINEAR_OR_CONV, loha, "LoHa's materialised update", rank="r")
-LOKR = Tuner(LINEAR_OR_CONV, lokr, "LoKr's materialised update")
+LOHA = Tuner(LINEAR_OR_CONV, loha, "LoHa's materialised update", rank="r", packed=False)
+LOKR = Tuner(LINEAR_OR_CONV, lokr, "LoKr's materialised update", packed=False)

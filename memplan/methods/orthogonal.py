@@ -137,6 +137,6 @@ def _check_road(config: Config) -> None:
 
 OFT = Tuner(frozenset({*LINEAR_OR_CONV, ModuleKind.EMBEDDING}), oft, "OFT's rotation of the input", check=_check_oft)
 BOFT = Tuner(LINEAR_OR_CONV, boft, "BOFT's materialised rotation", check=_check_boft)
-HRA = Tuner(LINEAR_OR_CONV, hra, "HRA's materialised reflections", rank="r")
-PSOFT = Tuner(LINEAR, psoft, "PSOFT's rotation in the principal subspace", rank="r")
+HRA = Tuner(LINEAR_OR_CONV, hra, "HRA's materialised reflections", rank="r", packed=False)
+PSOFT = Tuner(LINEAR, psoft, "PSOFT's rotation in the principal subspace", rank="r", packed=False)
 ROAD = Tuner(LINEAR, road, "RoAd's rotation of the output", check=_check_road)

@@ -186,6 +186,10 @@ RANDLORA = Tuner(LINEAR_OR_CONV1D, randlora, "RandLoRA's scaled bases", shared=r
 VBLORA = Tuner(LINEAR_OR_CONV1D, vblora, "VB-LoRA's mixed vectors", shared=vblora_shared)
 UNILORA = Tuner(LINEAR_OR_CONV1D, unilora, "UniLoRA's gathered factors", shared=unilora_shared)
 TINYLORA = Tuner(
-    frozenset({*LINEAR_OR_CONV1D, ModuleKind.EMBEDDING}), tinylora, "TinyLoRA's projected core", shared=tinylora_shared
+    frozenset({*LINEAR_OR_CONV1D, ModuleKind.EMBEDDING}),
+    tinylora,
+    "TinyLoRA's projected core",
+    shared=tinylora_shared,
+    packed=False,
 )
-FROD = Tuner(LINEAR_OR_CONV1D, frod, "FRoD's sparse core", shared=frod_shared)
+FROD = Tuner(LINEAR_OR_CONV1D, frod, "FRoD's sparse core", shared=frod_shared, packed=False)

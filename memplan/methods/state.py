@@ -68,6 +68,7 @@ class ModelState:
         dtype_of: dtype of a base parameter by its full name.
         quantized: paths of modules with a quantized weight.
         quantized_dtype: what adapters on them are created in.
+        packed: whether their weights are packed, as 4-bit ones are, and have lost the layer's shape.
         autocast: `autocast_adapter_dtype`.
     """
 
@@ -79,9 +80,11 @@ class ModelState:
         quantized_dtype: DType,
         *,
         autocast: bool,
+        packed: bool = True,
     ) -> None:
         self.architecture = architecture
         self.quantized = quantized
+        self.packed = packed
         self._quantized_dtype = quantized_dtype
         self._dtype_of = dtype_of
         self._autocast = autocast

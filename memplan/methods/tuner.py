@@ -75,6 +75,8 @@ class Tuner:
         unwalked: what it does to the step, in words.
         shared: tensors that several layers use, each with the path that it is named after.
         rank: key of the rank that must fit the layer, or "".
+        packed: whether it works on weights that are packed in 4 bits; without it PEFT fails as it wraps the layer, or in
+            the first forward (tried with bitsandbytes 0.50 on every method).
         check: refuses configs that PEFT refuses or memplan does not cover.
     """
 
@@ -84,3 +86,4 @@ class Tuner:
     shared: Callable[[list[Target], Config], list[tuple[str, Weight]]] | None = None
     rank: str = ""
     check: Callable[[Config], None] | None = None
+    packed: bool = True

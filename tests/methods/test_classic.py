@@ -96,3 +96,15 @@ def test_a_quantized_head_cannot_be_trained() -> None:
     described = architecture(card_config("distilbert/distilbert-base-uncased"), "sequence-classification")
     with pytest.raises(InvalidValueError, match="its weight is quantized and cannot be trained"):
         adapt(described, "qlora", CLASSIC, quantized=["pre_classifier"])
+
+
+@pytest.mark.parametrize(
+    "method",
+    ["loha", "lokr", "hra", "osf", "peanut", "psoft", "tinylora", "frod", "deft", "delora", "glora", "supertuning"],
+)
+def test_methods_that_fail_in_peft_on_4_bit_weights_are_refused(method: str) -> None:
+    described = architecture(card_config("mistralai/Mistral-7B-v0.1"), "causal-lm")
+    quantized = frozenset(module.path for module in described.modules if module.name == "q_proj")
+    with pytest.raises(InvalidValueError, match="packed in 4 bits"):
+        adapt(described, method, {"target_modules": ["q_proj"]}, quantized=quantized)
+    assert adapt(described, method, {"target_modules": ["q_proj"]}, quantized=quantized, packed=False).added
