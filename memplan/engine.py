@@ -27,7 +27,7 @@ from memplan.precision import policy_of
 from memplan.quantization import Quantization, Scheme
 from memplan.recipe import Loss, Precision, Recipe, Stack, Task
 from memplan.resolve import Resolved, resolve
-from memplan.step.optimizer_step import OptimizerEvent, clipping_events, step_events
+from memplan.step.optimizer_step import OptimizerEvent, clipping_events, construction_events, step_events
 from memplan.step.receipt import receipt
 from memplan.step.recording import Recording, record
 from memplan.step.replay import Run, play
@@ -304,6 +304,7 @@ def walk(resolved: Resolved, prepared: Prepared, *, fold: bool = True) -> tuple[
     walker = Walker(
         recording,
         _resident(resolved, prepared),
+        construction_events(prepared.optimizer, prepared.state.trained),
         clipping(resolved, prepared),
         step_events(prepared.optimizer, prepared.state.trained),
     )
@@ -334,6 +335,7 @@ def _run(resolved: Resolved, prepared: Prepared) -> Run:
         load_events=prepared.loading.events,
         last_key=prepared.loading.last_key,
         recording=_recording(resolved, prepared, fold=False),
+        construction=construction_events(prepared.optimizer, prepared.state.trained),
         clipping=clipping(resolved, prepared),
         optimizer_events=step_events(prepared.optimizer, prepared.state.trained),
     )

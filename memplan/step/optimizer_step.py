@@ -70,6 +70,7 @@ def step_events(optimizer: Optimizer, groups: Sequence[Sequence[ParamInfo]]) -> 
     """States and temporaries of `optimizer.step()` on the parameter groups.
 
     torch.optim finishes one group, states included, before the next; the other optimizers are taken to make all states first.
+    States made when the optimizer is constructed (`lazy` is False) are not among them: see `construction_events`.
 
     Raises:
         UnsupportedError: the temporaries of this optimizer are not known.
@@ -79,13 +80,21 @@ def step_events(optimizer: Optimizer, groups: Sequence[Sequence[ParamInfo]]) -> 
     found: list[OptimizerEvent] = []
     shared: set[StateTensor] = set()
     for together in rounds:
-        found.append(_states(optimizer, [param for group in together for param in group], shared))
+        if optimizer.lazy:
+            found.append(_states(optimizer, [param for group in together for param in group], shared))
         for event in optimizer.step_events(*together):
             blocks = tuple(
                 (round_to_block(group.elements * group.dtype.itemsize_bytes), group.copies) for group in event.tensors
             )
             found.append(OptimizerEvent(event.label, event.action == "alloc", blocks))
     return found
+
+
+def construction_events(optimizer: Optimizer, groups: Sequence[Sequence[ParamInfo]]) -> list[OptimizerEvent]:
+    """States that the optimizer makes when it is constructed (Adagrad)."""
+    if optimizer.lazy:
+        return []
+    return [_states(optimizer, [param for group in groups for param in group], set())]
 
 
 def _states(optimizer: Optimizer, params: Sequence[ParamInfo], shared: set[StateTensor]) -> OptimizerEvent:

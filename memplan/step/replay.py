@@ -25,6 +25,7 @@ class Run:
         load_events: (key, bytes) of each allocation and (key, 0) of each free while loading.
         last_key: the highest key in them.
         recording: one micro-step, layer by layer (not folded).
+        construction: states that the optimizer makes when it is constructed.
         clipping, optimizer_events: what clipping and the optimizer allocate and free.
         steps: how many steps.
     """
@@ -32,6 +33,7 @@ class Run:
     load_events: Sequence[tuple[int, int]]
     last_key: int
     recording: Recording
+    construction: Sequence[OptimizerEvent]
     clipping: Sequence[OptimizerEvent]
     optimizer_events: Sequence[OptimizerEvent]
     steps: int = 2
@@ -57,6 +59,7 @@ def _events(run: Run) -> Iterator[Event]:
     keys = _Keys(run.last_key)
     yield "load"
     yield from run.load_events
+    yield from _optimizer(run.construction, keys, 1)
     named: list[int] = []
     for step in range(1, run.steps + 1):
         held: dict[int, int] = {}

@@ -100,6 +100,7 @@ class Walker:
     Args:
         recording: one micro-step.
         resident: what stays.
+        construction: states that the optimizer makes when it is constructed, at the end of loading.
         clipping: what gradient clipping borrows, before the optimizer's states exist.
         optimizer_events: the optimizer's states and what its step borrows, in order.
         steps: how many steps to walk; the second one is the steady state.
@@ -109,6 +110,7 @@ class Walker:
         self,
         recording: Recording,
         resident: Resident,
+        construction: Iterable[OptimizerEvent] = (),
         clipping: Iterable[OptimizerEvent] = (),
         optimizer_events: Iterable[OptimizerEvent] = (),
         steps: int = 2,
@@ -116,6 +118,7 @@ class Walker:
         self.infos = recording.infos
         self.recording = recording
         self.resident = resident
+        self.construction = tuple(construction)
         self.clipping = tuple(clipping)
         self.optimizer_events = tuple(optimizer_events)
         self.steps = steps
@@ -142,7 +145,12 @@ class Walker:
         if transient:
             components[Component.TEMPORARIES] += transient
         at = Moment(0, Phase.LOAD, "load", "")
-        return PhasePeak(self.live_bytes + transient, self.live_bytes, at, components, {})
+        peak = self.live_bytes + transient
+        for event in self.construction:
+            self._add(event.component, event.change_bytes)
+            if self.live_bytes > peak:
+                peak, components = self.live_bytes, Counter(self.base)
+        return PhasePeak(peak, self.live_bytes, at, components, {})
 
     def _play(self, step: int, phase: Phase) -> PhasePeak:
         self.skipped = frozenset() if step == 1 else self.recording.workspaces

@@ -1,0 +1,138 @@
+"""Estimate and trace of the same recipe, laid side by side: live bytes at every phase's peak and end.
+
+The trace is the witness; what differs is a finding about the engine (or about the trace), never a tolerance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from memplan import engine
+from memplan.errors import MemplanError
+from memplan.recipe import Recipe
+from memplan.resolve import resolve
+from memplan.step.walk import Walk
+from memplan.trace.estimate import spec_of
+from memplan.trace.result import TraceResult
+from memplan.trace.runner import run_many
+
+
+@dataclass(frozen=True, slots=True)
+class PhaseDifference:
+    """One phase in both answers, live bytes rounded to 512.
+
+    Attributes:
+        step: 0 for the load.
+        estimate_at, trace_at: op and module at the peak.
+    """
+
+    step: int
+    phase: str
+    estimate_peak_bytes: int
+    trace_peak_bytes: int
+    estimate_end_bytes: int
+    trace_end_bytes: int
+    estimate_at: str
+    trace_at: str
+
+    @property
+    def peak_difference_bytes(self) -> int:
+        """Estimate minus trace."""
+        return self.estimate_peak_bytes - self.trace_peak_bytes
+
+    @property
+    def end_difference_bytes(self) -> int:
+        """Estimate minus trace."""
+        return self.estimate_end_bytes - self.trace_end_bytes
+
+    @property
+    def is_equal(self) -> bool:
+        """Whether peak and end agree to the byte."""
+        return not self.peak_difference_bytes and not self.end_difference_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Both answers to one recipe.
+
+    Attributes:
+        phases: every phase; empty where one of the two has no answer.
+        parameters_equal: whether total and trainable counts agree.
+        refusal: why there is no comparison, in words.
+    """
+
+    recipe: Recipe
+    phases: tuple[PhaseDifference, ...] = ()
+    parameters_equal: bool = False
+    refusal: str = ""
+
+    @property
+    def is_equal(self) -> bool:
+        """Whether everything agrees to the byte."""
+        return bool(self.phases) and self.parameters_equal and all(phase.is_equal for phase in self.phases)
+
+    @property
+    def worst_fraction(self) -> float:
+        """Largest relative difference of a phase's peak."""
+        return max((abs(p.peak_difference_bytes) / p.trace_peak_bytes for p in self.phases), default=0.0)
+
+
+def compare(recipes: Sequence[Recipe], *, walk_unsupported: bool = False) -> list[Comparison]:
+    """Compare estimate and trace for each recipe; one worker process traces them all.
+
+    Args:
+        recipes: what to compare.
+        walk_unsupported: walk a step that the engine itself would call unsupported (to find out whether it is right).
+
+    Raises:
+        UnavailableError: torch, transformers or peft is missing.
+        InputError: a recipe is wrong.
+    """
+    resolved = [resolve(recipe) for recipe in recipes]
+    found: list[Comparison | None] = [None] * len(recipes)
+    asked: list[int] = []
+    walks: dict[int, Walk] = {}
+    specs = []
+    for index, entry in enumerate(resolved):
+        try:
+            prepared = engine.prepare(entry)
+            unsupported = engine.unsupported_parts(entry, prepared)
+            if unsupported.step and not walk_unsupported:
+                found[index] = Comparison(recipes[index], refusal="; ".join(unsupported.texts))
+                continue
+            specs.append(spec_of(entry))
+            walks[index] = engine.walk(entry, prepared)[1]
+            asked.append(index)
+        except MemplanError as error:
+            found[index] = Comparison(recipes[index], refusal=error.message)
+    for index, result in zip(asked, run_many(specs) if specs else [], strict=True):
+        if isinstance(result, MemplanError):
+            found[index] = Comparison(recipes[index], refusal=f"trace: {result.message}")
+            continue
+        parameters = engine.prepare(resolved[index]).state.parameters
+        counts = (result.parameters["total"], result.parameters["trainable"])
+        found[index] = Comparison(
+            recipes[index],
+            differences(walks[index], result),
+            parameters_equal=(parameters.total, parameters.trainable) == counts,
+        )
+    assert all(entry is not None for entry in found)
+    return [entry for entry in found if entry is not None]
+
+
+def differences(walk: Walk, result: TraceResult) -> tuple[PhaseDifference, ...]:
+    """Every phase of a walk beside the same phase of a trace."""
+    return tuple(
+        PhaseDifference(
+            step=mine.at.step,
+            phase=str(mine.at.phase),
+            estimate_peak_bytes=mine.peak_bytes,
+            trace_peak_bytes=theirs.peak_bytes,
+            estimate_end_bytes=mine.end_bytes,
+            trace_end_bytes=theirs.end_bytes,
+            estimate_at=str(mine.at),
+            trace_at=f"{theirs.at.name} in {theirs.at.module}" if theirs.at.module else theirs.at.name,
+        )
+        for mine, theirs in zip(walk.phases, result.phases, strict=True)
+    )
