@@ -38,7 +38,8 @@ def sections() -> dict[str, dict[str, dict[str, Any]]]:
     for name, (_, task, attention) in cases.FAMILIES.items():
         common = {"model_config": cases.family_config(name), "task": task, "attn_implementation": attention}
         families[f"{name}, full"] = common
-        families[f"{name}, LoRA"] = {**common, "peft": {"peft_type": "LORA", "target_modules": "all-linear"}}
+        targets = cases.LORA_TARGETS.get(name, "all-linear")
+        families[f"{name}, LoRA"] = {**common, "peft": {"peft_type": "LORA", "target_modules": targets}}
     return {
         "Families": families,
         "PEFT methods (Llama)": {label: {"peft": peft} for label, peft in cases.METHODS.items()},

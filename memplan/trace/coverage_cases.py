@@ -86,6 +86,10 @@ FAMILIES: dict[str, tuple[dict[str, Any], str, str]] = {
 }  # fmt: skip
 
 
+# Where LoRA on all linear layers is refused (PEFT on Mamba's out_proj) or breaks the model (Llama 4's router).
+LORA_TARGETS: dict[str, Any] = {"mamba": ["in_proj"], "mamba2": ["in_proj"], "llama4_text": ["q_proj", "v_proj"]}
+
+
 def family_config(model_type: str) -> dict[str, Any]:
     """The small configuration of a family."""
     return {**_DECODER, **FAMILIES[model_type][0], "model_type": model_type}
