@@ -53,6 +53,8 @@ def run_many(specs: Sequence[TraceSpec], *, timeout_s: float | None = None) -> l
 def _start(request: str, timeout_s: float | None) -> subprocess.CompletedProcess[str]:
     environment = {
         **os.environ,
+        # GPUs are hidden, so that a trace gives the same answer everywhere and takes no device memory.
+        "CUDA_VISIBLE_DEVICES": "",
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
         "HF_HUB_OFFLINE": "1",
         "TRANSFORMERS_VERBOSITY": "error",

@@ -12,6 +12,7 @@ import time
 import traceback
 
 from memplan.errors import MemplanError, UnavailableError
+from memplan.trace import versions
 from memplan.trace.result import TraceResult
 from memplan.trace.shim import Shim
 from memplan.trace.spec import TraceSpec
@@ -50,6 +51,7 @@ def _answer(spec: TraceSpec, shim: Shim, started: float) -> tuple[str, int]:
 
 def trace(spec: TraceSpec, shim: Shim, started: float) -> TraceResult:
     """Traces in this process, which must not have imported torch before the first call."""
+    versions.check(bitsandbytes=spec.load_in_4bit or spec.load_in_8bit)
     if not shim.active:
         shim.prepare()
         import torch

@@ -211,23 +211,28 @@ def test_the_shim_without_a_compiler_gives_the_same(monkeypatch: pytest.MonkeyPa
     assert patched.storages == compiled.storages
 
 
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        ({"model_config": {**LLAMA, "model_type": "nonesuch"}}, "nonesuch"),
-        ({"peft": {"peft_type": "LORA", "target_modules": ["no_such_layer"]}}, "no_such_layer"),
-        ({"peft": {"peft_type": "LORAX"}}, "did you mean LORA"),
-        ({"peft": {"peft_type": "LORA", "rank": 8}}, "rank"),
-        ({"optim": "adamw"}, "adamw_8bit"),
-        ({"optim": "galore_adamw"}, "galore_torch"),
-        ({"attn_implementation": "flex_attention"}, "module model"),
-    ],
-)
-def test_failures_name_what_failed_and_give_no_number(options: dict[str, Any], words: str) -> None:
-    with pytest.raises(TraceFailedError) as caught:
-        run(TraceSpec.from_dict({**BASE, **options}))
-    assert words in str(caught.value)
-    assert caught.value.exit_code == 3
+FAILURES: dict[str, dict[str, Any]] = {
+    "nonesuch": {"model_config": {**LLAMA, "model_type": "nonesuch"}},
+    "no_such_layer": {"peft": {"peft_type": "LORA", "target_modules": ["no_such_layer"]}},
+    "did you mean LORA": {"peft": {"peft_type": "LORAX"}},
+    "rank": {"peft": {"peft_type": "LORA", "rank": 8}},
+    "adamw_8bit": {"optim": "adamw"},
+    "galore_torch": {"optim": "galore_adamw"},
+    "module model": {"attn_implementation": "flex_attention"},
+}
+
+
+def test_failures_name_what_failed_and_give_no_number() -> None:
+    answers = run_many([TraceSpec.from_dict({**BASE, **options}) for options in FAILURES.values()])
+    for words, answer in zip(FAILURES, answers, strict=True):
+        assert isinstance(answer, TraceFailedError), words
+        assert words in str(answer)
+        assert answer.exit_code == 3
+
+
+def test_one_failure_alone_is_raised() -> None:
+    with pytest.raises(TraceFailedError, match="adamw_8bit"):
+        run(TraceSpec.from_dict({**BASE, "optim": "adamw"}))
 
 
 def test_a_worker_that_dies_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
