@@ -172,14 +172,12 @@ def _additive(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 
 def _aligned_mask(mask: torch.Tensor, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
-    # attention.cpp, preprocess_mask and pad_bias<16>.
-    mask = mask.expand(query.shape[0], query.shape[1], query.shape[2], key.shape[2])
-    last = mask.shape[-1]
-    if last % 16:
-        return torch.nn.functional.pad(mask, [0, 16 - last % 16])[..., :last]
-    if any(mask.stride(dim) % 16 for dim in range(3)):
-        return mask.contiguous()
-    return mask
+    # attention.cpp, preprocess_mask: padded to a multiple of 8 first (pad_bias always adds), expanded over heads after.
+    aligned = not any(mask.stride(dim) % 8 for dim in range(mask.dim() - 1)) and mask.stride(-1) == 1
+    if not aligned:
+        last = mask.shape[-1]
+        mask = torch.nn.functional.pad(mask, [0, 8 - last % 8])[..., :last]
+    return mask.expand(query.shape[0], query.shape[1], query.shape[2], key.shape[2])
 
 
 def _flash(

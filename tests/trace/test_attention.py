@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from memplan.trace.attention import AttentionChooser
+from memplan.trace.attention import AttentionChooser, _aligned_mask
 from memplan.trace.spec import AttentionBackend, GpuArch
 
 FLASH, EFFICIENT, MATH, CUDNN = (
@@ -63,3 +63,16 @@ def test_causal_flash_needs_square_attention() -> None:
     query, key = _tensor(8, 64, torch.bfloat16, length=32), _tensor(8, 64, torch.bfloat16)
     assert chooser.choose(query, key, key, None, 0.0, True) is EFFICIENT
     assert chooser.choose(query, key, key, None, 0.0, False) is FLASH
+
+
+def test_masks_are_padded_before_they_are_spread_over_heads() -> None:
+    query = _tensor(8, 64, torch.bfloat16)
+    odd = torch.empty(2, 1, 64, 69, dtype=torch.bfloat16, device="meta")
+    key = _tensor(8, 64, torch.bfloat16, length=69)
+    padded = _aligned_mask(odd, query, key)
+    assert padded.shape == (2, 8, 64, 69)
+    assert padded.stride() == (64 * 72, 0, 72, 1)
+    assert padded.untyped_storage().nbytes() == 2 * 64 * 72 * 2
+    even = torch.empty(2, 1, 64, 64, dtype=torch.bfloat16, device="meta")
+    kept = _aligned_mask(even, query, query)
+    assert kept.stride() == (64 * 64, 0, 64, 1)
