@@ -1,0 +1,101 @@
+"""What memplan says about a record, by the analytic estimate or by the trace.
+
+Estimates are made anew whenever they are asked for. A trace takes seconds, so that those of committed records are kept in
+`traced.json`, by the recipe; `python -m memplan.evidence trace` runs what is missing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+from memplan.engine import estimate
+from memplan.errors import MemplanError
+from memplan.estimate import Fits
+from memplan.evidence.records import Level, Record
+
+EngineName = Literal["estimate", "trace"]
+TRACED_FILE = Path(__file__).resolve().parent / "traced.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """The answer for one recipe.
+
+    Attributes:
+        bytes: by level; empty where the recipe is not covered.
+        not_covered: why there is no number; empty where there is.
+        fits: the verdict on the recipe's GPU, or None without a GPU or without a verdict (traces have none).
+        upper_bytes: the verdict's upper bound at device level.
+    """
+
+    bytes: Mapping[Level, int]
+    not_covered: str = ""
+    fits: Fits | None = None
+    upper_bytes: int | None = None
+
+
+def predict(record: Record, engine: EngineName) -> Prediction:
+    """What `engine` says about `record`'s recipe."""
+    key = recipe_key(record)
+    return _estimated(key) if engine == "estimate" else _traced(key)
+
+
+def recipe_key(record: Record) -> str:
+    """The recipe as canonical JSON: equal for runs of one configuration."""
+    return json.dumps(dict(record.recipe), sort_keys=True)
+
+
+@lru_cache(maxsize=4096)
+def _estimated(key: str) -> Prediction:
+    try:
+        answer = estimate(**json.loads(key))
+    except MemplanError as error:
+        return Prediction({}, error.message)
+    if answer.unsupported:
+        return Prediction({}, "; ".join(answer.unsupported))
+    verdict = answer.verdict_report
+    return Prediction(
+        {
+            Level.ALLOCATED: answer.peak.allocated_bytes,
+            Level.RESERVED: answer.peak.reserved_bytes,
+            Level.DEVICE: answer.peak.device_bytes,
+        },
+        fits=verdict.fits if verdict is not None else None,
+        upper_bytes=verdict.upper_bytes if verdict is not None else None,
+    )
+
+
+# -- traces -----------------------------------------------------------------------------------------------
+
+
+def traced_answers() -> dict[str, dict[str, Any]]:
+    """The committed traces by recipe: bytes by level or the reason of a failure, and the versions."""
+    found = _traced_file()["answers"]
+    assert isinstance(found, dict)
+    return found
+
+
+@lru_cache(maxsize=1)
+def _traced_file() -> dict[str, Any]:
+    if not TRACED_FILE.exists():
+        return {"answers": {}}
+    data: dict[str, Any] = json.loads(TRACED_FILE.read_text(encoding="utf-8"))
+    data["answers"] = {json.dumps(entry.pop("recipe"), sort_keys=True): entry for entry in data["answers"]}
+    return data
+
+
+def _traced(key: str) -> Prediction:
+    entry = traced_answers().get(key)
+    if entry is None:
+        return Prediction({}, "not traced yet")
+    if "failed" in entry:
+        return Prediction({}, entry["failed"])
+    return Prediction({level: entry[f"{level}_bytes"] for level in Level})
+
+
+__all__ = ["TRACED_FILE", "EngineName", "Prediction", "predict", "recipe_key", "traced_answers"]
