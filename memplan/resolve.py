@@ -199,7 +199,9 @@ def _config(recipe: Recipe, model: ResolvedModel, filler: _Filler) -> dict[str, 
     config = dict(model.config)
     added = filler.fill("num_added_tokens", 0, "default: the vocabulary as it is")
     if added:
-        holder = config["text_config"] = dict(config["text_config"]) if "text_config" in config else config
+        holder = config
+        if "text_config" in config:
+            holder = config["text_config"] = dict(config["text_config"])
         holder["vocab_size"] = holder["vocab_size"] + added
     if recipe.tie_word_embeddings is not None:
         config["tie_word_embeddings"] = recipe.tie_word_embeddings
