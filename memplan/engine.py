@@ -140,13 +140,15 @@ def _prepare(
     architecture = describe(json.loads(config_json), head)
     quantized = quantized_modules(architecture, quantization)
     plain = DType.FLOAT32 if prepare_kbit and quantization is not None else dtype
+    packed = quantization is not None and quantization.scheme.is_4bit_bitsandbytes
     adaptation = adapt(
         architecture,
         method,
         json.loads(peft_json) or None,
         dtype=plain,
         quantized=quantized,
-        quantized_dtype=quantization.compute_dtype if quantization is not None else DType.FLOAT32,
+        quantized_dtype=quantization.compute_dtype if packed and quantization is not None else DType.FLOAT32,
+        packed=packed,
         autocast_adapter_dtype=autocast_adapter_dtype,
         trainable=trainable,
     )

@@ -34,6 +34,7 @@ from memplan.quantization import (
     is_quantized,
     kbit_prepare_dtype,
     load_dtype,
+    quantized_module_bias_dtype,
     skip_patterns,
     stored_tensors,
 )
@@ -283,6 +284,10 @@ class _Storing:
         else:
             if self.prepare_kbit:
                 dtype = kbit_prepare_dtype(self.quantization, dtype)
+            if self.quantization is not None and self.quantization.scheme.is_4bit_bitsandbytes and parameter.name == "bias":
+                # The first forward of a 4-bit layer rewrites its bias; this is how it stays from then on.
+                if module.path in self.quantized:
+                    dtype = quantized_module_bias_dtype(self.quantization, dtype, dtype)
             blocks = (round_to_block(parameter.elements * dtype.itemsize_bytes),)
         return StoredParameter(
             name=name,

@@ -70,4 +70,4 @@ def forward(t: Builder, config: Mapping[str, Any], head: Head) -> Tensor:
     return with_head(t, lambda t: model(t, config), config, head, finish=ops.scale)
 
 
-FAMILY = Family(forward, "model", (Task.CAUSAL_LM, Task.FEATURE_EXTRACTION))
+FAMILY = Family(forward, "model", (Task.CAUSAL_LM, Task.FEATURE_EXTRACTION), walked=frozenset({"cohere"}))

@@ -147,6 +147,6 @@ FAMILY = Family(
     forward,
     "model",
     TEXT_TASKS,
-    walked=frozenset({"llama", "mistral", "qwen2"}),
+    walked=frozenset({"llama", "mistral", "qwen2", "qwen3", "smollm3", "granite"}),
     missing={"granite": frozenset({Task.SEQUENCE_CLASSIFICATION, Task.TOKEN_CLASSIFICATION})},
 )

@@ -106,4 +106,9 @@ def forward(t: Builder, config: Mapping[str, Any], head: Head) -> Tensor:
     return with_head(t, lambda t: model(t, config), config, head)
 
 
-FAMILY = Family(forward, "model", tuple(task for task in TEXT_TASKS if task is not Task.TOKEN_CLASSIFICATION))
+FAMILY = Family(
+    forward,
+    "model",
+    tuple(task for task in TEXT_TASKS if task is not Task.TOKEN_CLASSIFICATION),
+    walked=frozenset({"olmo"}),
+)

@@ -67,4 +67,4 @@ def forward(t: Builder, config: Mapping[str, Any], head: Head) -> Tensor:
     return with_head(t, lambda t: model(t, config), config, head)
 
 
-FAMILY = Family(forward, "model", TEXT_TASKS)
+FAMILY = Family(forward, "model", TEXT_TASKS, walked=frozenset({"stablelm"}))

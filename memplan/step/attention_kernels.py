@@ -189,11 +189,11 @@ def _additive(t: Tape, mask: Tensor, dtype: DType) -> Tensor:
 
 
 def _aligned_mask(t: Tape, mask: Tensor, q: Tensor, k: Tensor) -> Tensor:
-    """attention.cpp, `pad_bias<16>`: rows of the expanded mask are padded to a multiple of 16 elements, which copies it."""
+    """attention.cpp, `preprocess_mask`: rows are padded to a multiple of 8 elements, then spread over the heads as a view."""
     last = k.shape[2]
-    if last % 16 == 0:
+    if last % 8 == 0:
         return mask
-    return t.new((*q.shape[:3], -(-last // 16) * 16), mask.dtype, "constant_pad_nd")
+    return t.new((*mask.shape[:3], last + 8 - last % 8), mask.dtype, "constant_pad_nd")
 
 
 def _math(t: Tape, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:

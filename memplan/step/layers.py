@@ -262,11 +262,16 @@ def _rms_norm(t: LayerOps, x: Tensor, weight: Tensor, weight_in_float: bool) -> 
 
 
 def _native_layer_norm(t: LayerOps, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    if t.settings.autocast is not None:  # layer_norm is on autocast's float32 list (autocast_mode.h)
+        x, weight = ops.to(t, x, DType.FLOAT32), ops.to(t, weight, DType.FLOAT32)
+        bias = ops.to(t, bias, DType.FLOAT32) if bias is not None else None
     rows = (*x.shape[:-1], 1)
     out = t.alloc(x.shape, x.dtype, "native_layer_norm")
     mean = t.alloc(rows, DType.FLOAT32, "native_layer_norm")
     rstd = t.alloc(rows, DType.FLOAT32, "native_layer_norm")
-    node = t.record("native_layer_norm", (x, weight, bias), (x, mean, rstd), _layer_norm_backward, (x.shape, x.dtype))
+    node = t.record(
+        "native_layer_norm", (x, weight, bias), (x, mean, rstd, weight, bias), _layer_norm_backward, (x.shape, x.dtype)
+    )
     return Tensor(t, x.shape, x.dtype, out, node)
 
 

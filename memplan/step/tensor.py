@@ -57,7 +57,7 @@ def symbol_of(value: int) -> str:
 
 Shape = tuple[int, ...]
 
-BLAS_OPS = frozenset({"mm", "bmm"})
+BLAS_OPS = frozenset({"mm", "bmm", "matmul_4bit_backward", "matmul_8bit_backward"})
 
 
 @dataclass(slots=True, eq=False)

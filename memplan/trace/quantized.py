@@ -24,6 +24,8 @@ class QuantizedLoader:
         from transformers.quantizers.auto import AutoHfQuantizer
 
         self.bits = 4 if spec.load_in_4bit else 8
+        # What `from_pretrained(dtype=...)` brings to the GPU before it is quantized; `quant_state.dtype` remembers it.
+        self.load_dtype = getattr(torch, spec.dtype)
         config = BitsAndBytesConfig(
             load_in_4bit=spec.load_in_4bit,
             load_in_8bit=spec.load_in_8bit,
@@ -56,7 +58,7 @@ class QuantizedLoader:
         """Loads the 16- or 32-bit weight on the device, quantizes it there, and drops it."""
         import bitsandbytes as bnb
 
-        weight = torch.empty(parameter.shape, dtype=self._loaded_dtype(parameter), device=device)
+        weight = torch.empty(parameter.shape, dtype=self.load_dtype, device=device)
         if self.bits == 4:
             packed, state = bnb.functional.quantize_4bit(
                 weight,
@@ -85,10 +87,6 @@ class QuantizedLoader:
         model.config._is_quantized = True
         model.hf_quantizer = self.quantizer
         model.quantization_method = self.quantizer.quantization_config.quant_method
-
-    @staticmethod
-    def _loaded_dtype(parameter: torch.Tensor) -> torch.dtype:
-        return parameter.dtype if parameter.is_floating_point() else torch.float16
 
 
 def state_tensors(model: nn.Module) -> list[tuple[str, torch.Tensor]]:
