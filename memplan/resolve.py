@@ -14,7 +14,7 @@ from memplan.cards import ResolvedModel, resolve_model
 from memplan.catalog.gpus import Gpu, get_gpu
 from memplan.dtypes import DType, parse_dtype
 from memplan.errors import InputError, InvalidValueError
-from memplan.families import check_task, family_of
+from memplan.families import WITHOUT_SDPA, check_task, family_of
 from memplan.methods import canonical_method, get_method
 from memplan.quantization import Quantization, Scheme
 from memplan.recipe import Attention, Loss, Precision, Recipe, Stack, Task
@@ -113,7 +113,7 @@ def resolve(recipe: Recipe, *, allow_paths: bool = True) -> Resolved:
     dtype = _dtype(recipe, method, precision, loaded_as, quantization, filler)
     autocast = _autocast(recipe, precision, dtype, gpu, filler)
     quantization = _compute_dtype(recipe, method, quantization, autocast or dtype, filler)
-    _training(recipe, method, quantization, filler)
+    _training(recipe, method, model, quantization, filler)
     if gpu is not None:
         filler.values["gpu"], filler.sources["gpu"] = gpu.id, USER
     filler.fill("gpus", 1, "default: one GPU")
@@ -360,7 +360,18 @@ def _compute_dtype(
     )
 
 
-def _training(recipe: Recipe, method: str, quantization: Quantization | None, filler: _Filler) -> None:
+def _attention(model_type: str, filler: _Filler) -> None:
+    if model_type in WITHOUT_SDPA:
+        value = filler.fill("attn_implementation", Attention.EAGER, f"transformers has no sdpa for {model_type}")
+        if value is Attention.SDPA:
+            raise InvalidValueError("attn_implementation", "sdpa", f"transformers has no sdpa for {model_type} models")
+    else:
+        filler.fill("attn_implementation", Attention.SDPA, "transformers' default where the model has it")
+
+
+def _training(
+    recipe: Recipe, method: str, model: ResolvedModel, quantization: Quantization | None, filler: _Filler
+) -> None:
     prepared = quantization is not None and method not in ("full", "bitfit")
     if prepared:
         filler.fill("prepare_model_for_kbit_training", True, "PEFT's recipe for quantized bases")
@@ -382,7 +393,7 @@ def _training(recipe: Recipe, method: str, quantization: Quantization | None, fi
         "reentrant" if prepares else False,
         "prepare_model_for_kbit_training turns it on, in torch's default variant" if prepares else "TrainingArguments",
     )
-    filler.fill("attn_implementation", Attention.SDPA, "transformers' default where the model has it")
+    _attention(str(model.config["model_type"]), filler)
     filler.fill("loss", Loss.DEFAULT, "default: the model's own loss")
     filler.fill("stack", Stack.TRANSFORMERS, "default")
     filler.fill("torch_version", "2.13", "default: the version that memplan's tests trace")

@@ -60,6 +60,9 @@ class Family:
         return tuple(task for task in self.tasks if task not in missing)
 
 
+# Model classes without `_supports_sdpa = True` (transformers 5.23 modeling files): asking them for sdpa is an error.
+WITHOUT_SDPA = frozenset({"bloom", "deberta", "deberta-v2", "gemma2", "gpt_oss", "gptj"})
+
 _MODULES: dict[str, str] = {
     "llama": "llama",
     "mistral": "llama",
@@ -171,4 +174,5 @@ def _describe(config_json: str, head: Head) -> Architecture:
         layer_groups=builder.layer_groups,
         class_names=builder.class_names,
         head_modules=tuple(builder.head_modules),
+        frozen=frozenset(builder.frozen),
     )

@@ -87,6 +87,7 @@ class Architecture:
         input_embeddings, output_embeddings: module paths; output is None for models without one.
         layer_groups: path prefix of each stack of layers with its length: `{"model.layers": 32}`.
         class_names: class of container modules where a rule depends on it (`{"classifier": "RobertaClassificationHead"}`).
+        frozen: full names of parameters that the model itself builds with `requires_grad=False`.
         head_modules: top-level modules that the task head adds beyond the base model (`("score",)`), output embedding excluded.
     """
 
@@ -102,6 +103,7 @@ class Architecture:
     layer_groups: Mapping[str, int] = field(default_factory=dict)
     class_names: Mapping[str, str] = field(default_factory=dict)
     head_modules: tuple[str, ...] = ()
+    frozen: frozenset[str] = frozenset()
 
     @cached_property
     def by_path(self) -> dict[str, Module]:

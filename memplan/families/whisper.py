@@ -7,7 +7,7 @@ Source: transformers 5.23 models/whisper/modeling_whisper.py.
 
 Known limits:
     Every layer runs (`encoder_layerdrop` and `decoder_layerdrop` drop some at random). transformers freezes the encoder's
-    sinusoidal positions when it builds the model; which parameters are trained is not described here.
+    sinusoidal positions when it builds the model.
 """
 
 from __future__ import annotations
@@ -135,6 +135,7 @@ def encoder(t: Builder, d: Dims) -> Tensor:
     x = t.activation("gelu", x)
     x = t.view(x, (t.batch, d.source_positions, d.hidden))
     positions = t.embedding("embed_positions", (d.source_positions,), d.source_positions, d.hidden)
+    t.freeze("embed_positions.weight")
     x = t.dropout(x + positions, d.dropout)
 
     def layer(t: Builder, x: Tensor, index: int) -> Tensor:

@@ -45,7 +45,7 @@ def full(architecture: Architecture, trainable: Sequence[str] | None) -> Adaptat
     """
     names = [name for name, _, _ in architecture.named_parameters()]
     if trainable is None:
-        return Adaptation(method="full", trainable_base=frozenset(names))
+        return Adaptation(method="full", trainable_base=frozenset(names) - architecture.frozen)
     aliases = {name: [name] for name in names}
     for name, source in architecture.tied.items():
         aliases.setdefault(source, [source]).append(name)

@@ -30,6 +30,7 @@ class ModuleTape(Tape):
         tied: full name of a parameter that is another one.
         input_path, output_path: module paths of the input and output embeddings.
         head_modules: top-level modules that the task head adds, output embedding excluded.
+        frozen: full names of parameters that the model itself does not train.
         outputs: what the model's output object holds besides the loss: logits, past key/values.
     """
 
@@ -46,6 +47,7 @@ class ModuleTape(Tape):
         self.input_path = ""
         self.output_path: str | None = None
         self.head_modules: list[str] = []
+        self.frozen: set[str] = set()
         self.outputs: list[Tensor] = []
         self.class_names: dict[str, str] = {}
         self.parameters: dict[str, Tensor] = {}
@@ -99,6 +101,10 @@ class ModuleTape(Tape):
     def class_name(self, name: str) -> None:
         """Declare the torch class of the running module, where a rule of PEFT or transformers asks for it."""
         self.class_names[self.path] = name
+
+    def freeze(self, name: str) -> None:
+        """Declare that the model builds the parameter `name` of the running module with `requires_grad=False`."""
+        self.frozen.add(self.join(name))
 
     def parameter(self, path: str, name: str, shape: Shape) -> Tensor:
         """The parameter `path.name` as a tensor; its storage is not on the tape (model states are counted apart)."""
