@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from memplan.cli.estimate import JsonOption, MarkdownOption, check_formats
+from memplan.cli.options import no_model
 from memplan.cli.output import write_json, write_report
 from memplan.errors import InvalidValueError, UnknownNameError
 from memplan.estimate import Component
@@ -15,6 +16,14 @@ from memplan.recipe import Recipe
 _PANEL = "Output"
 _TOP = 8
 
+ClassicOption = Annotated[
+    bool,
+    typer.Option(
+        "--classic",
+        help="The rule of 16 bytes a parameter beside the exact figures; by default for Mistral-7B.",
+        rich_help_panel=_PANEL,
+    ),
+]
 ComponentOption = Annotated[
     list[str] | None,
     typer.Option("--component", metavar="NAME", help="Only this component; may be repeated.", rich_help_panel=_PANEL),
@@ -26,8 +35,9 @@ TopOption = Annotated[
 
 
 def explain(
-    recipe: Recipe,
+    recipe: Recipe | None,
     *,
+    classic: ClassicOption = False,
     component: ComponentOption = None,
     top: TopOption = None,
     as_json: JsonOption = False,
@@ -38,6 +48,10 @@ def explain(
     from memplan.report.receipt import receipt_json, receipt_report
 
     check_formats(as_json, markdown)
+    if classic:
+        return _explain_classic(recipe, as_json, markdown)
+    if recipe is None:
+        raise no_model()
     components = [_component(name) for name in component or ()]
     if top is not None and top < 0:
         raise InvalidValueError("top", top, "0 for all lines, or how many")
@@ -47,6 +61,18 @@ def explain(
     else:
         report = receipt_report(answer, components=components, top=_TOP if top is None else top)
         write_report(report, markdown=markdown)
+    return 0
+
+
+def _explain_classic(recipe: Recipe | None, as_json: bool, markdown: bool) -> int:
+    from memplan.classic import classic_accounting
+    from memplan.report.classic import classic_json, classic_report
+
+    accounting = classic_accounting(recipe)
+    if as_json:
+        write_json(classic_json(accounting))
+    else:
+        write_report(classic_report(accounting), markdown=markdown)
     return 0
 
 

@@ -23,6 +23,8 @@ _STORED = (
     ("NF4, double quantization", {"load_in_4bit": True, "bnb_4bit_use_double_quant": True, "method": "lora"}),
 )
 _SAMPLE_SHAPE = (4096, 4096)
+# Low-rank optimizers want to be told where to work.
+_SAMPLE_OPTIONS = {layout: {"optim_target_modules": "all-linear"} for layout in ("galore", "apollo")}
 
 
 def models(query: Query = None, *, as_json: Json = False) -> int:
@@ -143,10 +145,13 @@ def _state_bytes(name: str) -> dict[str, float | None]:
     from memplan.dtypes import DType
     from memplan.errors import MemplanError
     from memplan.optimizers import ParamInfo, get_optimizer
+    from memplan.optimizers.catalog import optimizer_rows
 
     elements = _SAMPLE_SHAPE[0] * _SAMPLE_SHAPE[1]
+    sample = ParamInfo(_SAMPLE_SHAPE, DType.FLOAT32, "layer.weight", False, True)
     try:
-        state = get_optimizer(name).state_bytes({ParamInfo(_SAMPLE_SHAPE, DType.FLOAT32): 1})
+        optimizer = get_optimizer(name, **_SAMPLE_OPTIONS.get(optimizer_rows()[name].layout.partition("_")[0], {}))
+        state = optimizer.state_bytes({sample: 1})
     except MemplanError:
         return {"device_bytes_per_parameter": None, "host_bytes_per_parameter": None}
     return {
@@ -159,7 +164,7 @@ def _state_text(state: dict[str, float | None]) -> str:
     device, host = state["device_bytes_per_parameter"], state["host_bytes_per_parameter"]
     if device is None or host is None:
         return "refused"
-    return f"{host:.2f} paged" if host else f"{device:.2f}"
+    return f"{host:.2f} host" if host else f"{device:.2f}"
 
 
 def _exact(query: str | None, ids_by_name: dict[str, str]) -> str | None:

@@ -69,13 +69,20 @@ def option_name(key: str) -> str:
 
 
 def with_recipe(command: Callable[..., int]) -> Callable[..., int]:
-    """`command(recipe, **own options)` as a typer command with RECIPE_FILE and all recipe options."""
-    own = list(inspect.signature(command, eval_str=True).parameters.values())[1:]
+    """`command(recipe, **own options)` as a typer command with RECIPE_FILE and all recipe options.
+
+    A command whose recipe may be None is called with None where no file and no recipe option is given.
+    """
+    recipe, *own = inspect.signature(command, eval_str=True).parameters.values()
+    optional = types.NoneType in get_args(recipe.annotation)
     given = [*_recipe_parameters(), *own]
 
     def run(**values: Any) -> int:
         mine = {parameter.name: values.pop(parameter.name) for parameter in own}
-        return command(recipe_of(values.pop("recipe_file"), values), **mine)
+        file = values.pop("recipe_file")
+        if optional and file is None and not any(_is_said(text) for text in values.values()):
+            return command(None, **mine)
+        return command(recipe_of(file, values), **mine)
 
     run.__name__, run.__doc__ = command.__name__, command.__doc__
     run.__signature__ = inspect.Signature(given, return_annotation=int)  # type: ignore[attr-defined]
@@ -89,17 +96,26 @@ def recipe_of(file: Path | None, texts: Mapping[str, Any]) -> Recipe:
     Raises:
         InputError: the recipe or one of its values is wrong, or no model is named.
     """
-    said = {key: read_value(key, kind_of(key), text) for key, text in texts.items() if text not in (None, [])}
+    said = {key: read_value(key, kind_of(key), text) for key, text in texts.items() if _is_said(text)}
     keys = load_mapping(file) if file is not None else {}
     if "activation_checkpointing" in said:
         keys.pop("gradient_checkpointing", None)
     keys.update(said)
     if "model" not in keys:
-        raise InputError(
-            "no model is named",
-            hint="for example: --model mistralai/Mistral-7B-v0.1, or a recipe file; `memplan models` lists the cards",
-        )
+        raise no_model()
     return Recipe(**keys)
+
+
+def no_model() -> InputError:
+    """The error of a command line without a model."""
+    return InputError(
+        "no model is named",
+        hint="for example: --model mistralai/Mistral-7B-v0.1, or a recipe file; `memplan models` lists the cards",
+    )
+
+
+def _is_said(text: Any) -> bool:
+    return text not in (None, [])
 
 
 def spelled_out(arguments: list[str]) -> list[str]:

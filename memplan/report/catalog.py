@@ -9,24 +9,30 @@ from memplan.catalog.gpus import Gpu
 from memplan.methods import Method
 from memplan.optimizers.catalog import OptimizerRow
 from memplan.report.tree import Bullets, Column, Facts, Headline, Paragraph, Report, Table
-from memplan.report.wording import gib, value_text
+from memplan.report.wording import counted, gib, value_text
 from memplan.units import GIB
 
 
 def models_report(cards: Sequence[ModelCard]) -> Report:
-    """One row a card."""
+    """One row a card; sizes are those of the weights alone."""
     rows = tuple(
-        (card.id, f"{card.parameters:,}", gib(card.parameters * 4), gib(card.parameters * 2), card.confidence)
+        (
+            card.id,
+            f"{card.parameters:,}",
+            f"{card.parameters * 4 / GIB:,.2f}",
+            f"{card.parameters * 2 / GIB:,.2f}",
+            card.confidence,
+        )
         for card in cards
     )
     columns = (
-        Column("model", flexible=True),
+        Column("model", fit="cut"),
         Column("parameters", "right"),
-        Column("float32", "right"),
-        Column("bfloat16", "right"),
-        Column("confidence"),
+        Column("fp32 GiB", "right"),
+        Column("bf16 GiB", "right"),
+        Column("sure"),
     )
-    return Report((Table(columns, rows), Paragraph(f"{len(cards)} cards; `memplan models ID` shows one.")))
+    return Report((Table(columns, rows), Paragraph(f"{counted(len(cards), 'card')}; `memplan models ID` shows one.")))
 
 
 def model_report(card: ModelCard, stored: Sequence[tuple[str, int]]) -> Report:
@@ -61,19 +67,18 @@ def model_report(card: ModelCard, stored: Sequence[tuple[str, int]]) -> Report:
 def gpus_report(gpus: Sequence[Gpu]) -> Report:
     """One row a GPU."""
     rows = tuple(
-        (gpu.id, gpu.name, f"{gpu.advertised_bytes // GIB}", gib(gpu.usable_bytes), gpu.confidence, gpu.sources[0])
+        (gpu.id, f"{gpu.advertised_bytes // GIB} GB", gib(gpu.usable_bytes), gpu.confidence, gpu.sources[0])
         for gpu in gpus
     )
     columns = (
         Column("gpu"),
-        Column("name"),
         Column("advertised", "right"),
         Column("usable", "right"),
-        Column("confidence"),
-        Column("source", flexible=True),
+        Column("sure"),
+        Column("source", fit="cut"),
     )
-    text = f"{len(gpus)} GPUs. Usable is what torch can see of the card; `memplan gpus ID` shows every reading."
-    return Report((Table(columns, rows, stacked=((0, 1), (4, 5))), Paragraph(text)))
+    text = f"{counted(len(gpus), 'GPU')}. Usable is what torch can see; `memplan gpus ID` shows every reading."
+    return Report((Table(columns, rows), Paragraph(text)))
 
 
 def gpu_report(gpu: Gpu) -> Report:
@@ -96,16 +101,12 @@ def gpu_report(gpu: Gpu) -> Report:
 
 def methods_report(methods: Sequence[Method]) -> Report:
     """One row a method."""
-    rows = tuple(
-        (method.name, method.peft_type or "", method.description, ", ".join(method.aliases)) for method in methods
-    )
-    columns = (
-        Column("method"),
-        Column("peft_type"),
-        Column("what it trains", flexible=True),
-        Column("also called", flexible=True),
-    )
-    return Report((Table(columns, rows, stacked=((2, 3),)), Paragraph(f"{len(methods)} methods.")))
+    rows = []
+    for method in methods:
+        also = f" (also {', '.join(method.aliases)})" if method.aliases else ""
+        rows.append((method.name, method.description + also))
+    columns = (Column("method"), Column("what it trains", fit="wrap"))
+    return Report((Table(columns, tuple(rows)), Paragraph(f"{counted(len(methods), 'method')}.")))
 
 
 def optimizers_report(rows: Sequence[tuple[OptimizerRow, str]]) -> Report:
@@ -114,12 +115,7 @@ def optimizers_report(rows: Sequence[tuple[OptimizerRow, str]]) -> Report:
     Args:
         rows: the optimizer, and bytes of state a parameter in words.
     """
-    columns = (
-        Column("optim"),
-        Column("state", "right"),
-        Column("library", flexible=True),
-        Column("class or reason", flexible=True),
-    )
-    text = "State is bytes a parameter of a large float32 matrix; paged states are host memory."
-    cells = tuple((row.name, state, row.library, row.unsupported or row.cls) for row, state in rows)
-    return Report((Table(columns, cells, stacked=((2, 3),)), Paragraph(text)))
+    columns = (Column("optim"), Column("state", "right"), Column("library, or why it is refused", fit="wrap"))
+    text = "State is bytes a parameter of a large float32 matrix; what is marked host lies in CPU memory."
+    cells = tuple((row.name, state, row.unsupported or row.library) for row, state in rows)
+    return Report((Table(columns, cells), Paragraph(text)))

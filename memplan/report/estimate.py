@@ -143,7 +143,7 @@ def _defaults(estimate: Estimate) -> Table:
         )
         for key, value in estimate.recipe.items()
     )
-    columns = (Column("key"), Column("value", flexible=True), Column("from", flexible=True))
+    columns = (Column("key"), Column("value", fit="wrap"), Column("from", fit="wrap"))
     return Table(columns, rows, "Recipe")
 
 

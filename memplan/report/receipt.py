@@ -7,19 +7,19 @@ from typing import Any
 
 from memplan.estimate import Component, Estimate, Line
 from memplan.report.tree import Block, Bullets, Column, Headline, Paragraph, Report, Table
-from memplan.report.wording import component_name, gib, model_name, moment, share
+from memplan.report.wording import component_name, counted, gib, model_name, moment, share
 from memplan.units import format_bytes
 
 _COLUMNS = (
     Column("bytes", "right"),
     Column("share", "right"),
     Column("count", "right"),
-    Column("module", flexible=True),
-    Column("op", flexible=True),
-    Column("formula", flexible=True),
-    Column("in numbers", flexible=True),
+    Column("module", fit="wrap"),
+    Column("op", fit="wrap"),
+    Column("formula", fit="wrap"),
+    Column("in numbers", fit="wrap"),
 )
-_STACKED = ((3, 4), (5, 6))
+_STACKED = ((3,), (4,), (5, 6))
 # Symbols as memplan.step.tensor names the dimensions.
 _LEGEND = (
     "B batch, S sequence, H hidden, I intermediate, V vocabulary, A heads, K key/value heads, D head size; "
@@ -72,9 +72,8 @@ def _table(component: Component, lines: list[Line], live_bytes: int, top: int) -
     if rest:
         size = sum(line.bytes for line in rest)
         count = sum(line.count for line in rest)
-        rows.append(
-            (format_bytes(size), share(size, live_bytes), f"{count:,}", f"{len(rest)} smaller lines", "", "", "")
-        )
+        smaller = counted(len(rest), "smaller line")
+        rows.append((format_bytes(size), share(size, live_bytes), f"{count:,}", smaller, "", "", ""))
     total = sum(line.bytes for line in lines)
     title = f"{component_name(component)}: {format_bytes(total)}, {share(total, live_bytes)} of what is live"
     return Table(_COLUMNS, tuple(rows), title, stacked=_STACKED)

@@ -34,6 +34,7 @@ _COLOURS = (
 _MAX_WIDTH = 120
 _GAP = 2
 _MARGIN = 1
+_NARROWEST = 16
 
 
 def print_report(report: Report, stream: TextIO, *, width: int | None = None, colour: bool = True) -> None:
@@ -126,38 +127,50 @@ def _draw_table(table: Table, console: Console) -> None:
     if table.stacked and _natural_width(table) > width:
         table = stack(table)
     grid = RichTable(box=None, padding=(0, _GAP, 0, 0), pad_edge=False, header_style="bright_black", show_edge=False)
-    for column in table.columns:
+    for column, natural, fitted in zip(table.columns, _widths(table), _fitted_widths(table, width), strict=True):
         grid.add_column(
             Text(column.title),
             justify=column.align,
-            no_wrap=not column.flexible,
-            overflow="fold" if column.flexible else "ellipsis",
+            no_wrap=column.fit != "wrap",
+            overflow="fold" if column.fit == "wrap" else "ellipsis",
+            width=fitted if fitted < natural or column.fit == "keep" else None,
         )
     for index, cells in enumerate(table.rows):
         grid.add_row(*(Text(cell) for cell in cells), style="bold" if index in table.strong else None)
     _print(console, grid)
 
 
-def _natural_width(table: Table) -> int:
+def _widths(table: Table) -> list[int]:
     lines = [tuple(column.title for column in table.columns), *table.rows]
-    return sum(max(len(line[index]) for line in lines) + _GAP for index in range(len(table.columns)))
+    return [max(len(part) for line in lines for part in line[index].split("\n")) for index in range(len(table.columns))]
+
+
+def _natural_width(table: Table) -> int:
+    return sum(_widths(table)) + _GAP * (len(table.columns) - 1)
+
+
+def _fitted_widths(table: Table, width: int) -> list[int]:
+    """Widths of the columns, with what is too much taken from those that may be cut or wrapped, the last one first."""
+    widths = _widths(table)
+    excess = _natural_width(table) - width
+    for fit in ("wrap", "cut"):
+        for index in reversed(range(len(widths))):
+            if table.columns[index].fit == fit and excess > 0:
+                taken = min(excess, widths[index] - min(widths[index], _NARROWEST))
+                widths[index] -= taken
+                excess -= taken
+    return widths
 
 
 def stack(table: Table) -> Table:
-    """`table` with its stacked columns in one cell each, one text below the other."""
-    groups = [list(group) for group in table.stacked]
-    inside = {index for group in groups for index in group[1:]}
-    chosen = [
-        next((group for group in groups if group[0] == index), [index])
-        for index in range(len(table.columns))
-        if index not in inside
-    ]
-    columns = []
-    for group in chosen:
-        first = table.columns[group[0]]
-        title = " / ".join(table.columns[index].title for index in group)
-        columns.append(Column(title, first.align, flexible=any(table.columns[index].flexible for index in group)))
-    rows = tuple(
-        tuple("\n".join(filter(None, (cells[index] for index in group))) for group in chosen) for cells in table.rows
-    )
-    return Table(tuple(columns), rows, table.title, table.strong)
+    """`table` with its stacked columns in one last cell, line by line."""
+    first = min(index for line in table.stacked for index in line)
+    title = ", ".join(table.columns[line[0]].title for line in table.stacked)
+    columns = (*table.columns[:first], Column(title, fit="wrap"))
+    rows = tuple((*cells[:first], _lines(table, cells)) for cells in table.rows)
+    return Table(columns, rows, table.title, table.strong)
+
+
+def _lines(table: Table, cells: tuple[str, ...]) -> str:
+    lines = ("  ".join(filter(None, (cells[index] for index in line))) for line in table.stacked)
+    return "\n".join(line for line in lines if line)

@@ -10,6 +10,8 @@ from typing import Literal, TypeAlias
 
 Tone: TypeAlias = Literal["good", "bad", "unsure", "neutral"]
 Align: TypeAlias = Literal["left", "right"]
+# What happens to a column's text where the width does not suffice: nothing, further lines, or an ellipsis.
+Fit: TypeAlias = Literal["keep", "wrap", "cut"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,15 +53,11 @@ class Bar:
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column of a table.
-
-    Attributes:
-        flexible: whether its text may be broken or shortened where the width does not suffice.
-    """
+    """A column of a table."""
 
     title: str
     align: Align = "left"
-    flexible: bool = False
+    fit: Fit = "keep"
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +66,8 @@ class Table:
 
     Attributes:
         strong: indices of rows that sum up others.
-        stacked: groups of column indices that stand in one cell, one below the other, where the width does not
-            suffice for columns of their own.
+        stacked: lines of column indices. Where the width does not suffice, the last columns of the table stand in one
+            cell with these lines.
     """
 
     columns: tuple[Column, ...]

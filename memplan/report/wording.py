@@ -71,3 +71,8 @@ def model_name(recipe: Mapping[str, Any]) -> str:
     """The model of a recipe in a few words."""
     model = recipe["model"]
     return f"{model.get('model_type')} (inline config)" if isinstance(model, Mapping) else str(model)
+
+
+def counted(count: int, noun: str) -> str:
+    """`1 card`, `130 cards`."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
