@@ -87,6 +87,7 @@ class ClassicRow:
     Attributes:
         method: full, lora or qlora.
         base_bytes: the rule's bytes of frozen weights; 0 for full.
+        trained_share: trained parameters over all.
         trained_bytes: the rule's bytes of trained parameters.
         items: what leads from the rule to the exact model states.
         states_bytes: exact bytes of weights, gradients and optimizer states.
@@ -95,6 +96,7 @@ class ClassicRow:
 
     method: str
     base_bytes: int
+    trained_share: float
     trained_bytes: int
     items: tuple[Item, ...]
     states_bytes: int
@@ -144,11 +146,6 @@ class ClassicAccounting:
     parameters: Parameters
     rows: tuple[ClassicRow, ...]
 
-    @property
-    def trained_share(self) -> float:
-        """Trained parameters over all, under LoRA."""
-        return self.parameters.trainable / self.parameters.total
-
 
 def classic_accounting(recipe: Recipe | None = None) -> ClassicAccounting:
     """Full fine-tuning, LoRA and QLoRA of one model by the classic rule and exactly.
@@ -164,8 +161,7 @@ def classic_accounting(recipe: Recipe | None = None) -> ClassicAccounting:
     per = classic_bytes()
     lora = model_states(_recipe_of(recipe, "lora"))
     nominal, source = _nominal(recipe, lora)
-    share = lora.parameters.trainable / lora.parameters.total
-    rows = tuple(_row(recipe, method, per, nominal, share) for method in METHODS)
+    rows = tuple(_row(recipe, method, per, nominal) for method in METHODS)
     name = recipe.model if isinstance(recipe.model, str) else str(recipe.model.get("model_type"))
     return ClassicAccounting(name, nominal, source, per, lora.parameters, rows)
 
@@ -217,9 +213,10 @@ def _nominal(recipe: Recipe, lora: ModelState) -> tuple[int, str]:
     return _elements([entry for entry in lora.stored if entry.component is Component.WEIGHTS]), "counted"
 
 
-def _row(recipe: Recipe, method: str, per: ClassicBytes, nominal: int, share: float) -> ClassicRow:
+def _row(recipe: Recipe, method: str, per: ClassicBytes, nominal: int) -> ClassicRow:
     of_method = _recipe_of(recipe, method)
     state = model_states(of_method)
+    share = state.parameters.trainable / state.parameters.total
     if method == "full":
         base, trained = 0, nominal * per.trained
     else:
@@ -229,7 +226,7 @@ def _row(recipe: Recipe, method: str, per: ClassicBytes, nominal: int, share: fl
     items = _items(state, method, per, base, trained)
     rest = exact - base - trained - sum(item.size_bytes for item in items)
     items.append(Item("rounding to 512-byte blocks", rest))
-    return ClassicRow(method, base, trained, tuple(items), exact, estimate(of_method))
+    return ClassicRow(method, base, share, trained, tuple(items), exact, estimate(of_method))
 
 
 def _items(state: ModelState, method: str, per: ClassicBytes, base: int, trained: int) -> list[Item]:
@@ -255,7 +252,7 @@ def _items(state: ModelState, method: str, per: ClassicBytes, base: int, trained
 
 
 def _elements(entries: list[StoredParameter]) -> int:
-    # Sizes carry their symbols (`memplan.step.tensor.Size`); the rule's half byte needs a plain number.
+    # Sizes carry their symbols (`memplan.step.tensor.Dim`); the rule's half byte needs a plain number.
     return int(sum(entry.elements for entry in entries))
 
 

@@ -10,12 +10,14 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from memplan.cli.accuracy import accuracy
 from memplan.cli.errors import usage_message
 from memplan.cli.estimate import estimate
 from memplan.cli.explain import explain
 from memplan.cli.lists import gpus, methods, models, optimizers
 from memplan.cli.options import spelled_out, with_recipe
 from memplan.cli.output import is_terminal, write_error, write_message
+from memplan.cli.trace import trace
 from memplan.errors import MemplanError
 
 # Typer carries its own copy of click from 0.20 on; this is the base of its usage errors in every version.
@@ -88,5 +90,14 @@ def start(
         sys.stdout.write(context.get_help() + "\n")
 
 
-for _command in (with_recipe(estimate), with_recipe(explain), models, gpus, methods, optimizers):
+for _command in (
+    with_recipe(estimate),
+    with_recipe(trace),
+    with_recipe(explain),
+    models,
+    gpus,
+    methods,
+    optimizers,
+    accuracy,
+):
     app.command(_command.__name__)(_command)

@@ -12,7 +12,7 @@ from memplan.errors import InputError
 from memplan.estimate import Estimate, Fits
 from memplan.recipe import Recipe
 
-_PANEL = "Output"
+PANEL = "Output"
 
 
 class FailOn(StrEnum):
@@ -22,16 +22,16 @@ class FailOn(StrEnum):
     UNSUPPORTED = "unsupported"
 
 
-JsonOption = Annotated[bool, typer.Option("--json", help="JSON alone on stdout.", rich_help_panel=_PANEL)]
-MarkdownOption = Annotated[bool, typer.Option("--markdown", help="The report in Markdown.", rich_help_panel=_PANEL)]
+JsonOption = Annotated[bool, typer.Option("--json", help="JSON alone on stdout.", rich_help_panel=PANEL)]
+MarkdownOption = Annotated[bool, typer.Option("--markdown", help="The report in Markdown.", rich_help_panel=PANEL)]
 DefaultsOption = Annotated[
     bool,
-    typer.Option("--defaults", help="List the whole recipe with where each value is from.", rich_help_panel=_PANEL),
+    typer.Option("--defaults", help="List the whole recipe with where each value is from.", rich_help_panel=PANEL),
 ]
 FailOnOption = Annotated[
     FailOn | None,
     typer.Option(
-        "--fail-on", help="Exit with 3 when the verdict is that, or something is not covered.", rich_help_panel=_PANEL
+        "--fail-on", help="Exit with 3 when the verdict is that, or something is not covered.", rich_help_panel=PANEL
     ),
 ]
 

@@ -6,14 +6,13 @@ from typing import Annotated
 
 import typer
 
-from memplan.cli.estimate import JsonOption, MarkdownOption, check_formats
+from memplan.cli.estimate import PANEL, JsonOption, MarkdownOption, check_formats
 from memplan.cli.options import no_model
 from memplan.cli.output import write_json, write_report
 from memplan.errors import InvalidValueError, UnknownNameError
 from memplan.estimate import Component
 from memplan.recipe import Recipe
 
-_PANEL = "Output"
 _TOP = 8
 
 ClassicOption = Annotated[
@@ -21,16 +20,16 @@ ClassicOption = Annotated[
     typer.Option(
         "--classic",
         help="The rule of 16 bytes a parameter beside the exact figures; by default for Mistral-7B.",
-        rich_help_panel=_PANEL,
+        rich_help_panel=PANEL,
     ),
 ]
 ComponentOption = Annotated[
     list[str] | None,
-    typer.Option("--component", metavar="NAME", help="Only this component; may be repeated.", rich_help_panel=_PANEL),
+    typer.Option("--component", metavar="NAME", help="Only this component; may be repeated.", rich_help_panel=PANEL),
 ]
 TopOption = Annotated[
     int | None,
-    typer.Option("--top", metavar="N", help=f"Lines a component; 0 for all. [{_TOP}]", rich_help_panel=_PANEL),
+    typer.Option("--top", metavar="N", help=f"Lines a component; 0 for all. [{_TOP}]", rich_help_panel=PANEL),
 ]
 
 

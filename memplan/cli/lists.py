@@ -11,7 +11,7 @@ import typer
 from memplan.cli.output import write_json, write_report
 from memplan.errors import UnknownNameError
 
-Query = Annotated[str | None, typer.Argument(metavar="[QUERY]", help="A name, or a part of names.")]
+Query = Annotated[str | None, typer.Argument(metavar="QUERY", help="A name, or a part of names.")]
 Json = Annotated[bool, typer.Option("--json", help="JSON alone on stdout.")]
 
 # How weights may be stored, as recipes say it.

@@ -175,7 +175,7 @@ def _members(annotation: Any) -> list[Any]:
 def _recipe_parameters() -> tuple[inspect.Parameter, ...]:
     file = Annotated[
         Path | None,
-        typer.Argument(metavar="[RECIPE_FILE]", help="YAML, TOML or JSON with recipe keys; options replace them."),
+        typer.Argument(metavar="RECIPE_FILE", help="YAML, TOML or JSON with recipe keys; options replace them."),
     ]
     parameters = [_parameter("recipe_file", file)]
     for panel, keys in RECIPE_HELP.items():

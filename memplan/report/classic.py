@@ -8,8 +8,10 @@ from typing import Any
 from memplan.classic import ClassicAccounting, ClassicRow, Item
 from memplan.report.tree import Block, Bullets, Column, Facts, Headline, Paragraph, Report, Table
 from memplan.report.wording import gib
-from memplan.units import GB, GIB, format_count
+from memplan.units import GB, GIB, MIB, format_count
 
+# What is less in every column is summed in one line.
+_SMALL_BYTES = MIB
 _NAMES = {"full": "full", "lora": "LoRA", "qlora": "QLoRA"}
 
 
@@ -54,11 +56,12 @@ def _round(count: int) -> str:
 
 def _rule_table(accounting: ClassicAccounting) -> Table:
     per = accounting.per_parameter
-    rows = []
+    is_walked = any(row.run_items for row in accounting.rows)
+    rows: list[tuple[str, ...]] = []
     for row in accounting.rows:
-        share = f"{100 * accounting.trained_share:.4f} %"
         base = f"N × {per.packed if row.method == 'qlora' else per.frozen:g}"
-        formula = f"N × {per.trained}" if row.method == "full" else f"{base} + N × {per.trained} × {share}"
+        trained = f"N × {per.trained}"
+        formula = trained if row.method == "full" else f"{base} + {trained} × {100 * row.trained_share:.4f} %"
         base_text = f"{row.base_bytes / GB:.1f} + {row.trained_bytes / GB:.2f} = " if row.base_bytes else ""
         rows.append(
             (
@@ -66,7 +69,7 @@ def _rule_table(accounting: ClassicAccounting) -> Table:
                 formula,
                 f"{base_text}{row.classic_bytes / GB:.1f} GB",
                 gib(row.states_bytes),
-                gib(row.run.peak.device_bytes) if row.run_items else "not walked",
+                *((gib(row.run.peak.device_bytes) if row.run_items else "not walked",) if is_walked else ()),
             )
         )
     columns = (
@@ -74,7 +77,7 @@ def _rule_table(accounting: ClassicAccounting) -> Table:
         Column("rule", fit="wrap"),
         Column("classic", "right"),
         Column("exact", "right"),
-        Column("whole run", "right"),
+        *((Column("whole run", "right"),) if is_walked else ()),
     )
     return Table(columns, tuple(rows), "Model states")
 
@@ -89,10 +92,16 @@ def _difference(rows: tuple[ClassicRow, ...]) -> Table:
         body.append((name, *("" if value is None else f"{value / GIB:,.3f}" for value in values)))
 
     def items(columns: list[tuple[Item, ...]]) -> None:
-        reasons = list(dict.fromkeys(item.reason for column in columns for item in column))
+        sizes = [{item.reason: item.size_bytes for item in column} for column in columns]
+        # QLoRA, the last, has every reason in its order.
+        reasons = list(dict.fromkeys(item.reason for column in reversed(columns) for item in column))
+        small = [reason for reason in reasons if all(abs(size.get(reason, 0)) < _SMALL_BYTES for size in sizes)]
         for reason in reasons:
-            found = [{item.reason: item.size_bytes for item in column}.get(reason) for column in columns]
-            body.append((reason, *(_signed(value) for value in found)))
+            if reason not in small:
+                body.append((reason, *(_signed(size.get(reason)) for size in sizes)))
+        if small:
+            rest = [sum(size.get(reason, 0) for reason in small) for size in sizes]
+            body.append((", ".join(small), *(_signed(value) for value in rest)))
 
     level("classic figure, in GiB", [row.classic_bytes for row in rows])
     items([row.items for row in rows])
