@@ -77,10 +77,8 @@ class Builder(LossOps):
         checkpointed = checkpoint and self.settings.checkpointing is not None
         for run in self.runs(path, count, kind):
             for index, repeats in run.parts(self.fold):
-                last = index + repeats - 1
-                label = f"{path}.{index}" if repeats == 1 else f"{path}.{{{index}..{last}}}"
                 self.layer_counts.append(repeats)
-                self.layer_names.append(label)
+                self.layer_names.append(f"{path}.{index}")
                 self.enter(self.phase, len(self.layer_counts) - 1)
                 x = self._run_layer(path, index, layer, x, checkpointed)
                 if x.storage is not None:

@@ -238,9 +238,9 @@ def _linear_module(
     path: str, kind: ModuleKind, in_features: int, out_features: int, bias: bool, class_name: str
 ) -> Module:
     weight = (out_features, in_features) if kind is ModuleKind.LINEAR else (in_features, out_features)
-    parameters = [Parameter("weight", tuple(int(size) for size in weight))]
+    parameters = [Parameter("weight", weight)]
     if bias:
-        parameters.append(Parameter("bias", (int(out_features),)))
+        parameters.append(Parameter("bias", (out_features,)))
     return Module(path, kind, tuple(parameters), int(in_features), int(out_features), class_name)
 
 

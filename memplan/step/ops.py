@@ -44,7 +44,7 @@ def broadcast(a: Shape, b: Shape) -> Shape:
     if len(a) < len(b):
         a, b = b, a
     padded = (1,) * (len(a) - len(b)) + b
-    return tuple(y if x == 1 else x for x, y in zip(a, padded, strict=True))
+    return tuple(y if x == 1 != y else x for x, y in zip(a, padded, strict=True))
 
 
 def fit_gradient(tape: Tape, grad: Tensor, shape: Shape, dtype: DType) -> Tensor:

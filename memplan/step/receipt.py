@@ -10,7 +10,7 @@ from memplan.dtypes import DType
 from memplan.estimate import Component, Line
 from memplan.model_state import ModelState, StoredParameter
 from memplan.step.recording import Recording
-from memplan.step.tensor import Shape, symbol_of
+from memplan.step.tensor import Dim, Shape, symbol_of
 from memplan.step.walk import PhasePeak
 
 _LAYER = re.compile(r"(?<=\.)\d+(?=\.|$)")
@@ -171,8 +171,13 @@ def numbers(shape: Shape, dtype: DType) -> str:
 
 
 def _product(shape: Shape) -> str:
-    return "·".join(symbol_of(size) for size in shape if size != 1) or "1"
+    return "·".join(symbol_of(size) for size in shape if _counts(size)) or "1"
 
 
 def _numbers(shape: Shape) -> str:
-    return "·".join(str(int(size)) for size in shape if size != 1) or "1"
+    return "·".join(str(int(size)) for size in shape if _counts(size)) or "1"
+
+
+def _counts(size: int) -> bool:
+    """Whether a dimension says something: a 1 only where it is a symbol's value."""
+    return size != 1 or (isinstance(size, Dim) and not size.symbol.isdigit())

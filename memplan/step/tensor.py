@@ -259,11 +259,11 @@ class Segment:
     """A stretch of events that happens `count` times in a row (equal layers are executed once).
 
     Attributes:
-        name: module path of the layer, or the phase it belongs to.
+        layer: module path of the layer that was executed, or "" outside the layers.
         events: storage index for an allocation, its complement (`~index`) for a free.
     """
 
-    name: str
+    layer: str
     phase: str
     count: int
     events: list[int] = field(default_factory=list)

@@ -270,7 +270,7 @@ class Walker:
         self._count(alive, segment.events, repeat)
         self._count(alive, segment.events[: index + 1], 1)
         info = self.infos[segment.events[index]]
-        return alive, Moment(step, phase, info.op, info.module)
+        return alive, Moment(step, phase, info.op, _place(info.module, segment, repeat))
 
     def _components(self, alive: Alive) -> dict[Component, int]:
         total = Counter(self.base)
@@ -279,3 +279,13 @@ class Walker:
                 info = self.infos[index]
                 total[info.component] += count * info.size_bytes
         return {component: size for component, size in total.items() if size}
+
+
+def _place(module: str, segment: Segment, repeat: int) -> str:
+    """`module` with the number of the layer that repetition `repeat` of an executed layer stands for."""
+    layer = segment.layer
+    if segment.count == 1 or not module.startswith(layer):
+        return module
+    path, _, first = layer.rpartition(".")
+    offset = repeat if segment.phase == Phase.FORWARD else segment.count - 1 - repeat
+    return f"{path}.{int(first) + offset}{module[len(layer) :]}"

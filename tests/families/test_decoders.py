@@ -105,6 +105,6 @@ def test_a_window_needs_a_mask_only_when_the_sequence_reaches_it() -> None:
 def test_layers_of_one_kind_are_walked_once() -> None:
     config = small("gemma3_text", head_dim=16, num_hidden_layers=12, sliding_window=8)
     recording = record_config(config, Head(Task.CAUSAL_LM), StepSettings(batch=1, sequence=16))
-    counts = {segment.name: segment.count for segment in recording.segments if "layers" in segment.name}
+    counts = {segment.layer: segment.count for segment in recording.segments if "layers" in segment.layer}
     assert sum(counts.values()) == 12
     assert len(counts) < 12
