@@ -123,12 +123,10 @@ class LayerOps(ModuleTape):
         autocast = self.settings.autocast
         if autocast is None:
             return ops.linear(self, x, weight, bias)
-        return ops.linear(
-            self,
-            ops.to(self, x, autocast),
-            self.cast_weight(weight, autocast),
-            self.cast_weight(bias, autocast) if bias is not None else None,
-        )
+        # The arguments are cast from the last to the first, as the compiler evaluates them.
+        bias = self.cast_weight(bias, autocast) if bias is not None else None
+        weight = self.cast_weight(weight, autocast)
+        return ops.linear(self, ops.to(self, x, autocast), weight, bias)
 
     def cast_weight(self, weight: Tensor, dtype: DType) -> Tensor:
         """Autocast's copy of a parameter; kept until autocast ends if the parameter is a trained float32 leaf.
