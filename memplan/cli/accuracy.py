@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated, Literal
+from typing import Annotated, Any
 
 import typer
 
@@ -11,12 +11,14 @@ SourceArgument = Annotated[
     str | None, typer.Argument(metavar="SOURCE", help="A source of records; by default all of them.")
 ]
 ByOption = Annotated[
-    Literal["source", "method", "family", "gpu", "precision"] | None,
-    typer.Option("--by", help="One line for each of these.", show_default=False),
+    str | None,
+    typer.Option(
+        "--by", metavar="source|method|family|gpu|precision", help="One line for each of these.", show_default=False
+    ),
 ]
-EngineOption = Annotated[Literal["estimate", "trace", "both"], typer.Option("--engine", help="Which answer is scored.")]
+EngineOption = Annotated[str, typer.Option("--engine", metavar="estimate|trace|both", help="Which answer is scored.")]
 FormatOption = Annotated[
-    Literal["text", "json", "markdown", "html"], typer.Option("--format", help="Form of the answer.")
+    str, typer.Option("--format", metavar="text|json|markdown|html", help="Form of the answer.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="The same as --format json.")]
 
@@ -32,6 +34,8 @@ def accuracy(
     """How far estimates are from measured runs, on the records that come with memplan."""
     from memplan.evidence import run_accuracy
 
-    text = run_accuracy(source, by, "json" if as_json else form, engine)
+    # Its Literals are checked by it, in its own words.
+    names: dict[str, Any] = {"format": "json" if as_json else form, "engine": engine}
+    text = run_accuracy(source, by, **names)
     sys.stdout.write(text if text.endswith("\n") else text + "\n")
     return 0

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from memplan.cli.output import write_json, write_report
-from memplan.errors import InputError
+from memplan.errors import InputError, UnknownNameError
 from memplan.estimate import Estimate, Fits
 from memplan.recipe import Recipe
 
@@ -29,9 +29,12 @@ DefaultsOption = Annotated[
     typer.Option("--defaults", help="List the whole recipe with where each value is from.", rich_help_panel=PANEL),
 ]
 FailOnOption = Annotated[
-    FailOn | None,
+    str | None,
     typer.Option(
-        "--fail-on", help="Exit with 3 when the verdict is that, or something is not covered.", rich_help_panel=PANEL
+        "--fail-on",
+        metavar="uncertain|unsupported",
+        help="Exit with 3 when the verdict is that, or something is not covered.",
+        rich_help_panel=PANEL,
     ),
 ]
 
@@ -50,11 +53,11 @@ def estimate(
     """
     from memplan.engine import estimate as analytic
 
-    check_formats(as_json, markdown)
+    check_formats(as_json, markdown, fail_on)
     return show(analytic(recipe), as_json=as_json, markdown=markdown, defaults=defaults, fail_on=fail_on)
 
 
-def show(answer: Estimate, *, as_json: bool, markdown: bool, defaults: bool, fail_on: FailOn | None) -> int:
+def show(answer: Estimate, *, as_json: bool, markdown: bool, defaults: bool, fail_on: str | None) -> int:
     """Write an answer in the form asked for; returns the exit code."""
     if as_json:
         write_json(answer.to_json())
@@ -62,15 +65,18 @@ def show(answer: Estimate, *, as_json: bool, markdown: bool, defaults: bool, fai
         from memplan.report.estimate import estimate_report
 
         write_report(estimate_report(answer, defaults=defaults), markdown=markdown)
-    return exit_code(answer, fail_on)
+    return exit_code(answer, FailOn(fail_on) if fail_on else None)
 
 
-def check_formats(as_json: bool, markdown: bool) -> None:
-    """Refuse two formats at once.
+def check_formats(as_json: bool, markdown: bool, fail_on: str | None = None) -> None:
+    """Refuse output options that make no sense, before the work is done.
 
     Raises:
-        InputError: both are asked for.
+        InputError: two formats are asked for.
+        UnknownNameError: `fail_on` is no `FailOn`.
     """
+    if fail_on is not None and fail_on not in list(FailOn):
+        raise UnknownNameError("--fail-on", fail_on, list(FailOn))
     if as_json and markdown:
         raise InputError("--json and --markdown exclude each other")
 

@@ -185,5 +185,5 @@ def _matching(kind: str, query: str | None, ids: Sequence[str], texts: Iterable[
     words = query.casefold().split()
     found = [id_ for id_, text in zip(ids, texts, strict=True) if all(word in text.casefold() for word in words)]
     if not found:
-        raise UnknownNameError(kind, query, ids, show=60)
+        raise UnknownNameError(kind, query, ids, show=0, hint=f"`memplan {kind.lower()}s` lists all {len(ids)}")
     return found

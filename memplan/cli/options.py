@@ -96,7 +96,7 @@ def recipe_of(file: Path | None, texts: Mapping[str, Any]) -> Recipe:
     Raises:
         InputError: the recipe or one of its values is wrong, or no model is named.
     """
-    said = {key: read_value(key, kind_of(key), text) for key, text in texts.items() if _is_said(text)}
+    said = {key: read_value(key, kind_of(key), text, choices_of(key)) for key, text in texts.items() if _is_said(text)}
     keys = load_mapping(file) if file is not None else {}
     if "activation_checkpointing" in said:
         keys.pop("gradient_checkpointing", None)

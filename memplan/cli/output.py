@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
+import textwrap
 from typing import TYPE_CHECKING, Any
 
 from memplan.errors import MemplanError
 
 if TYPE_CHECKING:
     from memplan.report import Report
+
+
+_NARROWEST = 40
 
 
 def write_json(value: Any) -> None:
@@ -41,8 +46,12 @@ def write_error(error: MemplanError) -> None:
 
 
 def write_message(message: str, hint: str = "") -> None:
-    """`error: ...`, with the hint indented below it."""
-    sys.stderr.write(f"error: {message}\n" + "".join(f"  {line}\n" for line in hint.splitlines()))
+    """`error: ...`, with the hint indented below it; broken at the width of a terminal."""
+    lines = [f"error: {message}", *(f"  {line}" for line in hint.splitlines())]
+    if sys.stderr.isatty():
+        width = max(shutil.get_terminal_size().columns, _NARROWEST)
+        lines = [textwrap.fill(line, width, subsequent_indent="  ", break_on_hyphens=False) for line in lines]
+    sys.stderr.write("".join(f"{line}\n" for line in lines))
 
 
 def is_terminal() -> bool:

@@ -52,6 +52,6 @@ def trace(
     from memplan.resolve import resolve
     from memplan.trace.cli import answer
 
-    check_formats(as_json, markdown)
+    check_formats(as_json, markdown, fail_on)
     found = answer(resolve(recipe), events=sys.stderr if events else None, memory_viz=memory_viz, timeout_s=timeout)
     return show(found, as_json=as_json, markdown=markdown, defaults=defaults, fail_on=fail_on)

@@ -31,13 +31,14 @@ class Kind(Enum):
     TEXT_OR_OBJECT = auto()  # text, unless it begins with a brace
 
 
-def read_value(key: str, kind: Kind, text: Any) -> Any:
+def read_value(key: str, kind: Kind, text: Any, names: Sequence[str] = ()) -> Any:
     """The value of recipe key `key`.
 
     Args:
         key: for messages.
         kind: from `memplan.cli.options.kind_of`.
         text: what the parser gave: a bool, a text, or a list of texts for what may be repeated.
+        names: what a FLAG_OR_NAME may be beside true and false.
 
     Raises:
         InvalidValueError: not what the kind allows.
@@ -53,6 +54,8 @@ def read_value(key: str, kind: Kind, text: Any) -> Any:
                 raise InvalidValueError(key, text, "a number")
             return float(text)
         case Kind.FLAG_OR_NAME:
+            if text not in ("true", "false", *names):
+                raise InvalidValueError(key, text, ", ".join(("true", "false", *names[:-1])) + f" or {names[-1]}")
             return {"true": True, "false": False}.get(text, text)
         case Kind.LIST:
             return _items(key, text)
