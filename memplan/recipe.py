@@ -205,9 +205,15 @@ def load_mapping(path: Path) -> dict[str, Any]:
     else:
         raise FileFormatError(f"{path}: unknown ending {suffix!r}", hint="allowed: .json, .toml, .yaml, .yml")
     if isinstance(data, dict) and isinstance(data.get("recipe"), dict):
+        stray = [str(key) for key in data if key in Recipe.model_fields]
+        if stray:
+            raise FileFormatError(f"{path}: {stray[0]} stands outside of `recipe`", hint="put every recipe key into it")
         data = data["recipe"]
     if not isinstance(data, dict):
         raise FileFormatError(f"{path} holds a {type(data).__name__}, not a mapping of recipe keys")
+    for key in data:
+        if not isinstance(key, str):
+            raise FileFormatError(f"{path}: the key {key!r} is not text")
     return data
 
 
@@ -242,8 +248,25 @@ def parse_json(text: str, name: str) -> Any:
 def _parse_yaml(text: str, path: Path) -> Any:
     import yaml  # 30 ms that only a YAML file should cost
 
+    class Loader(yaml.SafeLoader):
+        """Refuses a key that stands twice, of which PyYAML takes the last, and aliases, which can multiply a value."""
+
+        def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+            if self.check_event(yaml.AliasEvent):
+                line = self.peek_event().start_mark.line + 1  # type: ignore[no-untyped-call]
+                raise FileFormatError(f"{path}: line {line}: aliases are not read")
+            return super().compose_node(parent, index)
+
+        def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+            found = super().construct_mapping(node, deep)
+            names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+            for name in names:
+                if names.count(name) > 1:
+                    raise FileFormatError(f"{path}: the key {name!r} stands twice in one mapping")
+            return found
+
     try:
-        return yaml.safe_load(text)
+        return yaml.load(text, Loader)  # a SafeLoader: plain values only
     except yaml.YAMLError as error:
         raise FileFormatError(f"{path} is not valid YAML: {error}") from None
 
@@ -260,7 +283,8 @@ def _accept_old_names(data: dict[str, Any]) -> dict[str, Any]:
 
 
 def _raise_readable(error: ValidationError) -> NoReturn:
-    first = error.errors(include_url=False)[0]
+    found = error.errors(include_url=False)
+    first = found[0]
     key = str(first["loc"][0]) if first["loc"] else "recipe"
     if first["type"] == "missing":
         raise InputError(f"{key} is missing", hint=f"every recipe names its {key}") from None
@@ -268,7 +292,9 @@ def _raise_readable(error: ValidationError) -> NoReturn:
         allowed = first.get("ctx", {}).get("expected", "")
         names = [word.strip().strip("'") for word in allowed.replace(" or ", ", ").split(",")]
         raise UnknownNameError(key, first["input"], names) from None
-    raise InvalidValueError(key, first.get("input"), _sentence(first["msg"])) from None
+    # A key of several types has an error for each of them.
+    messages = dict.fromkeys(_sentence(entry["msg"]) for entry in found if entry["loc"][:1] == first["loc"][:1])
+    raise InvalidValueError(key, first.get("input"), ", or ".join(messages)) from None
 
 
 def _sentence(message: str) -> str:
