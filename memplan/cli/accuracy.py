@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Annotated, Any
 
 import typer
+
+from memplan.cli.output import write_text
 
 SourceArgument = Annotated[
     str | None, typer.Argument(metavar="SOURCE", help="A source of records; by default all of them.")
@@ -17,9 +18,7 @@ ByOption = Annotated[
     ),
 ]
 EngineOption = Annotated[str, typer.Option("--engine", metavar="estimate|trace|both", help="Which answer is scored.")]
-FormatOption = Annotated[
-    str, typer.Option("--format", metavar="text|json|markdown|html", help="Form of the answer.")
-]
+FormatOption = Annotated[str, typer.Option("--format", metavar="text|json|markdown|html", help="Form of the answer.")]
 Json = Annotated[bool, typer.Option("--json", help="The same as --format json.")]
 
 
@@ -37,5 +36,5 @@ def accuracy(
     # Its Literals are checked by it, in its own words.
     names: dict[str, Any] = {"format": "json" if as_json else form, "engine": engine}
     text = run_accuracy(source, by, **names)
-    sys.stdout.write(text if text.endswith("\n") else text + "\n")
+    write_text(text if text.endswith("\n") else text + "\n")
     return 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -16,7 +15,7 @@ from memplan.cli.estimate import estimate
 from memplan.cli.explain import explain
 from memplan.cli.lists import gpus, methods, models, optimizers
 from memplan.cli.options import spelled_out, with_recipe
-from memplan.cli.output import is_terminal, write_error, write_message
+from memplan.cli.output import is_terminal, write_error, write_message, write_text
 from memplan.cli.trace import trace
 from memplan.errors import MemplanError
 
@@ -42,7 +41,6 @@ class MemplanGroup(TyperGroup):
     def _run(self, arguments: list[str], prog_name: str, extra: dict[str, Any]) -> int:
         try:
             code = super().main(arguments, prog_name=prog_name, standalone_mode=False, **extra)
-            sys.stdout.flush()
         except MemplanError as error:
             write_error(error)
             return error.exit_code
@@ -52,10 +50,6 @@ class MemplanGroup(TyperGroup):
         except (typer.Abort, KeyboardInterrupt):
             write_message("interrupted")
             return _INTERRUPTED
-        except BrokenPipeError:
-            # The reader has gone; Python would complain once more when it flushes stdout at exit.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 0
         return int(code or 0)
 
 
@@ -73,7 +67,7 @@ def _show_version(wanted: bool) -> None:
     if wanted:
         from memplan import __version__
 
-        sys.stdout.write(f"memplan {__version__}\n")
+        write_text(f"memplan {__version__}\n")
         raise typer.Exit
 
 
@@ -87,7 +81,7 @@ def start(
 ) -> None:
     """How much GPU memory a training run needs, where it goes, and whether it fits."""
     if context.invoked_subcommand is None:
-        sys.stdout.write(context.get_help() + "\n")
+        write_text(context.get_help() + "\n")
 
 
 for _command in (

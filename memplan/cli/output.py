@@ -21,7 +21,7 @@ _NARROWEST = 40
 def write_json(value: Any) -> None:
     """`value` as JSON, alone on stdout."""
     text = value if isinstance(value, str) else json.dumps(value, indent=2, ensure_ascii=False)
-    sys.stdout.write(text + "\n")
+    write_text(text + "\n")
 
 
 def write_report(report: Report, *, markdown: bool = False) -> None:
@@ -29,7 +29,7 @@ def write_report(report: Report, *, markdown: bool = False) -> None:
     if markdown:
         from memplan.report.markdown import to_markdown
 
-        sys.stdout.write(to_markdown(report))
+        write_text(to_markdown(report))
     elif is_terminal():
         from memplan.report.terminal import print_report
 
@@ -37,7 +37,17 @@ def write_report(report: Report, *, markdown: bool = False) -> None:
     else:
         from memplan.report.plain import to_text
 
-        sys.stdout.write(to_text(report))
+        write_text(to_text(report))
+
+
+def write_text(text: str) -> None:
+    """`text` on stdout. A reader that has gone, as in `memplan gpus | head`, is no error and changes no exit code."""
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Python would complain once more when it flushes stdout at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def write_error(error: MemplanError) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -91,15 +92,11 @@ def test_broken_objects(text: str) -> None:
 
 @given(kind=st.sampled_from([Kind.INTEGER, Kind.NUMBER, Kind.OBJECT, Kind.FLAG_OR_NAME]), text=st.text(max_size=40))
 def test_any_text_is_read_or_refused_as_input(kind: Kind, text: str) -> None:
-    try:
+    with suppress(InputError):
         read_value("peft", kind, text, ("a", "b"))
-    except InputError as error:
-        assert error.message
 
 
 @given(texts=st.lists(st.text(max_size=20), min_size=1, max_size=3), kind=st.sampled_from([Kind.LIST, Kind.NAMES]))
 def test_any_list_is_read_or_refused_as_input(texts: list[str], kind: Kind) -> None:
-    try:
-        read_value("target_modules", kind, texts)
-    except InputError as error:
-        assert error.message
+    with suppress(InputError):
+        assert read_value("target_modules", kind, texts)
