@@ -27,12 +27,14 @@ from memplan.precision import policy_of
 from memplan.quantization import Quantization, Scheme
 from memplan.recipe import Loss, Precision, Recipe, Stack, Task
 from memplan.resolve import Resolved, resolve
+from memplan.step.allocator import AllocatorReport
 from memplan.step.optimizer_step import OptimizerEvent, clipping_events, construction_events, step_events
 from memplan.step.receipt import receipt
 from memplan.step.recording import Recording, record
 from memplan.step.replay import Run, play
 from memplan.step.settings import StepSettings
 from memplan.step.site import Site
+from memplan.step.unfold import CannotUnfold
 from memplan.step.walk import PhasePeak, Resident, Walk, Walker
 from memplan.verdict import judge
 
@@ -316,7 +318,7 @@ def walk(resolved: Resolved, prepared: Prepared, *, fold: bool = True) -> tuple[
 def _walked(resolved: Resolved, prepared: Prepared, unsupported: tuple[str, ...]) -> Estimate:
     recording, walked = walk(resolved, prepared)
     top = walked.peak
-    report = play(_run(resolved, prepared), expandable_segments=resolved.values["expandable_segments"])
+    report = _replay(resolved, prepared, recording)
     return _estimate(
         resolved,
         prepared,
@@ -331,12 +333,22 @@ def _walked(resolved: Resolved, prepared: Prepared, unsupported: tuple[str, ...]
     )
 
 
-def _run(resolved: Resolved, prepared: Prepared) -> Run:
-    """The run as the allocator sees it, layer by layer."""
+def _replay(resolved: Resolved, prepared: Prepared, recording: Recording) -> AllocatorReport:
+    """What the caching allocator makes of the run."""
+    expandable = resolved.values["expandable_segments"]
+    try:
+        return play(_run(prepared, resolved, recording), expandable_segments=expandable)
+    except CannotUnfold:
+        every_layer = _recording(resolved, prepared, fold=False)
+        return play(_run(prepared, resolved, every_layer), expandable_segments=expandable)
+
+
+def _run(prepared: Prepared, resolved: Resolved, recording: Recording) -> Run:
+    """The run as the allocator sees it."""
     return Run(
         load_events=prepared.loading.events,
         last_key=prepared.loading.last_key,
-        recording=_recording(resolved, prepared, fold=False),
+        recording=recording,
         construction=construction_events(prepared.optimizer, prepared.state.trained),
         clipping=clipping(resolved, prepared),
         optimizer_events=step_events(prepared.optimizer, prepared.state.trained),

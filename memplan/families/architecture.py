@@ -33,7 +33,7 @@ class Parameter:
     @property
     def elements(self) -> int:
         """Number of elements."""
-        return prod(self.shape)
+        return prod(map(int, self.shape))
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,6 +38,9 @@ class Run:
 class Builder(LossOps):
     """A tape with modules, attention and losses on it, and layers that repeat.
 
+    Attributes:
+        ports: for each folded run, the storages that its executed layer took and gave.
+
     Args:
         settings: batch, sequence, precision and kernels of the step.
         sites: what stands at each module path; None while declaring.
@@ -47,6 +50,7 @@ class Builder(LossOps):
     def __init__(self, settings: StepSettings, sites: Mapping[str, Site] | None = None, *, fold: bool = True) -> None:
         super().__init__(settings, sites)
         self.fold = fold
+        self.ports: list[tuple[int, int]] = []
 
     def layers(
         self,
@@ -80,9 +84,12 @@ class Builder(LossOps):
                 self.layer_counts.append(repeats)
                 self.layer_names.append(f"{path}.{index}")
                 self.enter(self.phase, len(self.layer_counts) - 1)
+                given = x.storage.info.index if x.storage is not None else None
                 x = self._run_layer(path, index, layer, x, checkpointed)
                 if x.storage is not None:
                     x.storage.info.is_port = True
+                    if repeats > 1 and given is not None:
+                        self.ports.append((given, x.storage.info.index))
                 self.enter(self.phase, 0)
         return x
 

@@ -10,11 +10,10 @@ Known limits:
 from __future__ import annotations
 
 from collections.abc import Iterable
-from math import prod
 from typing import cast
 
 from memplan.dtypes import DType
-from memplan.step.tensor import Node, Shape, Storage, Tape, Tensor
+from memplan.step.tensor import Node, Shape, Storage, Tape, Tensor, count_elements
 
 _WIDTH_ORDER = (
     DType.BOOL,
@@ -49,7 +48,7 @@ def broadcast(a: Shape, b: Shape) -> Shape:
 
 def fit_gradient(tape: Tape, grad: Tensor, shape: Shape, dtype: DType) -> Tensor:
     """What the engine's `validate_outputs` does to a gradient: sum a broadcast away, cast to the input's dtype."""
-    if prod(grad.shape) != prod(shape):
+    if grad.shape != shape and count_elements(grad.shape) != count_elements(shape):
         grad = tape.new(shape, grad.dtype, "sum")
     if grad.dtype is not dtype:
         grad = tape.new(shape, dtype, "_to_copy", by_token=grad.by_token)

@@ -12,14 +12,13 @@ Known limits:
 from __future__ import annotations
 
 from collections.abc import Iterable
-from math import prod
 from typing import cast
 
 from memplan.dtypes import DType
 from memplan.quantization import Moment, Quantization, Scheme, backward_temporaries, forward_temporaries
 from memplan.step import ops
 from memplan.step.modules import ModuleTape
-from memplan.step.tensor import Node, Shape, Storage, Tape, Tensor
+from memplan.step.tensor import Node, Shape, Storage, Tape, Tensor, count_elements
 
 
 def quantized_linear(t: ModuleTape, q: Quantization, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -34,7 +33,7 @@ def quantized_linear(t: ModuleTape, q: Quantization, x: Tensor, weight: Tensor, 
     dtype = autocast or q.compute_dtype
     meta = (x.shape, x.dtype, weight.shape, weight.dtype, dtype, q)
     node = t.record("matmul_4bit", (x,), (), _matmul_4bit_backward, meta)
-    rows = prod(x.shape[:-1])
+    rows = count_elements(x.shape[:-1])
     moments = forward_temporaries(q, _matrix(weight.shape), rows, q.compute_dtype, autocast_dtype=autocast)
     out = _run_moments(t, moments, shape, dtype, "matmul_4bit")
     return ops.to(t, Tensor(t, shape, dtype, out, node), input_dtype)
@@ -52,7 +51,7 @@ def _matmul_4bit_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tens
 def _linear_int8(t: ModuleTape, q: Quantization, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     shape = (*x.shape[:-1], weight.shape[0])
     node = t.record("matmul_8bit", (x,), (x,), _matmul_8bit_backward, (x.shape, x.dtype, weight.shape, q))
-    moments = forward_temporaries(q, _matrix(weight.shape), prod(x.shape[:-1]), x.dtype)
+    moments = forward_temporaries(q, _matrix(weight.shape), count_elements(x.shape[:-1]), x.dtype)
     out = _run_moments(t, moments, shape, x.dtype, "matmul_8bit")
     return Tensor(t, shape, x.dtype, out, node)
 

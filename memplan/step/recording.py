@@ -26,6 +26,7 @@ class Recording:
         segments: events in order of time; equal layers stand once, with their count.
         named: indices of what the training loop's variables hold until the next step has made its own: the loss, and
             the outputs where they are kept.
+        ports: for each folded run, indices of what its executed layer took and gave.
         workspaces: indices of cuBLAS's workspaces, allocated in the first step only and never freed.
     """
 
@@ -33,6 +34,7 @@ class Recording:
     segments: list[Segment]
     named: frozenset[int]
     workspaces: frozenset[int]
+    ports: tuple[tuple[int, int], ...]
 
 
 def record(
@@ -70,6 +72,7 @@ def record(
         tape.segments,
         frozenset(entry.storage.info.index for entry in held if entry.storage is not None),
         frozenset(storage.info.index for storage in tape.workspaces.values()),
+        tuple(tape.ports),
     )
     del held
     tape.outputs.clear()

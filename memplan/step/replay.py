@@ -1,7 +1,7 @@
 """The same run for the caching allocator: every storage of load and two steps, in order, as blocks and segments.
 
 Known limits:
-    Equal layers are played one by one, so this costs tens of milliseconds where the walk costs one.
+    Equal layers are played one by one, so this costs tens of milliseconds where the walk costs a few.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from memplan.estimate import Component, Phase
 from memplan.step.allocator import AllocatorReport, replay
 from memplan.step.optimizer_step import OptimizerEvent
 from memplan.step.recording import Recording
+from memplan.step.unfold import Instance, unfold
 
 Event = tuple[int, int] | str
 
@@ -24,7 +25,7 @@ class Run:
     Attributes:
         load_events: (key, bytes) of each allocation and (key, 0) of each free while loading.
         last_key: the highest key in them.
-        recording: one micro-step, layer by layer (not folded).
+        recording: one micro-step; equal layers are played one by one.
         construction: states that the optimizer makes when it is constructed.
         clipping, optimizer_events: what clipping and the optimizer allocate and free.
         steps: how many steps.
@@ -62,40 +63,41 @@ def _events(run: Run) -> Iterator[Event]:
     yield from _optimizer(run.construction, keys, 1)
     named: list[int] = []
     for step in range(1, run.steps + 1):
-        held: dict[int, int] = {}
+        held: dict[Instance, int] = {}
         for phase in (Phase.FORWARD, Phase.BACKWARD):
             yield f"{phase} {step}"
-            yield from _segments(run.recording, phase, held, keys, step)
+            yield from _micro_step(run.recording, phase, held, keys, step)
             if phase is Phase.FORWARD:
                 yield from ((key, 0) for key in named)
                 named = []
         yield f"{Phase.OPTIMIZER_STEP} {step}"
         yield from _optimizer(run.clipping, keys, step)
         yield from _optimizer(run.optimizer_events, keys, step)
-        named = [held.pop(index) for index in sorted(run.recording.named) if index in held]
         # zero_grad(set_to_none=True), then the batch gives way to the next one.
         infos = run.recording.infos
-        for index in sorted(held, key=lambda index: infos[index].component is not Component.GRADIENTS):
-            yield held[index], 0
+        kept = [instance for instance in held if instance[0] in run.recording.named]
+        named = [held.pop(instance) for instance in kept]
+        for instance in sorted(held, key=lambda item: infos[item[0]].component is not Component.GRADIENTS):
+            yield held[instance], 0
 
 
-def _segments(recording: Recording, phase: Phase, held: dict[int, int], keys: _Keys, step: int) -> Iterator[Event]:
+def _micro_step(
+    recording: Recording, phase: Phase, held: dict[Instance, int], keys: _Keys, step: int
+) -> Iterator[Event]:
     infos = recording.infos
-    for segment in recording.segments:
-        if segment.phase != phase:
+    for instance, allocates in unfold(recording, phase):
+        if not allocates:
+            key = held.pop(instance, None)
+            if key is not None:
+                yield key, 0
             continue
-        assert segment.count == 1, "the allocator needs every layer by itself"
-        for event in segment.events:
-            if event >= 0:
-                size = infos[event].size_bytes
-                if event in recording.workspaces:
-                    if step == 1:
-                        yield keys.new(), size
-                elif size:
-                    held[event] = keys.new()
-                    yield held[event], size
-            elif ~event in held:
-                yield held.pop(~event), 0
+        size = infos[instance[0]].size_bytes
+        if instance[0] in recording.workspaces:
+            if step == 1:
+                yield keys.new(), size
+        elif size:
+            key = held[instance] = keys.new()
+            yield key, size
 
 
 def _optimizer(events: Iterable[OptimizerEvent], keys: _Keys, step: int) -> Iterator[Event]:

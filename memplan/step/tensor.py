@@ -57,6 +57,12 @@ def symbol_of(value: int) -> str:
 
 Shape = tuple[int, ...]
 
+
+def count_elements(shape: Shape) -> int:
+    """Product of the dimensions as a plain int: symbols are not multiplied out."""
+    return prod(map(int, shape))
+
+
 BLAS_OPS = frozenset({"mm", "bmm", "matmul_4bit_backward", "matmul_8bit_backward"})
 
 
@@ -68,6 +74,7 @@ class StorageInfo:
         size_bytes: rounded up to the allocator's 512-byte blocks.
         component: what the bytes are for. Raised from `temporaries` when autograd saves the storage.
         repeats: how many layers allocate one like it, where equal layers are executed once.
+        in_backward: whether backward allocated it.
         is_port: handed from one layer to the next, so that only the last one outlives its layer: a layer's result, and in
             backward whatever outlives one (the gradient of a layer's input).
     """
@@ -80,6 +87,7 @@ class StorageInfo:
     shape: Shape
     dtype: DType
     repeats: int = 1
+    in_backward: bool = False
     is_port: bool = False
 
 
@@ -326,7 +334,8 @@ class Tape:
 
     def alloc(self, shape: Shape, dtype: DType, op: str, component: Component | None = None) -> Storage:
         """A new storage for `shape` elements of `dtype`."""
-        size = prod(shape) * dtype.itemsize_bytes
+        size = count_elements(shape) * dtype.itemsize_bytes
+        in_backward = self.phase == Phase.BACKWARD
         info = StorageInfo(
             len(self.infos),
             -(-size // BLOCK_BYTES) * BLOCK_BYTES,
@@ -336,7 +345,8 @@ class Tape:
             shape,
             dtype,
             self.repeats,
-            self.phase == Phase.BACKWARD,
+            in_backward,
+            in_backward,
         )
         self.infos.append(info)
         self.events.append(info.index)
