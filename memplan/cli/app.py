@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from memplan.cli.accuracy import accuracy
 from memplan.cli.errors import usage_message
@@ -15,7 +15,7 @@ from memplan.cli.estimate import estimate
 from memplan.cli.explain import explain
 from memplan.cli.lists import gpus, methods, models, optimizers
 from memplan.cli.options import spelled_out, with_recipe
-from memplan.cli.output import is_terminal, write_error, write_message, write_text
+from memplan.cli.output import write_error, write_message, write_text
 from memplan.cli.trace import trace
 from memplan.errors import MemplanError
 
@@ -24,6 +24,22 @@ _ClickException: type[Exception] = next(
     cls for cls in typer.BadParameter.__mro__ if issubclass(cls, Exception) and cls.__name__ == "ClickException"
 )
 _INTERRUPTED = 130
+
+
+class MemplanCommand(TyperCommand):
+    """A command whose help has its options under headings, in plain text that is never shortened."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Write the options, section by section."""
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for param in self.get_params(ctx):
+            record = param.get_help_record(ctx)
+            if record is not None:
+                usual = "Arguments" if param.param_type_name == "argument" else "Options"
+                sections.setdefault(getattr(param, "rich_help_panel", None) or usual, []).append(record)
+        for title, records in sections.items():
+            with formatter.section(title):
+                formatter.write_dl(records)
 
 
 class MemplanGroup(TyperGroup):
@@ -58,7 +74,7 @@ app = typer.Typer(
     cls=MemplanGroup,
     add_completion=False,
     pretty_exceptions_enable=False,
-    rich_markup_mode="rich" if is_terminal() else None,
+    rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
@@ -94,4 +110,4 @@ for _command in (
     optimizers,
     accuracy,
 ):
-    app.command(_command.__name__)(_command)
+    app.command(_command.__name__, cls=MemplanCommand)(_command)

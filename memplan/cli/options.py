@@ -33,6 +33,7 @@ _METAVARS = {
     Kind.OBJECT: "JSON|FILE",
     Kind.TEXT_OR_OBJECT: "TEXT",
 }
+_LONGEST_METAVAR = 48
 # Old name of transformers, which the Recipe reads as well.
 _OLD_NAMES = {"--gradient-checkpointing": "--activation-checkpointing"}
 
@@ -190,6 +191,8 @@ def _option(key: str, panel: str, text: str) -> Any:
         return Annotated[bool | None, flag]
     names = ("true", "false") if kind is Kind.FLAG_OR_NAME else ()
     metavar = "|".join((*names, *choices_of(key))) or _METAVARS[kind]
+    if len(metavar) > _LONGEST_METAVAR:
+        metavar, text = "NAME", f"{text} One of: {', '.join((*names, *choices_of(key)))}."
     info = typer.Option(name, metavar=metavar, help=text, rich_help_panel=panel, show_default=False)
     return Annotated[list[str] | None, info] if kind in (Kind.LIST, Kind.NAMES) else Annotated[str | None, info]
 

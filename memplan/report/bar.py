@@ -63,6 +63,6 @@ def legend_labels(bar: Bar) -> list[tuple[int, str]]:
         if segment.size_bytes >= smallest
     ]
     used = sum(segment.size_bytes for segment in bar.segments)
-    if bar.upper_bytes is not None and bar.upper_bytes > used:
+    if bar.upper_bytes is not None and used < bar.upper_bytes and used <= bar.whole_bytes:
         found.append((-1, f"margin {format_bytes(bar.upper_bytes - used)}"))
     return found

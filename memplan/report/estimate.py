@@ -52,7 +52,7 @@ def headline(estimate: Estimate) -> Headline:
     expected, upper, usable = gib_apart(*sizes)
     tone = _TONES[verdict.fits]
     if verdict.fits is Fits.DOES_NOT_FIT:
-        over = format_bytes(-verdict.headroom_bytes)
+        over = format_bytes(-verdict.headroom_bytes, decimals=1)
         return Headline("Does not fit", f"{where} {floor}{expected} expected, {usable} usable, {over} too much", tone)
     if verdict.fits is Fits.UNCERTAIN and estimate.unsupported:
         return Headline("Uncertain", f"{where} at least {expected} of {usable} usable; not everything is covered", tone)
@@ -88,7 +88,8 @@ def _facts(estimate: Estimate) -> Facts:
     ]
     if estimate.host_bytes:
         rows.append(("host memory", f"{format_bytes(estimate.host_bytes)} of paged or offloaded state"))
-    rows.append(("source", _PROVENANCE[estimate.provenance]))
+    covered = bool(estimate.timeline)
+    rows.append(("source", _PROVENANCE[estimate.provenance] if covered else "analytic: model states alone"))
     return Facts(tuple(rows))
 
 

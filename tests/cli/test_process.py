@@ -78,6 +78,23 @@ def test_version_and_help() -> None:
         assert f"\n  {command} " in bare.stdout
 
 
+def test_help_has_headings_and_whole_names() -> None:
+    shown = _on_terminal(80, "estimate", "--help")
+    for heading in (
+        "Arguments",
+        "Model",
+        "Method",
+        "Precision and quantization",
+        "Batch",
+        "Step",
+        "Hardware",
+        "Output",
+    ):
+        assert f"\n{heading}:\n" in shown
+    assert "--prepare-model-for-kbit-training / --no-prepare-model-for-kbit-training" in shown
+    assert max(map(len, shown.splitlines())) <= 80
+
+
 @pytest.mark.parametrize("columns", [60, 80, 100, 120, 200])
 def test_a_terminal_gets_lines_that_fit(columns: int) -> None:
     shown = ANSI.sub("", _on_terminal(columns, *ESTIMATE))

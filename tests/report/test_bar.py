@@ -41,6 +41,10 @@ def test_the_legend_leaves_out_what_cannot_be_seen() -> None:
     assert legend_labels(bar) == [(0, "weights 4.00 GiB"), (-1, "margin 2.00 GiB")]
 
 
+def test_the_legend_has_no_margin_where_the_card_is_full() -> None:
+    assert legend_labels(_bar(4, 8, upper=10 * GIB)) == [(0, "0 8.00 GiB")]
+
+
 @given(
     sizes=st.lists(st.integers(0, 2**40), max_size=8),
     whole=st.integers(1, 2**40),

@@ -41,7 +41,7 @@ def _judged(**changes: Any) -> Estimate:
         ),
         (
             _judged(expected_bytes=30 * GIB, headroom_bytes=-GIB, fits=Fits.DOES_NOT_FIT),
-            "Does not fit on RTX 4090 24GB: 30.0 GiB expected, 23.5 GiB usable, 1.00 GiB too much",
+            "Does not fit on RTX 4090 24GB: 30.0 GiB expected, 23.5 GiB usable, 1.0 GiB too much",
             "bad",
         ),
         (
