@@ -9,7 +9,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, model_validator
 
 SCHEMA_VERSION = 1
 
@@ -177,7 +177,9 @@ class Estimate(_Model):
     components: tuple[ComponentBytes, ...]
     timeline: tuple[TimelinePoint, ...]
     host_bytes: int = 0
-    verdict_report: VerdictReport | None = Field(default=None, serialization_alias="verdict")
+    verdict_report: VerdictReport | None = Field(
+        default=None, serialization_alias="verdict", validation_alias=AliasChoices("verdict_report", "verdict")
+    )
     lines: tuple[Line, ...] = Field(default=(), exclude=True, repr=False)
     assumptions: tuple[str, ...] = ()
     unsupported: tuple[str, ...] = ()
