@@ -20,7 +20,7 @@ from memplan.estimate import Component, ComponentBytes, Estimate, Parameters, Pe
 from memplan.families import Head, describe, family_of
 from memplan.families.architecture import Architecture
 from memplan.loading import Loading, loading
-from memplan.methods import Adaptation, adapt
+from memplan.methods import Adaptation, AddedKind, adapt
 from memplan.model_state import ModelState, model_state, quantized_modules, sites_of
 from memplan.optimizers import Optimizer, get_optimizer
 from memplan.precision import policy_of
@@ -204,6 +204,10 @@ def unsupported_parts(resolved: Resolved, prepared: Prepared) -> Unsupported:
     elif resolved.task is not Task.CAUSAL_LM:
         step.append(f"the step under a {resolved.task} head; parameters and model states are exact")
     step += [f"the step of {resolved.method}: {text}" for text in prepared.adaptation.unwalked]
+    copied = {entry.module for entry in prepared.adaptation.added if entry.kind is AddedKind.COPY}
+    tied = {name.rpartition(".")[0] for pair in prepared.architecture.tied.items() for name in pair}
+    if copied & tied:
+        step.append(f"modules_to_save on a tied weight ({', '.join(sorted(copied & tied))})")
     if resolved.precision in (Precision.MASTER, Precision.MASTER_FP32_GRADS):
         step.append(f"the step under precision {resolved.precision}; model states are exact")
     if resolved.quantization is not None and not resolved.quantization.scheme.is_bitsandbytes:

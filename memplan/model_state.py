@@ -284,7 +284,11 @@ class _Storing:
         else:
             if self.prepare_kbit:
                 dtype = kbit_prepare_dtype(self.quantization, dtype)
-            if self.quantization is not None and self.quantization.scheme.is_4bit_bitsandbytes and parameter.name == "bias":
+            if (
+                self.quantization is not None
+                and self.quantization.scheme.is_4bit_bitsandbytes
+                and parameter.name == "bias"
+            ):
                 # The first forward of a 4-bit layer rewrites its bias; this is how it stays from then on.
                 if module.path in self.quantized:
                     dtype = quantized_module_bias_dtype(self.quantization, dtype, dtype)
@@ -356,6 +360,12 @@ def sites_of(
         if entry.component is Component.WEIGHTS:
             leaf = entry.name.rpartition(".")[2]
             by_module[entry.module].append(SiteParameter(leaf, entry.dtype, entry.trainable))
+    for added in adaptation.added:
+        if added.kind is AddedKind.COPY and added.module in by_module:
+            # `ModulesToSaveWrapper.forward` runs the copy in the original's place.
+            leaf = added.name.rpartition(".")[2]
+            kept = [parameter for parameter in by_module[added.module] if parameter.name != leaf]
+            by_module[added.module] = [*kept, SiteParameter(leaf, DType(added.dtype), added.trainable)]
     return {
         path: Site(
             tuple(parameters),

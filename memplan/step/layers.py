@@ -79,12 +79,13 @@ class LayerOps(ModuleTape):
     ) -> Tensor:
         a = self._adapter(path, "lora_A", (lora.rank, x.shape[-1]), lora.dtype)
         b = self._adapter(path, "lora_B", (weight.shape[0], lora.rank), lora.dtype)
+        b_bias = self._adapter(path, "lora_B.bias", (weight.shape[0],), lora.dtype) if lora.bias else None
         if site.quantized is not None:
-            return self._lora_on_quantized(site.quantized, lora, x, weight, bias, a, b)
+            return self._lora_on_quantized(site.quantized, lora, x, weight, bias, (a, b, b_bias))
         result = self.matmul(x, weight, bias)
         dtype = result.dtype
         x = ops.to(self, x, lora.dtype)
-        result = result + self._lora_update(lora, x, a, b)
+        result = result + self._lora_update(lora, x, (a, b, b_bias))
         return ops.to(self, result, dtype)
 
     def _lora_on_quantized(
@@ -94,8 +95,7 @@ class LayerOps(ModuleTape):
         x: Tensor,
         weight: Tensor,
         bias: Tensor | None,
-        a: Tensor,
-        b: Tensor,
+        adapter: tuple[Tensor, Tensor, Tensor | None],
     ) -> Tensor:
         """peft/tuners/lora/bnb.py: 4-bit results are cloned; x is cast, and the update cast back, only without autocast."""
         result = quantized_linear(self, quantized, x, weight, bias)
@@ -103,13 +103,14 @@ class LayerOps(ModuleTape):
         if quantized.scheme.is_4bit_bitsandbytes:
             result = ops.clone(self, result)
         if self.settings.autocast is not None:
-            return result + self._lora_update(lora, x, a, b)
+            return result + self._lora_update(lora, x, adapter)
         x = ops.to(self, x, lora.dtype)
-        return result + ops.to(self, self._lora_update(lora, x, a, b), dtype)
+        return result + ops.to(self, self._lora_update(lora, x, adapter), dtype)
 
-    def _lora_update(self, lora: LoraSite, x: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    def _lora_update(self, lora: LoraSite, x: Tensor, adapter: tuple[Tensor, Tensor, Tensor | None]) -> Tensor:
         """`lora_B(lora_A(dropout(x))) * scaling`."""
-        return ops.scale(self, self.matmul(self.matmul(ops.dropout(self, x, lora.dropout), a, None), b, None))
+        a, b, b_bias = adapter
+        return ops.scale(self, self.matmul(self.matmul(ops.dropout(self, x, lora.dropout), a, None), b, b_bias))
 
     def _adapter(self, path: str, name: str, shape: Shape, dtype: DType) -> Tensor:
         key = f"{path}.{name}"

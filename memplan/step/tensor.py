@@ -40,11 +40,15 @@ class Dim(int):
         return self
 
     def __mul__(self, other: int) -> Dim:
+        if not isinstance(other, int):
+            return NotImplemented
         return Dim(int(self) * int(other), f"{self.symbol}·{symbol_of(other)}")
 
     __rmul__ = __mul__
 
     def __add__(self, other: int) -> Dim:
+        if not isinstance(other, int):
+            return NotImplemented
         return Dim(int(self) + int(other), f"({self.symbol}+{symbol_of(other)})") if other else self
 
     __radd__ = __add__
