@@ -68,6 +68,16 @@ RECIPES: dict[str, dict[str, Any]] = {
     "starcoder2, LoRA, amp": {
         "model": {"model_type": "starcoder2", **DECODER}, "method": "lora", "target_modules": "all-linear", "precision": "amp",
     },
+    "gemma, LoRA, checkpointed": {
+        "model": {"model_type": "gemma", **DECODER}, "method": "lora", "activation_checkpointing": True,
+    },
+    "gemma2": {"model": {"model_type": "gemma2", **DECODER}, "method": "lora", "target_modules": "all-linear"},
+    "gemma3, amp": {"model": {"model_type": "gemma3_text", **DECODER}, "precision": "amp", "padding": True},
+    "phi3, QLoRA": {"model": {"model_type": "phi3", **DECODER, "vocab_size": 32064}, "method": "qlora", **MANY_ROWS},
+    "smollm3, fp32": {"model": {"model_type": "smollm3", **DECODER, "vocab_size": 128256}, "precision": "fp32"},
+    "LoRA, modules_to_save, biases": {
+        "method": "qlora", "peft": {"modules_to_save": ["lm_head"], "bias": "lora_only", "lora_bias": True}, **MANY_ROWS,
+    },
     "cohere": {"model": {"model_type": "cohere", **DECODER}},
     "olmo": {"model": {"model_type": "olmo", **DECODER}, "attn_implementation": "eager"},
 }  # fmt: skip

@@ -105,7 +105,14 @@ def rotary_buffers(t: Builder, size: int, prefix: str = "") -> None:
 def embed_tokens(t: Builder, config: Mapping[str, Any], *, class_name: str = "Embedding") -> Tensor:
     """The input embedding: [B, S, H]."""
     d = dims(config)
-    return t.input_embedding("embed_tokens", (t.batch, t.sequence), d.vocabulary, d.hidden, class_name=class_name)
+    return t.input_embedding(
+        "embed_tokens",
+        (t.batch, t.sequence),
+        d.vocabulary,
+        d.hidden,
+        class_name=class_name,
+        is_result=class_name == "Embedding",
+    )
 
 
 def decoder_layers(

@@ -93,9 +93,8 @@ def embeddings(t: Builder, config: Mapping[str, Any]) -> Tensor:
 
     def scale(t: Builder) -> Tensor:
         t.buffer("embed_scale", (), parse_dtype(config["dtype"] or "float32"))  # made in the type that is loaded
-        return embedded * Tensor(
-            t, (), embedded.dtype, None
-        )  # the buffer itself: its `.to(weight.dtype)` changes nothing
+        # The buffer itself: its `.to(weight.dtype)` changes nothing.
+        return t.require_input_gradient(embedded * Tensor(t, (), embedded.dtype, None))
 
     return t.call("embed_tokens", scale)
 
@@ -135,5 +134,6 @@ FAMILY = Family(
     forward,
     "model",
     TEXT_TASKS,
+    walked=frozenset({"gemma", "gemma2", "gemma3_text"}),
     missing={"gemma3_text": frozenset({Task.TOKEN_CLASSIFICATION})},
 )

@@ -171,14 +171,28 @@ class LayerOps(ModuleTape):
         return out
 
     def input_embedding(
-        self, name: str, shape: Shape, num_embeddings: int, dim: int, *, class_name: str = "Embedding"
+        self,
+        name: str,
+        shape: Shape,
+        num_embeddings: int,
+        dim: int,
+        *,
+        class_name: str = "Embedding",
+        is_result: bool = True,
     ) -> Tensor:
         """The model's input embedding (`get_input_embeddings`).
 
-        With `input_require_grads` its result is made a leaf, whose gradient accumulates.
+        Args:
+            name, shape, num_embeddings, dim, class_name: as for `embedding`.
+            is_result: whether this is what the module returns; False where its forward goes on (a scaled embedding), and
+                `require_input_gradient` is called on what it does return.
         """
         self.input_path = self.join(name)
         out = self.embedding(name, shape, num_embeddings, dim, class_name=class_name)
+        return self.require_input_gradient(out) if is_result else out
+
+    def require_input_gradient(self, out: Tensor) -> Tensor:
+        """With `input_require_grads` the input embedding's result is made a leaf, whose gradient accumulates."""
         if self.settings.input_require_grads and out.node is None:
             leaf = Leaf(self.input_path, out.shape, out.dtype, Component.TEMPORARIES)
             out.node = leaf
