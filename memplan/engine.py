@@ -7,8 +7,8 @@ model_states(recipe)   exact parameters and model-state bytes only
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import chain
 from typing import Any
@@ -30,7 +30,7 @@ from memplan.resolve import Resolved, resolve
 from memplan.step.allocator import AllocatorReport
 from memplan.step.optimizer_step import OptimizerEvent, clipping_events, construction_events, step_events
 from memplan.step.receipt import receipt
-from memplan.step.recording import Recording, record
+from memplan.step.recording import Recording, joined, record
 from memplan.step.replay import Run, play
 from memplan.step.settings import StepSettings
 from memplan.step.site import Site
@@ -42,6 +42,9 @@ from memplan.verdict import judge
 # GPUs without a reading.
 DEFAULT_COMPUTE_CAPABILITY = (8, 0)
 DEFAULT_WORKSPACE_BYTES = 8_519_680
+
+# Of one step, in the allocator. From the second on they are alike; the third shows what the second left behind.
+PLAYED_MICRO_STEPS = 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -220,8 +223,6 @@ def unsupported_parts(resolved: Resolved, prepared: Prepared) -> Unsupported:
         step.append("packed sequences")
     if values["attn_implementation"] == "flash_attention_2":
         step.append("the flash_attention_2 package; sdpa runs the same kernel from PyTorch")
-    if values["gradient_accumulation_steps"] > 1:
-        step.append("gradient accumulation beyond one micro-batch")
     if not prepared.state.parameters.trainable:
         step.append("a run that trains nothing")
     if prepared.optimizer.updates_in_backward:
@@ -259,6 +260,7 @@ def _settings(resolved: Resolved, prepared: Prepared) -> StepSettings:
         use_cache=values["use_cache"] and not mode,
         input_require_grads=bool(mode),  # modeling_utils.py, _activation_checkpointing_enable
         virtual_tokens=prepared.adaptation.virtual_tokens,
+        micro_batches=values["gradient_accumulation_steps"],
     )
 
 
@@ -276,15 +278,19 @@ def _workspace_bytes(resolved: Resolved) -> int:
     return cublas_workspace_bytes(resolved.gpu) if resolved.gpu is not None else DEFAULT_WORKSPACE_BYTES
 
 
-def _recording(resolved: Resolved, prepared: Prepared, *, fold: bool) -> Recording:
+def _recordings(resolved: Resolved, prepared: Prepared, *, fold: bool) -> tuple[Recording, ...]:
+    """The first micro-step and, with gradient accumulation, one that finds gradients."""
     family = family_of(str(resolved.config["model_type"]))
     head = Head(resolved.task, resolved.values.get("num_labels", 2))
-    return record(
-        lambda tape: family.forward(tape, resolved.config, head),
-        prepared.sites,
-        _settings(resolved, prepared),
-        fold=fold,
-    )
+    settings = _settings(resolved, prepared)
+
+    def recorded(settings: StepSettings) -> Recording:
+        return record(lambda tape: family.forward(tape, resolved.config, head), prepared.sites, settings, fold=fold)
+
+    first = recorded(settings)
+    if settings.micro_batches == 1:
+        return (first,)
+    return joined(first, recorded(replace(settings, accumulating=True)))
 
 
 def clipping(resolved: Resolved, prepared: Prepared) -> list[OptimizerEvent]:
@@ -306,23 +312,24 @@ def _resident(resolved: Resolved, prepared: Prepared) -> Resident:
     )
 
 
-def walk(resolved: Resolved, prepared: Prepared, *, fold: bool = True) -> tuple[Recording, Walk]:
-    """The recording of one micro-step and the walk over it."""
-    recording = _recording(resolved, prepared, fold=fold)
+def walk(resolved: Resolved, prepared: Prepared, *, fold: bool = True) -> tuple[tuple[Recording, ...], Walk]:
+    """The recordings of a step's micro-steps and the walk over them."""
+    recordings = _recordings(resolved, prepared, fold=fold)
     walker = Walker(
-        recording,
+        recordings[0],
         _resident(resolved, prepared),
         construction_events(prepared.optimizer, prepared.state.trained),
         clipping(resolved, prepared),
         step_events(prepared.optimizer, prepared.state.trained),
+        following=recordings[1] if len(recordings) > 1 else None,
     )
-    return recording, walker.run()
+    return recordings, walker.run()
 
 
 def _walked(resolved: Resolved, prepared: Prepared, unsupported: tuple[str, ...]) -> Estimate:
-    recording, walked = walk(resolved, prepared)
+    recordings, walked = walk(resolved, prepared)
     top = walked.peak
-    report = _replay(resolved, prepared, recording)
+    report = _replay(resolved, prepared, recordings)
     return _estimate(
         resolved,
         prepared,
@@ -333,26 +340,27 @@ def _walked(resolved: Resolved, prepared: Prepared, unsupported: tuple[str, ...]
         at=top,
         timeline=walked.phases,
         unsupported=unsupported,
-        lines=receipt(prepared.state, recording, top),
+        lines=receipt(prepared.state, recordings[0], top),
     )
 
 
-def _replay(resolved: Resolved, prepared: Prepared, recording: Recording) -> AllocatorReport:
+def _replay(resolved: Resolved, prepared: Prepared, recordings: Sequence[Recording]) -> AllocatorReport:
     """What the caching allocator makes of the run."""
     expandable = resolved.values["expandable_segments"]
     try:
-        return play(_run(prepared, resolved, recording), expandable_segments=expandable)
+        return play(_run(prepared, resolved, recordings), expandable_segments=expandable)
     except CannotUnfold:
-        every_layer = _recording(resolved, prepared, fold=False)
+        every_layer = _recordings(resolved, prepared, fold=False)
         return play(_run(prepared, resolved, every_layer), expandable_segments=expandable)
 
 
-def _run(prepared: Prepared, resolved: Resolved, recording: Recording) -> Run:
+def _run(prepared: Prepared, resolved: Resolved, recordings: Sequence[Recording]) -> Run:
     """The run as the allocator sees it."""
+    later = min(resolved.values["gradient_accumulation_steps"], PLAYED_MICRO_STEPS) - 1
     return Run(
         load_events=prepared.loading.events,
         last_key=prepared.loading.last_key,
-        recording=recording,
+        micro_steps=(recordings[0], *recordings[1:] * later),
         construction=construction_events(prepared.optimizer, prepared.state.trained),
         clipping=clipping(resolved, prepared),
         optimizer_events=step_events(prepared.optimizer, prepared.state.trained),

@@ -284,14 +284,10 @@ class _Storing:
         else:
             if self.prepare_kbit:
                 dtype = kbit_prepare_dtype(self.quantization, dtype)
-            if (
-                self.quantization is not None
-                and self.quantization.scheme.is_4bit_bitsandbytes
-                and parameter.name == "bias"
-            ):
+            quantization = self.quantization if module.path in self.quantized else None
+            if quantization and quantization.scheme.is_4bit_bitsandbytes and parameter.name == "bias":
                 # The first forward of a 4-bit layer rewrites its bias; this is how it stays from then on.
-                if module.path in self.quantized:
-                    dtype = quantized_module_bias_dtype(self.quantization, dtype, dtype)
+                dtype = quantized_module_bias_dtype(quantization, dtype, dtype)
             blocks = (round_to_block(parameter.elements * dtype.itemsize_bytes),)
         return StoredParameter(
             name=name,

@@ -3,10 +3,10 @@
 | policy              | weights | gradients | states incl. master copy (Adam) | who does it |
 |---------------------|--------:|----------:|--------------------------------:|-------------|
 | `fp32`              |       4 |         4 |                               8 | plain PyTorch |
-| `amp`               |       4 |         4 |                               8 | Trainer `bf16=True` on a model loaded in float32 |
+| `amp`               |       4 |         4 |                               8 | `bf16=True` on a model loaded in float32 |
 | `pure`              |       2 |         2 |                               4 | a model loaded in 16 bits, plain optimizer |
 | `master`            |       2 |         2 |                              12 | Apex O2, DeepSpeed: 2 + 2 + (4 + 8) |
-| `master-fp32-grads` |       2 |         4 |                              12 | Megatron, DeepSpeed with fp32 gradient accumulation |
+| `master-fp32-grads` |       2 |         4 |                              12 | Megatron, DeepSpeed with fp32 gradients |
 
 A parameter that is float32 already (PEFT's adapters, casted norms) has no master copy and its gradient is float32 under
 every policy.

@@ -46,6 +46,13 @@ RECIPES: dict[str, dict[str, Any]] = {
     "full, eager, float16, padded": {
         "attn_implementation": "eager", "dtype": "float16", "precision": "pure", "padding": True,
     },
+    "full, accumulated": {"gradient_accumulation_steps": 3},
+    "full, tied, amp, accumulated, outputs kept": {
+        "model": TIED, "precision": "amp", "gradient_accumulation_steps": 2, "keep_outputs": True, "padding": True,
+    },
+    "LoRA, accumulated, checkpointed": {
+        "method": "lora", "gradient_accumulation_steps": 4, "activation_checkpointing": True, "optim": "adamw_torch",
+    },
     "LoRA": {"method": "lora", "lora_r": 7},
     "LoRA, all linear, dropout": {"method": "lora", "target_modules": "all-linear", "lora_dropout": 0.1},
     "LoRA, checkpointed": {"method": "lora", "target_modules": "all-linear", "activation_checkpointing": True},

@@ -109,7 +109,7 @@ def _accumulate(tape: Tape, buffers: dict[int, Tensor], key: int, grad: Tensor) 
 def _accumulate_leaf(tape: Tape, leaf: Leaf, buffers: dict[int, Tensor]) -> None:
     unique = _reference_counts(buffers, id(leaf)) == _UNIQUE
     grad = buffers.pop(id(leaf))
-    if leaf.grad is not None:
+    if leaf.grad is not None or leaf.accumulates:
         return  # added in place into the gradient that is there; the new one is freed here
     if unique and grad.storage is not None:
         grad.storage.info.component = leaf.component

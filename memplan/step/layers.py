@@ -116,7 +116,9 @@ class LayerOps(ModuleTape):
         key = f"{path}.{name}"
         known = self.parameters.get(key)
         if known is None:
-            known = self.parameters[key] = Tensor(self, shape, dtype, None, Leaf(key, shape, dtype))
+            known = self.parameters[key] = Tensor(
+                self, shape, dtype, None, Leaf(key, shape, dtype, accumulates=self.settings.accumulating)
+            )
         return known
 
     def matmul(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -183,7 +185,11 @@ class LayerOps(ModuleTape):
         """The model's input embedding (`get_input_embeddings`).
 
         Args:
-            name, shape, num_embeddings, dim, class_name: as for `embedding`.
+            name: as for `embedding`, and so are `shape`, `num_embeddings`, `dim` and `class_name`.
+            shape: see there.
+            num_embeddings: see there.
+            dim: see there.
+            class_name: see there.
             is_result: whether this is what the module returns; False where its forward goes on (a scaled embedding), and
                 `require_input_gradient` is called on what it does return.
         """

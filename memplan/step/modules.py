@@ -117,6 +117,6 @@ class ModuleTape(Tape):
             entry = site.parameter(name) if site else None
             dtype = entry.dtype if entry else DType.FLOAT32
             trainable = entry.trainable if entry else True
-            leaf = Leaf(key, shape, dtype) if trainable else None
+            leaf = Leaf(key, shape, dtype, accumulates=self.settings.accumulating) if trainable else None
             known = self.parameters[key] = Tensor(self, shape, dtype, None, leaf)
         return known

@@ -6,10 +6,11 @@ Symbols: B micro batch, S sequence length.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from memplan.dtypes import DType
 from memplan.estimate import Component, Phase
+from memplan.step import ops
 from memplan.step.autograd import backward
 from memplan.step.builder import Builder
 from memplan.step.settings import StepSettings
@@ -55,6 +56,10 @@ def record(
     labels = tape.alloc(batch, DType.INT64, "labels", Component.BUFFERS)
     attention_mask = tape.alloc(batch, DType.INT64, "attention_mask", Component.BUFFERS) if settings.padding else None
     loss = forward(tape)
+    if settings.micro_batches > 1:
+        tape.outputs.append(loss)
+        with tape.component(Component.LOGITS_AND_LOSS):
+            loss = ops.scale(tape, loss, "div")
     if not settings.keep_outputs:
         tape.outputs.clear()
     tape.casts.clear()  # autocast's cache ends with its context
@@ -78,3 +83,22 @@ def record(
     tape.outputs.clear()
     del input_ids, labels, attention_mask, loss, node
     return result
+
+
+def joined(first: Recording, following: Recording) -> tuple[Recording, Recording]:
+    """Both recordings over one list of storages, so that what one leaves can be alive while the other is played."""
+    offset = len(first.infos)
+
+    def move(event: int) -> int:
+        return event + offset if event >= 0 else event - offset
+
+    infos = [*first.infos, *(replace(info, index=info.index + offset) for info in following.infos)]
+    segments = [replace(segment, events=[move(event) for event in segment.events]) for segment in following.segments]
+    moved = Recording(
+        infos,
+        segments,
+        frozenset(index + offset for index in following.named),
+        frozenset(index + offset for index in following.workspaces),
+        tuple((given + offset, result + offset) for given, result in following.ports),
+    )
+    return replace(first, infos=infos), moved

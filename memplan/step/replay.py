@@ -2,6 +2,7 @@
 
 Known limits:
     Equal layers are played one by one, so this costs tens of milliseconds where the walk costs a few.
+    With gradient accumulation three micro-steps are played at most; more of them could fragment further.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ class Run:
     Attributes:
         load_events: (key, bytes) of each allocation and (key, 0) of each free while loading.
         last_key: the highest key in them.
-        recording: one micro-step; equal layers are played one by one.
+        micro_steps: the recordings of one step's micro-steps in order; equal layers are played one by one.
         construction: states that the optimizer makes when it is constructed.
         clipping, optimizer_events: what clipping and the optimizer allocate and free.
         steps: how many steps.
@@ -33,7 +34,7 @@ class Run:
 
     load_events: Sequence[tuple[int, int]]
     last_key: int
-    recording: Recording
+    micro_steps: Sequence[Recording]
     construction: Sequence[OptimizerEvent]
     clipping: Sequence[OptimizerEvent]
     optimizer_events: Sequence[OptimizerEvent]
@@ -63,26 +64,33 @@ def _events(run: Run) -> Iterator[Event]:
     yield from _optimizer(run.construction, keys, 1)
     named: list[int] = []
     for step in range(1, run.steps + 1):
-        held: dict[Instance, int] = {}
-        for phase in (Phase.FORWARD, Phase.BACKWARD):
-            yield f"{phase} {step}"
-            yield from _micro_step(run.recording, phase, held, keys, step)
-            if phase is Phase.FORWARD:
-                yield from ((key, 0) for key in named)
-                named = []
+        gradients: list[int] = []
+        batch: list[int] = []
+        for number, recording in enumerate(run.micro_steps):
+            held: dict[Instance, int] = {}
+            for phase in (Phase.FORWARD, Phase.BACKWARD):
+                yield f"{phase} {step}"
+                yield from _micro_step(recording, phase, held, keys, first=step == 1 and not number)
+                if phase is Phase.FORWARD:
+                    yield from ((key, 0) for key in named)
+                    named = []
+            infos = recording.infos
+            for instance, key in held.items():
+                is_gradient = infos[instance[0]].component is Component.GRADIENTS
+                (gradients if is_gradient else named if instance[0] in recording.named else batch).append(key)
+            if number < len(run.micro_steps) - 1:
+                yield from ((key, 0) for key in batch)
+                batch = []
         yield f"{Phase.OPTIMIZER_STEP} {step}"
         yield from _optimizer(run.clipping, keys, step)
         yield from _optimizer(run.optimizer_events, keys, step)
         # zero_grad(set_to_none=True), then the batch gives way to the next one.
-        infos = run.recording.infos
-        kept = [instance for instance in held if instance[0] in run.recording.named]
-        named = [held.pop(instance) for instance in kept]
-        for instance in sorted(held, key=lambda item: infos[item[0]].component is not Component.GRADIENTS):
-            yield held[instance], 0
+        yield from ((key, 0) for key in gradients)
+        yield from ((key, 0) for key in batch)
 
 
 def _micro_step(
-    recording: Recording, phase: Phase, held: dict[Instance, int], keys: _Keys, step: int
+    recording: Recording, phase: Phase, held: dict[Instance, int], keys: _Keys, *, first: bool
 ) -> Iterator[Event]:
     infos = recording.infos
     for instance, allocates in unfold(recording, phase):
@@ -93,7 +101,7 @@ def _micro_step(
             continue
         size = infos[instance[0]].size_bytes
         if instance[0] in recording.workspaces:
-            if step == 1:
+            if first:
                 yield keys.new(), size
         elif size:
             key = held[instance] = keys.new()

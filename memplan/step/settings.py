@@ -24,6 +24,8 @@ class StepSettings:
         keep_outputs: the caller keeps the model's output (logits) alive until the step ends.
         use_cache: the model builds and returns past key/values.
         input_require_grads: `enable_input_require_grads` was called, as PEFT does with checkpointing.
+        micro_batches: micro-batches of one optimizer step; with more than one the loss is divided by their number.
+        accumulating: this is not the first of them: gradients exist.
         virtual_tokens: positions that a prompt method puts in front of every sequence.
     """
 
@@ -41,3 +43,5 @@ class StepSettings:
     use_cache: bool = False
     input_require_grads: bool = False
     virtual_tokens: int = 0
+    micro_batches: int = 1
+    accumulating: bool = False

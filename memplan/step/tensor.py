@@ -169,12 +169,22 @@ class Leaf:
 
     Attributes:
         component: what its gradient counts as.
+        accumulates: whether an earlier micro-batch has left a gradient, which a new one is added to in place.
     """
 
-    __slots__ = ("component", "dependencies", "dtype", "grad", "name", "shape")
+    __slots__ = ("accumulates", "component", "dependencies", "dtype", "grad", "name", "shape")
 
-    def __init__(self, name: str, shape: Shape, dtype: DType, component: Component = Component.GRADIENTS) -> None:
+    def __init__(
+        self,
+        name: str,
+        shape: Shape,
+        dtype: DType,
+        component: Component = Component.GRADIENTS,
+        *,
+        accumulates: bool = False,
+    ) -> None:
         self.name = name
+        self.accumulates = accumulates
         self.component = component
         self.shape = shape
         self.dtype = dtype

@@ -1,8 +1,9 @@
 """The walk: load, then two steps of forward, backward and optimizer, with everything that is alive at each moment.
 
 A `Recording` says what one micro-step allocates and frees; here it is played on top of what stays (weights, states),
-phase by phase. Equal layers stand once in the recording with their count: a stretch that repeats is linear, so its
-highest moment lies in its first or its last repetition.
+phase by phase. With gradient accumulation a second one says what a micro-step does that finds gradients: it is played once
+a step, since all later ones are alike. Equal layers stand once in the recording with their count: a stretch that repeats is
+linear, so its highest moment lies in its first or its last repetition.
 
 Known limits:
     Memory is followed at the level `live`: storages rounded to 512 bytes. Blocks and segments are the allocator's business.
@@ -11,8 +12,8 @@ Known limits:
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from memplan.estimate import Component, Phase
 from memplan.step.optimizer_step import OptimizerEvent
@@ -98,11 +99,12 @@ class Walker:
     """Plays a recording and an optimizer on top of what stays.
 
     Args:
-        recording: one micro-step.
+        recording: the first micro-step.
         resident: what stays.
         construction: states that the optimizer makes when it is constructed, at the end of loading.
         clipping: what gradient clipping borrows, before the optimizer's states exist.
         optimizer_events: the optimizer's states and what its step borrows, in order.
+        following: a micro-step that adds to gradients, over the same list of storages as `recording` (`joined`).
         steps: how many steps to walk; the second one is the steady state.
     """
 
@@ -113,10 +115,13 @@ class Walker:
         construction: Iterable[OptimizerEvent] = (),
         clipping: Iterable[OptimizerEvent] = (),
         optimizer_events: Iterable[OptimizerEvent] = (),
+        following: Recording | None = None,
         steps: int = 2,
     ) -> None:
         self.infos = recording.infos
-        self.recording = recording
+        self.micro_steps = (recording,) if following is None else (recording, following)
+        self.all_named = frozenset().union(*(entry.named for entry in self.micro_steps))
+        self.workspaces = recording.workspaces
         self.resident = resident
         self.construction = tuple(construction)
         self.clipping = tuple(clipping)
@@ -134,8 +139,12 @@ class Walker:
         walk = Walk()
         walk.phases.append(self._load())
         for step in range(1, self.steps + 1):
-            for phase in (Phase.FORWARD, Phase.BACKWARD):
-                walk.phases.append(self._play(step, phase))
+            played: list[list[PhasePeak]] = []
+            for recording in self.micro_steps:
+                if played:
+                    self._next_batch()
+                played.append([self._play(recording, step, phase) for phase in (Phase.FORWARD, Phase.BACKWARD)])
+            walk.phases += [_highest(alike) for alike in zip(*played, strict=True)]
             walk.phases.append(self._optimize(step))
         return walk
 
@@ -152,11 +161,12 @@ class Walker:
                 peak, components = self.live_bytes, Counter(self.base)
         return PhasePeak(peak, self.live_bytes, at, components, {})
 
-    def _play(self, step: int, phase: Phase) -> PhasePeak:
-        self.skipped = frozenset() if step == 1 else self.recording.workspaces
+    def _play(self, recording: Recording, step: int, phase: Phase) -> PhasePeak:
+        is_first = step == 1 and recording is self.micro_steps[0]
+        self.skipped = frozenset() if is_first else recording.workspaces
         peak, where = self.live_bytes, None
         start = Counter(self.alive)
-        segments = [segment for segment in self.recording.segments if segment.phase == phase]
+        segments = [segment for segment in recording.segments if segment.phase == phase]
         for position, segment in enumerate(segments):
             profile = self._profile(segment)
             repeats = segment.count
@@ -170,7 +180,7 @@ class Walker:
         components = self._components(alive)
         if phase is Phase.BACKWARD:
             self._settle_gradients()
-        elif step > 1:
+        else:
             self._forget_named()
         return PhasePeak(peak, self.live_bytes, at, components, alive)
 
@@ -181,15 +191,17 @@ class Walker:
             if self.infos[index].component is Component.GRADIENTS:
                 total += count * self.infos[index].size_bytes
                 del self.alive[index]
-        assert total == self.resident.gradients_bytes, (
-            f"{total} bytes of gradients, {self.resident.gradients_bytes} expected"
-        )
         self.base[Component.GRADIENTS] += total
+        held = self.base[Component.GRADIENTS]
+        assert held == self.resident.gradients_bytes, (
+            f"{held} bytes of gradients, {self.resident.gradients_bytes} expected"
+        )
 
     def _forget_named(self) -> None:
-        """Loss and kept outputs of the previous step, whose names have just been bound to the new ones."""
+        """Loss and kept outputs of the previous micro-step, whose names have just been bound to the new ones."""
         self.alive.subtract(self.named)
         self.live_bytes -= sum(self.infos[index].size_bytes * count for index, count in self.named.items())
+        self.named = Counter()
 
     def _optimize(self, step: int) -> PhasePeak:
         peak, components, label = self.live_bytes, self._components(self.alive), "optimizer.step"
@@ -210,18 +222,18 @@ class Walker:
             watch(event.label.partition("#")[0])
         self._add(Component.GRADIENTS, -self.base[Component.GRADIENTS])
         end = self.live_bytes
-        self._end_step()
+        self._next_batch()
         return PhasePeak(peak, end, Moment(step, Phase.OPTIMIZER_STEP, label, ""), components, storages)
 
-    def _end_step(self) -> None:
+    def _next_batch(self) -> None:
         """The batch gives way to the next one; what the loop's variables name stays until they are bound again."""
         self.named = Counter()
         for index, count in list(self.alive.items()):
             if not count:
                 del self.alive[index]
-            elif index in self.recording.named:
+            elif index in self.all_named:
                 self.named[index] = count
-            elif index not in self.recording.workspaces:
+            elif index not in self.workspaces:
                 self.live_bytes -= count * self.infos[index].size_bytes
                 del self.alive[index]
 
@@ -279,6 +291,11 @@ class Walker:
                 info = self.infos[index]
                 total[info.component] += count * info.size_bytes
         return {component: size for component, size in total.items() if size}
+
+
+def _highest(phases: Sequence[PhasePeak]) -> PhasePeak:
+    """The same phase of every micro-step as one: the highest moment, and the end of the last."""
+    return replace(max(phases, key=lambda phase: phase.peak_bytes), end_bytes=phases[-1].end_bytes)
 
 
 def _place(module: str, segment: Segment, repeat: int) -> str:

@@ -1,4 +1,4 @@
-"""`python -m tests.benchmarks`: import, model states, estimate and cold start, each as the best and the median of several runs."""
+"""`python -m tests.benchmarks`: import, model states, estimate and cold start, as best and median of several runs."""
 
 from __future__ import annotations
 
