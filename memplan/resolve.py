@@ -393,6 +393,12 @@ def _training(
         "reentrant" if prepares else False,
         "prepare_model_for_kbit_training turns it on, in torch's default variant" if prepares else "TrainingArguments",
     )
+    if method in ("prefix_tuning", "cartridge") and filler.values["activation_checkpointing"]:
+        raise InvalidValueError(
+            "activation_checkpointing",
+            filler.values["activation_checkpointing"],
+            f"only false: PEFT refuses {method}, which lives in the key/value cache, on a checkpointed model",
+        )
     _attention(str(model.config["model_type"]), filler)
     filler.fill("loss", Loss.DEFAULT, "default: the model's own loss")
     filler.fill("stack", Stack.TRANSFORMERS, "default")

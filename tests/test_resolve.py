@@ -390,6 +390,12 @@ CONTRADICTIONS: list[tuple[dict[str, Any], type[InputError], str]] = [
         "or fp8",
     ),
     (
+        {"method": "prefix_tuning", "num_virtual_tokens": 3, "activation_checkpointing": True},
+        InvalidValueError,
+        "activation_checkpointing = True is not allowed: only false: PEFT refuses prefix_tuning, which lives in the "
+        "key/value cache, on a checkpointed model",
+    ),
+    (
         {"task": "seq2seq-lm"},
         InvalidValueError,
         "task = 'seq2seq-lm' is not allowed: llama models have: causal-lm, sequence-classification, "
