@@ -1,19 +1,37 @@
-"""`python -m memplan.evidence table`: regenerate ACCURACY.md."""
+"""`python -m memplan.evidence table` regenerates ACCURACY.md; `trace [--source NAME]` traces what has no answer yet."""
 
 from __future__ import annotations
 
 import argparse
+import sys
 
+from memplan.errors import MemplanError
 from memplan.evidence.accuracy import write_accuracy_page
 
 
-def main() -> None:
+def main() -> int:
     """Entry point."""
     parser = argparse.ArgumentParser(prog="python -m memplan.evidence", description=__doc__)
-    parser.add_argument("action", choices=("table",))
-    parser.parse_args()
-    write_accuracy_page()
+    actions = parser.add_subparsers(dest="action", required=True)
+    actions.add_parser("table", help="regenerate ACCURACY.md")
+    tracing = actions.add_parser("trace", help="trace the records' recipes (needs the trace extra)")
+    tracing.add_argument("--source", help="only this source of records")
+    tracing.add_argument("--again", action="store_true", help="also those that have an answer")
+    options = parser.parse_args()
+    if options.action == "table":
+        write_accuracy_page()
+        return 0
+    from memplan.evidence.tracing import trace_records
+
+    try:
+        trace_records(
+            options.source, again=options.again, progress=lambda line: print(line, file=sys.stderr, flush=True)
+        )
+    except MemplanError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

@@ -95,7 +95,19 @@ def _traced(key: str) -> Prediction:
         return Prediction({}, "not traced yet")
     if "failed" in entry:
         return Prediction({}, entry["failed"])
+    mismatch = _other_attention(json.loads(key), entry["versions"]["torch"])
+    if mismatch:
+        return Prediction({}, mismatch)
     return Prediction({level: entry[f"{level}_bytes"] for level in Level})
+
+
+def _other_attention(recipe: Mapping[str, Any], traced_under: str) -> str:
+    """Why a trace does not answer a recipe that names its torch: what sdpa does with grouped heads changed in 2.14."""
+    wanted = recipe.get("torch_version")
+    traced = ".".join(traced_under.split(".")[:2])
+    if wanted is None or wanted == traced or recipe.get("attn_implementation") != "sdpa":
+        return ""
+    return f"the recipe runs sdpa of torch {wanted}, and the trace ran under {traced}"
 
 
 __all__ = ["TRACED_FILE", "EngineName", "Prediction", "predict", "recipe_key", "traced_answers"]

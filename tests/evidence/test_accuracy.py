@@ -31,6 +31,12 @@ def test_no_verdict_says_fits_wrongly() -> None:
     assert scores.wrong_fits == 0
 
 
+def test_a100_allocated_stays_within_the_goal() -> None:
+    rows = [row for row in summaries(score("fms").scored) if row.engine == "estimate"]
+    assert [row.level for row in rows] == ["allocated"]
+    assert rows[0].median < 0.01
+
+
 def test_t4_allocated_stays_within_the_goal() -> None:
     (row,) = (row for row in summaries(score("t4").scored) if row.level == "allocated")
     assert row.records == 32
