@@ -8,8 +8,9 @@ import typer
 
 from memplan.cli.output import write_text
 
-SourceArgument = Annotated[
-    str | None, typer.Argument(metavar="SOURCE", help="A source of records; by default all of them.")
+SourceOption = Annotated[
+    str | None,
+    typer.Option("--source", metavar="NAME", help="A source of records; by default all of them.", show_default=False),
 ]
 ByOption = Annotated[
     str | None,
@@ -23,8 +24,8 @@ Json = Annotated[bool, typer.Option("--json", help="The same as --format json.")
 
 
 def accuracy(
-    source: SourceArgument = None,
     *,
+    source: SourceOption = None,
     by: ByOption = None,
     engine: EngineOption = "estimate",
     form: FormatOption = "text",

@@ -125,12 +125,18 @@ def safe_softmax(self: torch.Tensor, *_: Any, **__: Any) -> Iterable[int]:
     yield self.numel()
 
 
+def softmax_backward(grad: torch.Tensor, *_: Any, **__: Any) -> Iterable[int]:
+    """aten/src/ATen/native/cuda/SoftMax.cu, softmax_backward_cuda_out: the kernel first forms `grad * output`."""
+    yield grad.numel() * grad.element_size()
+
+
 _RULES: dict[str, Callable[..., Iterable[int]]] = {
     "aten::_scaled_dot_product_flash_attention_backward": flash_backward,
     "aten::_flash_attention_backward": flash_attn_backward,
     "aten::_scaled_dot_product_efficient_attention_backward": efficient_backward,
     "aten::embedding_dense_backward": embedding_backward,
     "aten::_safe_softmax": safe_softmax,
+    "aten::_softmax_backward_data": softmax_backward,
     "bitsandbytes::gemm_4bit": gemm_4bit,
 }
 _CUBLAS = {"aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::_grouped_mm"}

@@ -210,7 +210,7 @@ def test_unsupported_is_exit_code_3(run: Run) -> None:
 
 
 def test_an_unknown_source_of_records(run: Run) -> None:
-    done = run("accuracy", "nosuch")
+    done = run("accuracy", "--source", "nosuch")
     assert (done.code, done.out) == (2, "")
     assert done.err.startswith("error: unknown source 'nosuch'\n  allowed: ")
 

@@ -37,7 +37,7 @@ OWN_OPTIONS = {
     "gpus": ["--json"],
     "methods": ["--json"],
     "optimizers": ["--json"],
-    "accuracy": ["--by", "--engine", "--format", "--json"],
+    "accuracy": ["--source", "--by", "--engine", "--format", "--json"],
 }
 WITH_RECIPE = ("estimate", "trace", "explain")
 
