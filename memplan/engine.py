@@ -120,7 +120,7 @@ def prepare(resolved: Resolved) -> Prepared:
         values.get("autocast_adapter_dtype", True),
         values.get("trainable"),
         values["optim"],
-        tuple(sorted(optim_args.items())),
+        json.dumps(optim_args, sort_keys=True),
         targets,
     )
     return _prepare(*key)
@@ -139,7 +139,7 @@ def _prepare(
     autocast_adapter_dtype: bool,
     trainable: tuple[str, ...] | None,
     optim: str,
-    optim_args: tuple[tuple[str, Any], ...],
+    optim_args_json: str,
     optim_target_modules: str | tuple[str, ...] | None,
 ) -> Prepared:
     architecture = describe(json.loads(config_json), head)
@@ -157,7 +157,7 @@ def _prepare(
         autocast_adapter_dtype=autocast_adapter_dtype,
         trainable=trainable,
     )
-    options = dict(optim_args)
+    options = json.loads(optim_args_json)
     if optim_target_modules is not None:
         options["optim_target_modules"] = optim_target_modules
     optimizer = get_optimizer(optim, **options)

@@ -118,12 +118,14 @@ def resolve(recipe: Recipe, *, allow_paths: bool = True) -> Resolved:
         filler.values["gpu"], filler.sources["gpu"] = gpu.id, USER
     filler.fill("gpus", 1, "default: one GPU")
     filler.fill("expandable_segments", False, "default: PyTorch's allocator as it comes")
+    config = _config(recipe, model, filler)
+    _refuse_unused(said, filler, method, task)
     return Resolved(
         recipe=recipe,
         values=filler.values,
         sources=filler.sources,
         model=model,
-        config=_config(recipe, model, filler),
+        config=config,
         task=task,
         method=method,
         peft=peft,
@@ -135,11 +137,32 @@ def resolve(recipe: Recipe, *, allow_paths: bool = True) -> Resolved:
     )
 
 
+# Keys that become part of another one, and keys whose False changes nothing.
+_FLAT_KEYS = frozenset({"lora_r", "lora_dropout", "target_modules", "num_virtual_tokens"})
+_HARMLESS_WHEN_FALSE = frozenset({"load_in_4bit", "load_in_8bit", "prepare_model_for_kbit_training"})
+
+
+def _refuse_unused(said: Mapping[str, Any], filler: _Filler, method: str, task: Task) -> None:
+    """A key that was said and changes nothing is a misunderstanding, and the answer would be one to another question."""
+    for key, value in said.items():
+        if key in filler.values or key in _FLAT_KEYS or value is None:
+            continue
+        if key in _HARMLESS_WHEN_FALSE and not value:
+            continue
+        reason = {
+            "num_labels": f"a {task} head has no labels",
+            "autocast_adapter_dtype": f"method {method} has no PEFT adapter",
+            "prepare_model_for_kbit_training": f"it prepares a quantized base for an adapter; method is {method}",
+            "llm_int8_skip_modules": "nothing is quantized by bitsandbytes: say load_in_4bit or load_in_8bit",
+        }.get(key, "base weights are not in bitsandbytes' 4 bits: say load_in_4bit" if key.startswith("bnb_4bit") else "")
+        raise InputError(f"{key} is given, but nothing in this recipe uses it", hint=reason or "leave it out")
+
+
 def _peft(recipe: Recipe, method: str, filler: _Filler) -> dict[str, Any]:
     """The adapter config as far as it was said: `peft`, the flat keys, and what the method's name sets."""
     known = get_method(method)
     flat = {
-        "r": recipe.lora_r,
+        "lora_r": recipe.lora_r,
         "lora_dropout": recipe.lora_dropout,
         "target_modules": list(recipe.target_modules)
         if isinstance(recipe.target_modules, tuple)
@@ -156,10 +179,11 @@ def _peft(recipe: Recipe, method: str, filler: _Filler) -> dict[str, Any]:
             )
         return {}
     config = {**known.options, **(recipe.peft or {})}
-    for key, value in given.items():
+    for flat_key, value in given.items():
+        key = "r" if flat_key == "lora_r" else flat_key
         if key in config and config[key] != value:
             raise InputError(
-                f"{key} is given twice: {value!r} beside peft.{key} = {config[key]!r}", hint="give it once"
+                f"{flat_key} is given twice: {value!r} beside peft.{key} = {config[key]!r}", hint="give it once"
             )
         config[key] = value
     if method == "qlora" and config.get("target_modules") is None and config.get("target_parameters") is None:
@@ -228,6 +252,8 @@ def _quantization(
     if (is_4bit or is_8bit) and recipe.quantization_config:
         raise InputError("quantization_config and load_in_4bit / load_in_8bit are two ways to say one thing: give one")
     skip = recipe.llm_int8_skip_modules
+    if skip is not None and (is_4bit or is_8bit):
+        filler.fill("llm_int8_skip_modules", skip, USER)
     if is_4bit:
         why = "method qlora" if recipe.load_in_4bit is None else USER
         filler.values["load_in_4bit"], filler.sources["load_in_4bit"] = True, why
@@ -372,7 +398,14 @@ def _attention(model_type: str, filler: _Filler) -> None:
 def _training(
     recipe: Recipe, method: str, model: ResolvedModel, quantization: Quantization | None, filler: _Filler
 ) -> None:
-    prepared = quantization is not None and method not in ("full", "bitfit")
+    if quantization is not None and get_method(method).peft_type is None:
+        raise InvalidValueError(
+            "method",
+            method,
+            f"{quantization.scheme} weights are trained through an adapter only (transformers' Trainer refuses them "
+            "otherwise): use a PEFT method such as qlora",
+        )
+    prepared = quantization is not None
     if prepared:
         filler.fill("prepare_model_for_kbit_training", True, "PEFT's recipe for quantized bases")
     if recipe.trainable is not None:

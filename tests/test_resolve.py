@@ -376,7 +376,7 @@ CONTRADICTIONS: list[tuple[dict[str, Any], type[InputError], str]] = [
     (
         {"method": "lora", "lora_r": 8, "peft": {"r": 4}},
         InputError,
-        "r is given twice: 8 beside peft.r = 4\ngive it once",
+        "lora_r is given twice: 8 beside peft.r = 4\ngive it once",
     ),
     (
         {"method": "dora", "peft": {"use_dora": True, "peft_type": "LOHA"}},

@@ -110,6 +110,7 @@ def _states(state: ModelState) -> list[Line]:
         (Component.MASTER_WEIGHTS, "float32 copies", state.master_bytes),
         (Component.OPTIMIZER_STATES, "optimizer states", state.states.device_bytes),
         (Component.BUFFERS, "buffers", state.buffers_bytes),
+        (Component.QUANTIZATION_STATE, "code book of the process", state.shared_code_book_bytes),
     ):
         if size:
             found.append(_whole(component, op, size, state))
