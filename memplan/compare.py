@@ -6,7 +6,7 @@ The trace is the witness; what differs is a finding about the engine (or about t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from memplan import engine
 from memplan.errors import MemplanError
@@ -14,7 +14,7 @@ from memplan.recipe import Recipe
 from memplan.resolve import resolve
 from memplan.step.walk import Walk
 from memplan.trace.estimate import spec_of
-from memplan.trace.result import PhaseSummary, TraceResult
+from memplan.trace.result import TraceResult
 from memplan.trace.runner import run_many
 
 
@@ -134,16 +134,5 @@ def differences(walk: Walk, result: TraceResult) -> tuple[PhaseDifference, ...]:
             estimate_at=str(mine.at),
             trace_at=f"{theirs.at.name} in {theirs.at.module}" if theirs.at.module else theirs.at.name,
         )
-        for mine, theirs in zip(walk.phases, _merged(result.phases), strict=True)
+        for mine, theirs in zip(walk.phases, result.merged_phases, strict=True)
     )
-
-
-def _merged(phases: Sequence[PhaseSummary]) -> list[PhaseSummary]:
-    """Phases that gradient accumulation repeats as one: the highest peak, and the last end."""
-    found: dict[tuple[int, str], PhaseSummary] = {}
-    for phase in phases:
-        key = phase.step, phase.phase
-        known = found.get(key)
-        higher = phase if known is None or phase.peak_bytes > known.peak_bytes else known
-        found[key] = replace(higher, end_bytes=phase.end_bytes)
-    return list(found.values())

@@ -29,12 +29,12 @@ from memplan.recipe import Loss, Precision, Recipe, Stack, Task
 from memplan.resolve import Resolved, resolve
 from memplan.step.allocator import AllocatorReport
 from memplan.step.optimizer_step import OptimizerEvent, clipping_events, construction_events, step_events
+from memplan.step.ports import CannotUnfold
 from memplan.step.receipt import receipt
 from memplan.step.recording import Recording, joined, record
 from memplan.step.replay import Run, play
 from memplan.step.settings import StepSettings
 from memplan.step.site import Site
-from memplan.step.unfold import CannotUnfold
 from memplan.step.walk import PhasePeak, Resident, Walk, Walker
 from memplan.verdict import judge
 
@@ -232,11 +232,31 @@ def unsupported_parts(resolved: Resolved, prepared: Prepared) -> Unsupported:
     except UnsupportedError as error:
         step.append(error.message)
     other: list[str] = []
+    if resolved.gpu is not None and resolved.gpu.vendor != "NVIDIA":
+        other.append(f"the kernels of {resolved.gpu.name}: the step is walked with NVIDIA's")
+    head_size = _head_size(resolved.config)
+    if (
+        not step
+        and head_size % 8
+        and values["attn_implementation"] == "sdpa"
+        and (resolved.autocast or resolved.dtype).is_half
+    ):
+        other.append(f"attention heads of {head_size} elements, which sdpa pads to a multiple of 8")
+    if resolved.peft.get("init_lora_weights", True) not in (True, False, "gaussian"):
+        other.append(f"what init_lora_weights={resolved.peft['init_lora_weights']} borrows while the adapter is made")
     if values["gpus"] > 1:
         other.append(f"parallelism over {values['gpus']} GPUs: the figures are those of one GPU that holds everything")
     if resolved.quantization is not None and resolved.quantization.scheme is Scheme.INT8:
         other.append("LLM.int8's outlier columns, which depend on the data")
     return Unsupported((*step, *other), bool(step))
+
+
+def _head_size(config: Mapping[str, Any]) -> int:
+    """Elements of an attention head; 0 where the config does not say."""
+    if config.get("head_dim"):
+        return int(config["head_dim"])
+    width, heads = config.get("hidden_size"), config.get("num_attention_heads")
+    return int(width) // int(heads) if width and heads else 0
 
 
 # -- the two kinds of answer ------------------------------------------------------------------------------

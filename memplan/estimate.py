@@ -42,11 +42,14 @@ class Phase(StrEnum):
 
 
 class Fits(StrEnum):
-    """The verdict's word."""
+    """The verdict's word; true in a condition only where it is `fits`."""
 
     FITS = "fits"
     UNCERTAIN = "uncertain"
     DOES_NOT_FIT = "does_not_fit"
+
+    def __bool__(self) -> bool:
+        return self is Fits.FITS
 
 
 class Provenance(StrEnum):

@@ -154,7 +154,9 @@ def _refuse_unused(said: Mapping[str, Any], filler: _Filler, method: str, task: 
             "autocast_adapter_dtype": f"method {method} has no PEFT adapter",
             "prepare_model_for_kbit_training": f"it prepares a quantized base for an adapter; method is {method}",
             "llm_int8_skip_modules": "nothing is quantized by bitsandbytes: say load_in_4bit or load_in_8bit",
-        }.get(key, "base weights are not in bitsandbytes' 4 bits: say load_in_4bit" if key.startswith("bnb_4bit") else "")
+        }.get(
+            key, "base weights are not in bitsandbytes' 4 bits: say load_in_4bit" if key.startswith("bnb_4bit") else ""
+        )
         raise InputError(f"{key} is given, but nothing in this recipe uses it", hint=reason or "leave it out")
 
 

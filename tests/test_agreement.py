@@ -50,6 +50,12 @@ RECIPES: dict[str, dict[str, Any]] = {
     "full, tied, amp, accumulated, outputs kept": {
         "model": TIED, "precision": "amp", "gradient_accumulation_steps": 2, "keep_outputs": True, "padding": True,
     },
+    "LoRA, checkpointed, outputs kept": {"method": "lora", "activation_checkpointing": True, "keep_outputs": True},
+    "LoRA, reentrant, outputs kept, accumulated": {
+        "method": "lora", "activation_checkpointing": "reentrant", "keep_outputs": True, "gradient_accumulation_steps": 2,
+    },
+    "norms trained": {"trainable": ("*norm*",)},
+    "BitFit": {"model": {"model_type": "qwen2", **DECODER}, "method": "bitfit"},
     "LoRA, accumulated, checkpointed": {
         "method": "lora", "gradient_accumulation_steps": 4, "activation_checkpointing": True, "optim": "adamw_torch",
     },

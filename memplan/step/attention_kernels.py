@@ -164,11 +164,15 @@ def backward_workspaces(kernel: Kernel, q: Meta, k: Meta) -> list[int]:
 
     Flash (flash_api.cpp, `mha_bwd`): softmax_d and dq_accum in float32 over lengths rounded up to 128 and head sizes rounded
     up to 32 (64 above 128); with grouped heads dk and dv expanded to all heads. Memory-efficient
-    (attention_backward.cu): delta in float32 over the length rounded up to 32.
+    (attention_backward.cu): delta in float32 over the length rounded up to 32; in half precision also the query gradient's
+    accumulator, a 64 × 64 tile in float32 and its counters for each block of 64 rows and 64 columns (kernel_backward.h,
+    `workspace_size`).
     """
     batch, heads, length, size = q.shape
     if kernel is Kernel.EFFICIENT:
-        return [batch * heads * -(-length // 32) * 32 * 4]
+        tiles = batch * heads * -(-length // 64) * -(-size // 64)
+        accumulator = [tiles * (64 * 64 * 4 + 16)] if q.dtype.is_half else []
+        return [batch * heads * -(-length // 32) * 32 * 4, *accumulator]
     if kernel is Kernel.CUDNN:
         return []
     rows = -(-length // 128) * 128

@@ -5,6 +5,7 @@ Symbols: B micro batch, S sequence length.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
@@ -13,6 +14,7 @@ from memplan.estimate import Component, Phase
 from memplan.step import ops
 from memplan.step.autograd import backward
 from memplan.step.builder import Builder
+from memplan.step.ports import Ledger
 from memplan.step.settings import StepSettings
 from memplan.step.site import Site
 from memplan.step.tensor import Segment, StorageInfo, Tensor
@@ -69,20 +71,36 @@ def record(
     node, loss.node = loss.node, None
     backward(tape, node, grad)
     del grad
-    tape.held.clear()  # Trainer.training_step returns a detached loss: the graph goes here
+    if not settings.keep_outputs:
+        tape.held.clear()  # Trainer.training_step returns a detached loss: the graph goes here
     tape.enter(Phase.OPTIMIZER_STEP)
     held = [loss, *tape.outputs]
-    result = Recording(
-        tape.infos,
-        tape.segments,
-        frozenset(entry.storage.info.index for entry in held if entry.storage is not None),
-        frozenset(storage.info.index for storage in tape.workspaces.values()),
-        tuple(tape.ports),
-    )
+    named = frozenset(entry.storage.info.index for entry in held if entry.storage is not None)
+    workspaces = frozenset(storage.info.index for storage in tape.workspaces.values())
+    if settings.keep_outputs:
+        fed = {storage.info.index for storage in (input_ids, labels, attention_mask) if storage is not None}
+        named |= _kept(tape, workspaces | fed)
+    result = Recording(tape.infos, tape.segments, named, workspaces, tuple(tape.ports))
     del held
+    tape.held.clear()
     tape.outputs.clear()
     del input_ids, labels, attention_mask, loss, node
     return result
+
+
+def _kept(tape: Builder, others: frozenset[int]) -> frozenset[int]:
+    """Everything alive besides `others` and gradients: what kept outputs hold, by themselves and through their graph.
+
+    The graph holds inputs that were made leaves, with their gradients, and the arguments of reentrant checkpoints.
+    """
+    alive: Counter[int] = Counter()
+    ledger = Ledger(tape.infos, tape.ports)
+    for segment in tape.segments:
+        ledger.play(alive, segment, 0, segment.count)
+    gone = {index for index, count in alive.items() if count <= 0}
+    return frozenset(
+        index for index in alive.keys() - gone - others if tape.infos[index].component is not Component.GRADIENTS
+    )
 
 
 def joined(first: Recording, following: Recording) -> tuple[Recording, Recording]:

@@ -13,17 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from memplan.estimate import Component, Phase
+from memplan.estimate import Phase
+from memplan.step.ports import CannotUnfold, gradient_ports
 from memplan.step.recording import Recording
 from memplan.step.tensor import Segment, StorageInfo
 
 # (storage index, layer number) names one storage; the number is -1 outside folded layers.
 Instance = tuple[int, int]
 Change = tuple[Instance, bool]
-
-
-class CannotUnfold(Exception):  # noqa: N818 - a signal to record every layer
-    """The recording hands more than one tensor from layer to layer."""
 
 
 def unfold(recording: Recording, phase: Phase) -> Iterator[Change]:
@@ -66,7 +63,7 @@ def _last_layer(info: StorageInfo) -> int:
 
 def _repeated(segment: Segment, infos: list[StorageInfo], results: dict[int, int]) -> Iterator[Change]:
     forward = segment.phase == Phase.FORWARD
-    handed = {} if forward else _gradient_ports(segment, infos, results)
+    handed = {} if forward else gradient_ports(segment, infos, results)
     order = range(segment.count) if forward else range(segment.count - 1, -1, -1)
     first = next(iter(order))
     for layer in order:
@@ -87,15 +84,3 @@ def _repeated(segment: Segment, infos: list[StorageInfo], results: dict[int, int
 def _outside(info: StorageInfo) -> int:
     """The instance that enters a run from outside: a plain storage, or the port of the run before."""
     return -1 if info.repeats == 1 else _last_layer(info)
-
-
-def _gradient_ports(segment: Segment, infos: list[StorageInfo], results: dict[int, int]) -> dict[int, int]:
-    """What the layer above hands down, and under which name this one hands it on."""
-    made = {event for event in segment.events if event >= 0}
-    freed = {~event for event in segment.events if event < 0}
-    given = [index for index in freed - made if infos[index].in_backward and index not in results]
-    kept = [index for index in made - freed if infos[index].component is not Component.GRADIENTS]
-    # None at all where every layer adds to the same gradient in place.
-    if len(given) != len(kept) or len(given) > 1:
-        raise CannotUnfold
-    return dict(zip(given, kept, strict=True))

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 
 from memplan.estimate import Component, Phase
 from memplan.step.optimizer_step import OptimizerEvent
+from memplan.step.ports import Ledger
 from memplan.step.recording import Recording
 from memplan.step.tensor import Segment
 
@@ -122,6 +123,7 @@ class Walker:
         self.micro_steps = (recording,) if following is None else (recording, following)
         self.all_named = frozenset().union(*(entry.named for entry in self.micro_steps))
         self.workspaces = recording.workspaces
+        self.ledgers = [Ledger(self.infos, entry.ports) for entry in self.micro_steps]
         self.resident = resident
         self.construction = tuple(construction)
         self.clipping = tuple(clipping)
@@ -164,6 +166,7 @@ class Walker:
     def _play(self, recording: Recording, step: int, phase: Phase) -> PhasePeak:
         is_first = step == 1 and recording is self.micro_steps[0]
         self.skipped = frozenset() if is_first else recording.workspaces
+        ledger = self.ledgers[recording is not self.micro_steps[0]]
         peak, where = self.live_bytes, None
         start = Counter(self.alive)
         segments = [segment for segment in recording.segments if segment.phase == phase]
@@ -175,8 +178,8 @@ class Walker:
                 if height > peak:
                     peak, where = height, (position, repeat, profile.peak_index)
             self.live_bytes += repeats * profile.delta_bytes
-            self._count(self.alive, segment.events, repeats)
-        alive, at = self._situation(start, segments, where, step, phase)
+            ledger.play(self.alive, segment, 0, repeats, skipped=self.skipped)
+        alive, at = self._situation(ledger, start, segments, where, step, phase)
         components = self._components(alive)
         if phase is Phase.BACKWARD:
             self._settle_gradients()
@@ -261,15 +264,14 @@ class Walker:
         profile = self.profiles[key] = Profile(height, peak, peak_index)
         return profile
 
-    def _count(self, alive: Alive, events: Iterable[int], repeats: int) -> None:
-        for event in events:
-            if event < 0:
-                alive[~event] -= repeats
-            elif event not in self.skipped:
-                alive[event] += repeats
-
     def _situation(
-        self, start: Alive, segments: list[Segment], where: tuple[int, int, int] | None, step: int, phase: Phase
+        self,
+        ledger: Ledger,
+        start: Alive,
+        segments: list[Segment],
+        where: tuple[int, int, int] | None,
+        step: int,
+        phase: Phase,
     ) -> tuple[Alive, Moment]:
         """Storages alive at the highest moment of a phase, and what that moment is."""
         if where is None:
@@ -277,10 +279,11 @@ class Walker:
         position, repeat, index = where
         alive = Counter(start)
         for segment in segments[:position]:
-            self._count(alive, segment.events, segment.count)
+            ledger.play(alive, segment, 0, segment.count, skipped=self.skipped)
         segment = segments[position]
-        self._count(alive, segment.events, repeat)
-        self._count(alive, segment.events[: index + 1], 1)
+        ledger.play(alive, segment, 0, repeat, skipped=self.skipped)
+        until = segment.events[: index + 1]
+        ledger.play(alive, segment, repeat, repeat + 1, events=until, skipped=self.skipped)
         info = self.infos[segment.events[index]]
         return alive, Moment(step, phase, info.op, _place(info.module, segment, repeat))
 

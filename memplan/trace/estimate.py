@@ -34,6 +34,9 @@ from memplan.verdict import judge
 UNNAMED_GPU_CONTEXT_BYTES = 400 * MIB
 
 
+_BIASES = (r"re:(.*\.)?bias",)
+
+
 class ResolvedRecipe(Protocol):
     """What is read of a recipe whose defaults are filled in (`memplan.resolve.Resolved`)."""
 
@@ -72,6 +75,7 @@ def spec_of(resolved: ResolvedRecipe) -> TraceSpec:
         task=str(values["task"]),
         num_labels=int(values.get("num_labels") or 2),
         peft=peft,
+        trainable=_BIASES if values.get("method") == "bitfit" else values.get("trainable"),
         autocast_adapter_dtype=bool(values.get("autocast_adapter_dtype", True)),
         dtype=str(values["dtype"]),
         autocast=str(autocast) if autocast else None,
@@ -106,8 +110,14 @@ def _refuse_what_cannot_be_traced(values: Mapping[str, Any]) -> None:
         f"stack={values.get('stack')}": str(values.get("stack", "transformers")) not in ("transformers", "trl"),
         f"loss={values.get('loss')}": str(values.get("loss", "default")) != "default",
         f"precision={values.get('precision')}": str(values.get("precision")) not in ("fp32", "amp", "pure"),
-        f"method={values.get('method')}": not values.get("peft") and values.get("method", "full") != "full",
-        "trainable": bool(values.get("trainable")),
+        f"method={values.get('method')}": not values.get("peft")
+        and values.get("method", "full") not in ("full", "bitfit"),
+        "bitfit under a classification head": values.get("method") == "bitfit"
+        and "classification" in str(values["task"]),
+        f"quantization_config={values.get('quantization_config')}": bool(values.get("quantization_config")),
+        "llm_int8_skip_modules": bool(values.get("llm_int8_skip_modules")),
+        "bnb_4bit_quant_storage other than uint8": values.get("bnb_4bit_quant_storage", "uint8") != "uint8",
+        "optim_target_modules": bool(values.get("optim_target_modules")),
         "packing": bool(values.get("packing")),
     }
     found = [reason for reason, applies in reasons.items() if applies]
@@ -169,11 +179,11 @@ def to_estimate(result: TraceResult, resolved: ResolvedRecipe, *, expandable_seg
             TimelinePoint(
                 step=entry.step, phase=Phase(entry.phase), peak_bytes=entry.peak_bytes, end_bytes=entry.end_bytes
             )
-            for entry in result.phases
+            for entry in result.merged_phases
         ),
         host_bytes=result.host_bytes,
         verdict_report=judge(gpu, report.max_reserved_bytes, unsupported=False) if gpu is not None else None,
-        assumptions=assumptions(result, gpu),
+        assumptions=assumptions(result, gpu, str(resolved.values.get("torch_version", ""))),
         provenance=Provenance.TRACE,
         versions=result.versions,
     )
@@ -203,9 +213,12 @@ def bytes_per_parameter(result: TraceResult) -> BytesPerParameter:
     )
 
 
-def assumptions(result: TraceResult, gpu: Gpu | None) -> tuple[str, ...]:
+def assumptions(result: TraceResult, gpu: Gpu | None, torch_version: str = "") -> tuple[str, ...]:
     """What the trace could not know, in sentences."""
     found = list(result.notes)
+    installed = result.versions.get("torch", "")
+    if torch_version and not installed.startswith(f"{torch_version}."):
+        found.append(f"traced with torch {installed}, though the recipe names {torch_version}")
     if gpu is None:
         found.append("no GPU named: kernels as on compute capability 8.0, and a CUDA context of 400 MiB")
     found += [

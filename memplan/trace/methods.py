@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from memplan.errors import InvalidValueError, UnknownNameError
+from memplan.methods.base import matches
 from memplan.trace import builder
 from memplan.trace.spec import TraceSpec
 
@@ -26,6 +28,8 @@ _TASK_TYPES = {
 def apply_method(spec: TraceSpec, model: Any, labels: Labels) -> nn.Module:
     """The trainable model: `model` itself, or PEFT's wrapper around it, with checkpointing switched on."""
     if spec.peft is None:
+        if spec.trainable is not None:
+            _train_only(spec.trainable, model)
         builder.apply_checkpointing(spec, model)
         return model
     import peft
@@ -49,6 +53,18 @@ def apply_method(spec: TraceSpec, model: Any, labels: Labels) -> nn.Module:
             model.enable_input_require_grads()
     labels.before_method(model)
     return peft.get_peft_model(model, build_peft_config(spec), autocast_adapter_dtype=spec.autocast_adapter_dtype)
+
+
+def _train_only(patterns: Sequence[str], model: nn.Module) -> None:
+    """Freezes what the last pattern that names a parameter does not choose; a tied weight is named by each of its names."""
+    wanted: dict[nn.Parameter, bool] = dict.fromkeys(model.parameters(), False)
+    named = list(model.named_parameters(remove_duplicate=False))
+    for pattern in patterns:
+        for name, parameter in named:
+            if matches(pattern.removeprefix("!"), name):
+                wanted[parameter] = not pattern.startswith("!")
+    for parameter, is_trained in wanted.items():
+        parameter.requires_grad_(is_trained)
 
 
 def build_peft_config(spec: TraceSpec) -> Any:

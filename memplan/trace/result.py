@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
 from typing import Any
@@ -167,6 +167,16 @@ class TraceResult:
         if not found:
             raise KeyError((step, phase))
         return max(found, key=lambda entry: entry.peak_bytes)
+
+    @property
+    def merged_phases(self) -> list[PhaseSummary]:
+        """Phases that gradient accumulation repeats as one: the highest peak, and the last end."""
+        found: dict[tuple[int, str], PhaseSummary] = {}
+        for phase in self.phases:
+            known = found.get((phase.step, phase.phase), phase)
+            higher = phase if phase.peak_bytes > known.peak_bytes else known
+            found[phase.step, phase.phase] = replace(higher, end_bytes=phase.end_bytes)
+        return list(found.values())
 
     @property
     def peak(self) -> PhaseSummary:

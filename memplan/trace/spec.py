@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Literal
@@ -64,6 +64,7 @@ class TraceSpec:
         model_config: the dict of a `config.json` (needs `model_type`).
         task: which head; decides the auto class and the shape of the labels.
         peft: the dict of an `adapter_config.json` (needs `peft_type`), or None for full fine-tuning.
+        trainable: without `peft`, patterns of the parameters to train (`memplan.methods.base.matches`); None trains all.
         dtype: the dtype the base weights are loaded in.
         autocast: the dtype of `torch.autocast("cuda")` around the forward pass, or None.
         grad_scaler: whether `torch.amp.GradScaler` scales the loss (Trainer's `fp16=True`).
@@ -92,6 +93,7 @@ class TraceSpec:
     task: str = "causal-lm"
     num_labels: int = 2
     peft: Mapping[str, Any] | None = None
+    trainable: Sequence[str] | None = None
     autocast_adapter_dtype: bool = True
     dtype: str = "bfloat16"
     autocast: str | None = None

@@ -64,6 +64,8 @@ SETTINGS: list[dict[str, Any]] = [
     {"padding": True},
     {"keep_outputs": True, "use_cache": True},
     {"gpu": "t4", "dtype": "float16"},
+    {"gradient_accumulation_steps": 3},
+    {"gradient_accumulation_steps": 2, "activation_checkpointing": "reentrant", "keep_outputs": True},
 ]
 OPTIMIZERS = ["adamw_torch_fused", "adamw_torch", "sgd", "adagrad", "adamw_8bit"]
 

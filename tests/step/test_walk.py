@@ -9,10 +9,12 @@ from memplan import engine
 from memplan.dtypes import DType
 from memplan.estimate import Component, Phase
 from memplan.recipe import Recipe
+from memplan.resolve import resolve
 from memplan.step.optimizer_step import OptimizerEvent
 from memplan.step.recording import Recording
 from memplan.step.tensor import Segment, StorageInfo
 from memplan.step.walk import Moment, Resident, Walker
+from memplan.units import round_to_block
 from tests.step.small_runs import RECIPES, prepared, recorded
 
 KIB = 1024
@@ -150,8 +152,21 @@ def test_folded_layers_are_as_high_as_executed_ones(recipe: Recipe) -> None:
     executed = engine.walk(resolved, found, fold=False)[1]
     for mine, theirs in zip(folded.phases, executed.phases, strict=True):
         assert (mine.peak_bytes, mine.end_bytes) == (theirs.peak_bytes, theirs.end_bytes)
-        assert mine.components == theirs.components
+        # All results of a run of layers are one storage in the recording, so the last one has the label of the others.
+        labels = (Component.ACTIVATIONS, Component.TEMPORARIES)
+        held = [{label: phase.components.get(label, 0) for label in labels} for phase in (mine, theirs)]
+        assert sum(held[0].values()) == sum(held[1].values())
+        assert abs(held[0][Component.ACTIVATIONS] - held[1][Component.ACTIVATIONS]) in (0, _boundary_bytes(recipe))
+        rest = [{k: v for k, v in phase.components.items() if k not in labels} for phase in (mine, theirs)]
+        assert rest[0] == rest[1]
         assert (mine.at.step, mine.at.phase, mine.at.op) == (theirs.at.step, theirs.at.phase, theirs.at.op)
+
+
+def _boundary_bytes(recipe: Recipe) -> int:
+    """What one layer hands to the next."""
+    values = resolve(recipe).values
+    elements = values["micro_batch_size"] * values["sequence_length"] * recipe.model["hidden_size"]  # type: ignore[index]
+    return round_to_block(elements * DType(values["dtype"]).itemsize_bytes)
 
 
 @settings(derandomize=True, deadline=None, max_examples=60)
@@ -164,12 +179,15 @@ def test_every_walk_is_sound(recipe: Recipe) -> None:
         assert phase.end_bytes <= phase.peak_bytes
         assert sum(phase.components.values()) == phase.peak_bytes
         assert min(phase.components.values()) > 0
+        assert min(phase.storages.values(), default=0) >= 0
     assert load.end_bytes >= sum(found.state.loaded.values())
     # The steady state: what the second step leaves is what the first one left.
     assert first[-1].end_bytes == second[-1].end_bytes
     grown = found.state.states.device_bytes if found.optimizer.lazy else 0
     assert second[1].end_bytes - first[1].end_bytes == grown
-    assert all(Component.GRADIENTS not in phase.components for phase in (first[0], second[0]))
+    # Accumulation finds the gradients of the micro-batch before.
+    accumulates = (recipe.gradient_accumulation_steps or 1) > 1
+    assert all((Component.GRADIENTS in phase.components) is accumulates for phase in (first[0], second[0]))
 
 
 def test_a_third_step_is_like_the_second() -> None:
