@@ -200,6 +200,8 @@ def load_mapping(path: Path) -> dict[str, Any]:
             data = tomllib.loads(text)
         except tomllib.TOMLDecodeError as error:
             raise FileFormatError(f"{path} is not valid TOML: {error}") from None
+        except (ValueError, RecursionError) as error:
+            raise FileFormatError(f"{path} cannot be read as TOML: {error}") from None
     elif suffix in (".yaml", ".yml"):
         data = _parse_yaml(text, path)
     else:
@@ -243,6 +245,10 @@ def parse_json(text: str, name: str) -> Any:
         ) from None
     except RecursionError:
         raise FileFormatError(f"{name} is nested too deeply") from None
+    except FileFormatError:
+        raise
+    except ValueError as error:  # an integer of thousands of digits
+        raise FileFormatError(f"{name} cannot be read as JSON: {error}") from None
 
 
 def _parse_yaml(text: str, path: Path) -> Any:
@@ -269,6 +275,12 @@ def _parse_yaml(text: str, path: Path) -> Any:
         return yaml.load(text, Loader)  # a SafeLoader: plain values only
     except yaml.YAMLError as error:
         raise FileFormatError(f"{path} is not valid YAML: {error}") from None
+    except RecursionError:
+        raise FileFormatError(f"{path} is nested too deeply") from None
+    except FileFormatError:
+        raise
+    except ValueError as error:  # a date that does not exist, an integer of thousands of digits
+        raise FileFormatError(f"{path} cannot be read as YAML: {error}") from None
 
 
 def _accept_old_names(data: dict[str, Any]) -> dict[str, Any]:

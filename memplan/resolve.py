@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 from memplan.cards import ResolvedModel, resolve_model
 from memplan.catalog.gpus import Gpu, get_gpu
@@ -16,6 +16,7 @@ from memplan.dtypes import DType, parse_dtype
 from memplan.errors import InputError, InvalidValueError
 from memplan.families import WITHOUT_SDPA, check_task, family_of
 from memplan.methods import canonical_method, get_method
+from memplan.methods.targets import compile_pattern
 from memplan.quantization import Quantization, Scheme
 from memplan.recipe import Attention, Loss, Precision, Recipe, Stack, Task
 
@@ -190,11 +191,35 @@ def _peft(recipe: Recipe, method: str, filler: _Filler) -> dict[str, Any]:
         config[key] = value
     if method == "qlora" and config.get("target_modules") is None and config.get("target_parameters") is None:
         config["target_modules"] = "all-linear"
+    _check_peft(config)
     config.pop("peft_type", None)
     filler.values["peft"] = {"peft_type": known.peft_type, **config}
     filler.sources["peft"] = USER if recipe.peft or given else "PEFT's defaults for the method"
     filler.fill("autocast_adapter_dtype", True, "PEFT: get_peft_model(autocast_adapter_dtype=True)")
     return config
+
+
+def _check_peft(config: Mapping[str, Any]) -> None:
+    """The kinds of value that an adapter_config.json holds, for keys that several methods share."""
+    for key, value in config.items():
+        name = f"peft.{key}"
+        if value is None:
+            continue
+        if key in ("rank_pattern", "alpha_pattern"):
+            if not isinstance(value, Mapping) or not all(isinstance(number, int | float) for number in value.values()):
+                raise InvalidValueError(name, value, 'patterns of module names with a number each, like {"q_proj": 16}')
+            for pattern in value:
+                compile_pattern(name, pattern)
+        elif key.endswith("dropout") and (isinstance(value, bool) or not isinstance(value, int | float)):
+            raise InvalidValueError(name, value, "a number from 0 to 1")
+        elif key == "task_type" and not isinstance(value, str):
+            raise InvalidValueError(name, value, "a name such as CAUSAL_LM")
+        elif key in ("target_parameters", "modules_to_save") and not _is_names(value):
+            raise InvalidValueError(name, value, "a list of names")
+
+
+def _is_names(value: object) -> bool:
+    return isinstance(value, list | tuple) and all(isinstance(entry, str) for entry in value)
 
 
 def _task(recipe: Recipe, model: ResolvedModel, peft: Mapping[str, Any], filler: _Filler) -> Task:
@@ -254,6 +279,8 @@ def _quantization(
     if (is_4bit or is_8bit) and recipe.quantization_config:
         raise InputError("quantization_config and load_in_4bit / load_in_8bit are two ways to say one thing: give one")
     skip = recipe.llm_int8_skip_modules
+    for pattern in skip or ():
+        compile_pattern("llm_int8_skip_modules", pattern)
     if skip is not None and (is_4bit or is_8bit):
         filler.fill("llm_int8_skip_modules", skip, USER)
     if is_4bit:
@@ -274,18 +301,48 @@ def _quantization(
         filler.values["load_in_8bit"], filler.sources["load_in_8bit"] = True, USER
         return Quantization(Scheme.INT8, skip_modules=skip), loaded_as
     if given:
+        found = quantization_of(given)
         filler.values["quantization_config"] = dict(given)
         filler.sources["quantization_config"] = USER if recipe.quantization_config else "the checkpoint's config"
-        return quantization_of(given), loaded_as
+        return found, loaded_as
     return None, loaded_as
+
+
+_BITS_4_TYPES = (Scheme.NF4, Scheme.FP4)
+
+
+def _check_quantization(config: Mapping[str, Any]) -> None:
+    def refuse(key: str, allowed: str) -> NoReturn:
+        raise InvalidValueError(f"quantization_config.{key}", config[key], allowed)
+
+    for key in ("modules_to_not_convert", "llm_int8_skip_modules"):
+        if config.get(key) and not _is_names(config[key]):
+            refuse(key, "a list of module names")
+        for pattern in config.get(key) or ():
+            compile_pattern(f"quantization_config.{key}", pattern)
+    for key in ("bnb_4bit_compute_dtype", "bnb_4bit_quant_storage"):
+        if key in config and not isinstance(config[key], str):
+            refuse(key, "a dtype's name such as bfloat16")
+    if config.get("bnb_4bit_quant_type", "fp4") not in [str(scheme) for scheme in _BITS_4_TYPES]:
+        refuse("bnb_4bit_quant_type", "nf4 or fp4")
+    for key in ("bits", "group_size"):
+        if key in config and (isinstance(config[key], bool) or not isinstance(config[key], int)):
+            refuse(key, "an integer")
+    block = config.get("weight_block_size")
+    is_pair = isinstance(block, list | tuple) and len(block) == 2 and all(type(size) is int for size in block)
+    if block is not None and not is_pair:
+        refuse("weight_block_size", "two integers, or null")
 
 
 def quantization_of(config: Mapping[str, Any]) -> Quantization:
     """The scheme in a `quantization_config` as transformers writes it.
 
     Raises:
-        InvalidValueError: a method that memplan has no storage rule for.
+        InvalidValueError: a method that memplan has no storage rule for, or a value of the wrong kind.
     """
+    if not isinstance(config, Mapping):
+        raise InvalidValueError("quantization_config", config, "an object as transformers writes it")
+    _check_quantization(config)
     name = str(config.get("quant_method") or "").lower()
     skip = config.get("modules_to_not_convert") or config.get("llm_int8_skip_modules")
     skip_modules = tuple(skip) if skip else None

@@ -229,6 +229,10 @@ def test_a_recipe_and_keywords_are_one_question() -> None:
     assert str(caught.value) == 'a Recipe was expected, not dict\nfor example estimate(model="...", method="lora")'
 
 
+def test_only_fits_is_true() -> None:
+    assert [bool(word) for word in Fits] == [True, False, False]
+
+
 def test_what_is_not_walked_is_a_lower_bound_and_says_so() -> None:
     estimate = small(precision="master", gpu="h100-sxm-80gb")
     assert estimate.unsupported == ("the step under precision master; model states are exact",)

@@ -411,6 +411,59 @@ def test_contradictions(keys: dict[str, Any], kind: type[InputError], message: s
     assert str(caught.value) == message
 
 
+BITS4 = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        *({"quantization_config": {**BITS4, "llm_int8_skip_modules": value}} for value in (5, [5], ["("])),
+        *({"quantization_config": {**BITS4, "bnb_4bit_quant_type": value}} for value in ("q", None, 5)),
+        {"quantization_config": {**BITS4, "bnb_4bit_compute_dtype": 5}},
+        {"quantization_config": {"quant_method": "fp8", "weight_block_size": 5}},
+        {"quantization_config": {"quant_method": "gptq", "bits": "4"}},
+        {"model": {**LLAMA, "quantization_config": -1}},
+        {"model": {**LLAMA, "quantization_config": ["a"]}},
+        *({"peft": {"rank_pattern": value}} for value in ([1], {"(": 3}, {"q_proj": "x"})),
+        {"peft": {"task_type": ["a"]}},
+        {"peft": {"lora_dropout": "x"}},
+        *({"peft": {"target_parameters": value}} for value in (5, [5])),
+        {"load_in_4bit": True, "llm_int8_skip_modules": ["("]},
+    ],
+)
+def test_nested_values_of_the_wrong_kind_are_named(keys: dict[str, Any]) -> None:
+    with pytest.raises(InvalidValueError, match=r"^(quantization_config|peft|llm_int8_skip_modules)"):
+        resolved(**{"method": "lora", **keys})
+
+
+@pytest.mark.parametrize(
+    ("keys", "hint"),
+    [
+        ({"num_labels": 3}, "a causal-lm head has no labels"),
+        ({"autocast_adapter_dtype": False}, "method full has no PEFT adapter"),
+        ({"bnb_4bit_quant_type": "nf4"}, "base weights are not in bitsandbytes' 4 bits: say load_in_4bit"),
+        ({"prepare_model_for_kbit_training": True}, "it prepares a quantized base for an adapter; method is full"),
+        (
+            {"llm_int8_skip_modules": ["lm_head"]},
+            "nothing is quantized by bitsandbytes: say load_in_4bit or load_in_8bit",
+        ),
+    ],
+)
+def test_keys_that_change_nothing_are_refused(keys: dict[str, Any], hint: str) -> None:
+    with pytest.raises(InputError) as caught:
+        resolved(**keys)
+    assert str(caught.value) == f"{next(iter(keys))} is given, but nothing in this recipe uses it\n{hint}"
+
+
+@pytest.mark.parametrize("method", ["full", "bitfit"])
+@pytest.mark.parametrize(
+    "keys", [{"load_in_4bit": True}, {"load_in_8bit": True}, {"quantization_config": {"quant_method": "gptq"}}]
+)
+def test_quantized_weights_are_not_trained(method: str, keys: dict[str, Any]) -> None:
+    with pytest.raises(InvalidValueError, match="weights are trained through an adapter only"):
+        resolved(method=method, **keys)
+
+
 @pytest.mark.parametrize("keys", [{"lora_r": 8}, {"target_modules": ["q_proj"]}, {"num_virtual_tokens": 3}])
 @pytest.mark.parametrize("method", ["full", "bitfit"])
 def test_adapter_keys_need_an_adapter(keys: dict[str, Any], method: str) -> None:
