@@ -13,12 +13,12 @@ from functools import lru_cache
 from itertools import chain
 from typing import Any
 
+from memplan.architecture import Architecture
 from memplan.catalog.cuda_context import cublas_workspace_bytes, cuda_context
 from memplan.dtypes import DType
 from memplan.errors import InputError, UnsupportedError
 from memplan.estimate import Component, ComponentBytes, Estimate, Parameters, Peak, Phase, Provenance, TimelinePoint
 from memplan.families import Head, describe, family_of
-from memplan.families.architecture import Architecture
 from memplan.loading import Loading, loading
 from memplan.methods import Adaptation, AddedKind, adapt
 from memplan.model_state import ModelState, model_state, quantized_modules, sites_of

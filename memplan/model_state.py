@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from math import prod
 
+from memplan.architecture import Architecture, Module, ModuleKind, Parameter
 from memplan.dtypes import DType
 from memplan.estimate import BytesPerParameter, Component, Parameters
-from memplan.families.architecture import Architecture, Module, ModuleKind, Parameter
 from memplan.methods.adaptation import Adaptation, AddedKind, AddedParameter
 from memplan.optimizers import Optimizer, ParamInfo, StateBytes
 from memplan.optimizers.low_rank import LowRank

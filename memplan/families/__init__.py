@@ -15,8 +15,8 @@ from functools import lru_cache
 from importlib import import_module
 from typing import Any
 
+from memplan.architecture import Architecture
 from memplan.errors import InvalidValueError, UnknownNameError
-from memplan.families.architecture import Architecture
 from memplan.recipe import Task
 from memplan.step.builder import Builder
 from memplan.step.settings import StepSettings

@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from memplan.architecture import Module, ModuleKind, Parameter
 from memplan.dtypes import DType
-from memplan.families.architecture import Module, ModuleKind, Parameter
 from memplan.step import ops
 from memplan.step.attention import autocast_matmul
 from memplan.step.builder import Builder

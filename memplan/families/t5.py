@@ -15,9 +15,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from memplan.architecture import Module, ModuleKind, Parameter
 from memplan.dtypes import DType
 from memplan.families import Family, Head
-from memplan.families.architecture import Module, ModuleKind, Parameter
 from memplan.recipe import Task
 from memplan.step import ops
 from memplan.step.builder import Builder

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+from memplan.architecture import Architecture
 from memplan.dtypes import DType
 from memplan.errors import InvalidValueError
-from memplan.families.architecture import Architecture
 from memplan.methods.adaptation import Adaptation, AddedBuffer, AddedKind, AddedParameter
 from memplan.methods.registry import Method, canonical_method, get_method, list_methods
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from memplan.architecture import Architecture, ModuleKind
 from memplan.errors import InvalidValueError
-from memplan.families.architecture import Architecture, ModuleKind
 from memplan.methods import lora
 from memplan.methods.adaptation import Adaptation
 from memplan.methods.config import config_class, default_target_modules, tables

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
+from memplan.architecture import Architecture
 from memplan.errors import InvalidValueError, closest
-from memplan.families.architecture import Architecture
 from memplan.methods.adaptation import Adaptation
 from memplan.methods.targets import compile_pattern, ends_with_name
 

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from memplan.architecture import ModuleKind
 from memplan.dtypes import DType
 from memplan.errors import InvalidValueError, UnsupportedError
-from memplan.families.architecture import ModuleKind
 from memplan.methods.adaptation import Adaptation
 from memplan.methods.apply import find_targets, finish, prepare_targets, target_matcher
 from memplan.methods.state import ModelState, Weight

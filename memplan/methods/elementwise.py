@@ -10,9 +10,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
+from memplan.architecture import ModuleKind
 from memplan.dtypes import DType
 from memplan.errors import InvalidValueError
-from memplan.families.architecture import ModuleKind
 from memplan.methods.state import Weight
 from memplan.methods.targets import compile_pattern, pattern_value
 from memplan.methods.tuner import LINEAR, LINEAR_OR_CONV1D, Config, Target, Tuner

@@ -9,8 +9,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from memplan.architecture import Architecture
 from memplan.errors import InvalidValueError
-from memplan.families.architecture import Architecture
 from memplan.methods.config import tables
 from memplan.methods.lora import expert_weights, rank_of
 from memplan.methods.state import ModelState

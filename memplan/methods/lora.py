@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from memplan.architecture import ModuleKind
 from memplan.errors import InvalidValueError, UnsupportedError
-from memplan.families.architecture import ModuleKind
 from memplan.methods.state import Weight
 from memplan.methods.targets import pattern_value
 from memplan.methods.tuner import Config, Target, Tuner

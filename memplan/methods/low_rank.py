@@ -7,8 +7,8 @@ Source: peft/tuners/<method>/layer.py (PEFT 0.21.2).
 
 from __future__ import annotations
 
+from memplan.architecture import ModuleKind
 from memplan.errors import InvalidValueError, UnsupportedError
-from memplan.families.architecture import ModuleKind
 from memplan.methods.lora import rank_of
 from memplan.methods.state import Weight
 from memplan.methods.targets import is_all_linear

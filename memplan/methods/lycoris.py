@@ -7,7 +7,7 @@ Source: peft/tuners/{loha,lokr}/layer.py (PEFT 0.21.2), after LyCORIS.
 
 from __future__ import annotations
 
-from memplan.families.architecture import ModuleKind
+from memplan.architecture import ModuleKind
 from memplan.methods.lora import rank_of
 from memplan.methods.state import Weight
 from memplan.methods.tuner import LINEAR_OR_CONV, Config, Target, Tuner

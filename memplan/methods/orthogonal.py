@@ -7,9 +7,9 @@ Source: peft/tuners/<method>/layer.py (PEFT 0.21.2).
 
 from __future__ import annotations
 
+from memplan.architecture import ModuleKind
 from memplan.dtypes import DType
 from memplan.errors import InvalidValueError, UnsupportedError
-from memplan.families.architecture import ModuleKind
 from memplan.methods.state import Weight
 from memplan.methods.tuner import LINEAR, LINEAR_OR_CONV, Config, Target, Tuner
 

@@ -14,9 +14,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from memplan.architecture import Architecture, ModuleKind
 from memplan.dtypes import DType
 from memplan.errors import InvalidValueError
-from memplan.families.architecture import Architecture, ModuleKind
 from memplan.methods.adaptation import Adaptation, AddedKind
 from memplan.methods.apply import finish
 from memplan.methods.state import ModelState, Weight

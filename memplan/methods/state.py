@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
+from memplan.architecture import Architecture, Module
 from memplan.dtypes import DType
 from memplan.errors import InvalidValueError
-from memplan.families.architecture import Architecture, Module
 from memplan.methods.adaptation import AddedBuffer, AddedKind, AddedParameter
 from memplan.methods.targets import module_paths
 

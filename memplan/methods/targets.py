@@ -10,8 +10,8 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from memplan.architecture import Architecture, ModuleKind
 from memplan.errors import InvalidValueError, closest
-from memplan.families.architecture import Architecture, ModuleKind
 
 ALL_LINEAR = "all-linear"
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from memplan.architecture import Architecture, Module, ModuleKind
 from memplan.errors import InvalidValueError
-from memplan.families.architecture import Architecture, Module, ModuleKind
 from memplan.methods.state import ModelState, Weight
 from memplan.methods.targets import no_match
 

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from memplan.architecture import Module, ModuleKind
 from memplan.dtypes import DType
-from memplan.families.architecture import Module, ModuleKind
 from memplan.methods.state import Weight
 
 Config = Mapping[str, Any]

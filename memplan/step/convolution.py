@@ -13,8 +13,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import cast
 
+from memplan.architecture import Module, ModuleKind, Parameter
 from memplan.dtypes import DType
-from memplan.families.architecture import Module, ModuleKind, Parameter
 from memplan.step import ops
 from memplan.step.layers import LayerOps
 from memplan.step.tensor import Node, Shape, Tape, Tensor

@@ -10,9 +10,9 @@ Known limits:
 
 from __future__ import annotations
 
+from memplan.architecture import Module, ModuleKind, Parameter
 from memplan.dtypes import DType
 from memplan.estimate import Component
-from memplan.families.architecture import Module, ModuleKind, Parameter
 from memplan.quantization import Quantization
 from memplan.step import ops
 from memplan.step.modules import ModuleTape

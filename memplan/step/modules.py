@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
+from memplan.architecture import Buffer, Module, ModuleKind, Parameter
 from memplan.dtypes import DType
-from memplan.families.architecture import Buffer, Module, ModuleKind, Parameter
 from memplan.step.settings import StepSettings
 from memplan.step.site import Site
 from memplan.step.tensor import Dim, Leaf, Shape, Tape, Tensor

@@ -7,8 +7,8 @@ Source: transformers 5.23 models/{olmo,cohere,stablelm,gemma,gemma2,gemma3}/mode
 
 from __future__ import annotations
 
+from memplan.architecture import Module, ModuleKind, Parameter
 from memplan.dtypes import DType
-from memplan.families.architecture import Module, ModuleKind, Parameter
 from memplan.step import ops
 from memplan.step.layers import LayerOps
 from memplan.step.split import concatenate, split

@@ -5,7 +5,7 @@ Symbols: N rows, H width.
 
 from __future__ import annotations
 
-from memplan.families.architecture import Module, ModuleKind, Parameter
+from memplan.architecture import Module, ModuleKind, Parameter
 from memplan.step.modules import ModuleTape
 from memplan.step.tensor import Tensor
 

@@ -1,4 +1,4 @@
-"""What transformers builds on the meta device, in the words of `memplan.families.architecture`."""
+"""What transformers builds on the meta device, in the words of `memplan.architecture`."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import transformers
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from memplan.architecture import Architecture, ModuleKind
 from memplan.cards import card_ids, load_card
 from memplan.families import Head, describe, family_of
-from memplan.families.architecture import Architecture, ModuleKind
 from memplan.model_config import normalise_config
 from memplan.recipe import Task
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from memplan.architecture import Architecture, Parameter
 from memplan.families import Head, describe
-from memplan.families.architecture import Architecture, Parameter
 from memplan.model_config import normalise_config
 from memplan.recipe import Task
 from memplan.step.settings import StepSettings

@@ -21,11 +21,11 @@ import torch
 import transformers
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
+from memplan.architecture import Architecture
 from memplan.cards import load_card
 from memplan.dtypes import DType
 from memplan.errors import MemplanError
 from memplan.families import Head, describe
-from memplan.families.architecture import Architecture
 from memplan.methods import Adaptation, adapt
 from memplan.methods.config import TASK_TYPES
 from memplan.model_config import normalise_config
