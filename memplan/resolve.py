@@ -15,6 +15,7 @@ from memplan.catalog.gpus import Gpu, get_gpu
 from memplan.dtypes import DType, parse_dtype
 from memplan.errors import InputError, InvalidValueError
 from memplan.families import WITHOUT_SDPA, check_task, family_of
+from memplan.families.positions import max_positions
 from memplan.methods import canonical_method, get_method
 from memplan.methods.targets import compile_pattern
 from memplan.quantization import Quantization, Scheme
@@ -23,6 +24,8 @@ from memplan.recipe import Attention, Loss, Precision, Recipe, Stack, Task
 USER = "user"
 
 # Class name in a config's `architectures` to task; longest ending first.
+DEFAULT_SEQUENCE_LENGTH = 2048
+
 _TASK_OF_CLASS = (
     ("ForSequenceClassification", Task.SEQUENCE_CLASSIFICATION),
     ("ForTokenClassification", Task.TOKEN_CLASSIFICATION),
@@ -476,7 +479,7 @@ def _training(
     filler.fill("max_grad_norm", 1.0, "TrainingArguments")
     filler.fill("gradient_accumulation_steps", 1, "TrainingArguments")
     filler.fill("micro_batch_size", 1, "default")
-    filler.fill("sequence_length", 2048, "default")
+    _lengths(model, filler)
     filler.fill("padding", False, "default: every sequence is full")
     filler.fill("packing", False, "default")
     prepares = prepared and filler.values["prepare_model_for_kbit_training"]
@@ -497,6 +500,21 @@ def _training(
     filler.fill("torch_version", "2.13", "default: the version that memplan's tests trace")
     filler.fill("keep_outputs", False, "Trainer drops the outputs before backward")
     filler.fill("use_cache", False, "TrainingArguments")
+
+
+def _lengths(model: ResolvedModel, filler: _Filler) -> None:
+    """Sequence length, within what the model's positions allow."""
+    limit = max_positions(model.config)
+    virtual = filler.values.get("peft", {}).get("num_virtual_tokens") or 0
+    if limit is None or limit - virtual >= DEFAULT_SEQUENCE_LENGTH:
+        filler.fill("sequence_length", DEFAULT_SEQUENCE_LENGTH, "default")
+    else:
+        filler.fill("sequence_length", max(limit - virtual, 1), f"default, within the model's {limit} positions")
+    for key in ("sequence_length", "target_length"):
+        length = filler.values.get(key)
+        if limit is not None and length is not None and length + virtual > limit:
+            beside = f" less {virtual} virtual tokens" if virtual else ""
+            raise InvalidValueError(key, length, f"at most the model's {limit} positions{beside}")
 
 
 __all__ = ["Resolved", "quantization_of", "resolve"]
