@@ -229,6 +229,22 @@ def test_a_recipe_and_keywords_are_one_question() -> None:
     assert str(caught.value) == 'a Recipe was expected, not dict\nfor example estimate(model="...", method="lora")'
 
 
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"gpu": "mi300x"}, "the kernels of"),
+        ({"gpu": "h100-sxm-80gb", "dtype": "bfloat16"}, "attention heads of 12 elements"),
+        ({"gpu": "h100-sxm-80gb", "method": "pissa"}, "what init_lora_weights=pissa borrows"),
+        ({"gpu": "h100-sxm-80gb", "gpus": 2}, "parallelism over 2 GPUs"),
+    ],
+)
+def test_nothing_fits_where_part_of_the_run_is_not_covered(keys: dict[str, Any], words: str) -> None:
+    estimate = small(**keys)
+    assert any(text.startswith(words) for text in estimate.unsupported)
+    assert estimate.verdict_report is not None
+    assert estimate.verdict_report.fits is Fits.UNCERTAIN
+
+
 def test_only_fits_is_true() -> None:
     assert [bool(word) for word in Fits] == [True, False, False]
 
