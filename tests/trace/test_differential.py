@@ -80,7 +80,7 @@ def _environment() -> dict[str, str]:
 
 def _visible(result: TraceResult, phase: str) -> list[int]:
     """Signed sizes of the second step, without what CUDA's own kernels and cuBLAS add."""
-    cuda_only = {"cublas_workspace", "embedding_dense_backward (inside)"}
+    cuda_only = {"cublas_workspace", "embedding_dense_backward (inside)", "_softmax_backward_data (inside)"}
     return [
         event.storage.size_bytes if event.alloc else -event.storage.size_bytes
         for event in result.walk()
