@@ -9,8 +9,9 @@ import pytest
 from memplan.dtypes import DType
 from memplan.errors import InputError, InvalidValueError, UnknownNameError
 from memplan.quantization import Quantization, Scheme
+from memplan.quantization_config import quantization_of
 from memplan.recipe import Precision, Recipe, Task
-from memplan.resolve import USER, Resolved, quantization_of, resolve
+from memplan.resolve import USER, Resolved, resolve
 
 LLAMA: dict[str, Any] = {
     "model_type": "llama",
