@@ -14,7 +14,7 @@ from itertools import chain
 from typing import Any
 
 from memplan.architecture import Architecture
-from memplan.catalog.cuda_context import cublas_workspace_bytes, cuda_context
+from memplan.catalog.cuda_context import UNNAMED_GPU_CONTEXT_BYTES, cublas_workspace_bytes, cuda_context
 from memplan.dtypes import DType
 from memplan.errors import InputError, UnsupportedError
 from memplan.estimate import Component, ComponentBytes, Estimate, Parameters, Peak, Phase, Provenance, TimelinePoint
@@ -427,7 +427,7 @@ def _estimate(
     lines: tuple[Any, ...],
 ) -> Estimate:
     gpu, state = resolved.gpu, prepared.state
-    context = cuda_context(gpu).expected_bytes if gpu is not None else UNKNOWN_CONTEXT_BYTES
+    context = cuda_context(gpu).expected_bytes if gpu is not None else UNNAMED_GPU_CONTEXT_BYTES
     peak = Peak(
         live_bytes=live,
         allocated_bytes=allocated,
@@ -461,9 +461,6 @@ def _estimate(
         unsupported=unsupported,
         provenance=Provenance.ANALYTIC,
     )
-
-
-UNKNOWN_CONTEXT_BYTES = 419_430_400  # cuda_context.toml, row `unknown`: 400 MiB expected
 
 
 def assumptions(resolved: Resolved, prepared: Prepared) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from memplan.catalog.gpus import Gpu
 from memplan.errors import UnsupportedError
+from memplan.units import MIB
 
 _TABLE = Path(__file__).resolve().parent / "cuda_context.toml"
 
@@ -36,6 +37,10 @@ class ContextFact:
     source: str
     certainty: Literal["exact", "assumed"]
     date: str
+
+
+# Row `unknown`, where no GPU is named; a test holds it to the table, which a cold start then need not read.
+UNNAMED_GPU_CONTEXT_BYTES = 400 * MIB
 
 
 def cuda_context(gpu: Gpu) -> ContextFact:

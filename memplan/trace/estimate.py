@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from memplan.catalog.cuda_context import cuda_context
+from memplan.catalog.cuda_context import UNNAMED_GPU_CONTEXT_BYTES, cuda_context
 from memplan.catalog.gpus import Gpu
 from memplan.errors import UnsupportedError
 from memplan.estimate import (
@@ -27,12 +27,7 @@ from memplan.step.allocator import replay
 from memplan.trace.result import PhaseSummary, TraceResult
 from memplan.trace.runner import run
 from memplan.trace.spec import Checkpointing, GpuArch, TraceSpec
-from memplan.units import MIB
 from memplan.verdict import judge
-
-# cuda_context.toml, row `unknown`: what a context is expected to take where no GPU is named.
-UNNAMED_GPU_CONTEXT_BYTES = 400 * MIB
-
 
 _BIASES = (r"re:(.*\.)?bias",)
 

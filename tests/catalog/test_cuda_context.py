@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from memplan.catalog.cuda_context import cublas_workspace_bytes, cuda_context
+from memplan.catalog.cuda_context import UNNAMED_GPU_CONTEXT_BYTES, cublas_workspace_bytes, cuda_context
 from memplan.catalog.gpus import Gpu, get_gpu, list_gpus
 from memplan.errors import UnsupportedError
 from memplan.units import MIB
@@ -68,3 +68,8 @@ def test_unknown_generation_is_unsupported() -> None:
     with pytest.raises(UnsupportedError) as caught:
         cublas_workspace_bytes(gpu)
     assert str(caught.value) == "the BLAS workspace of X1 (sm_990) is not known"
+
+
+def test_without_a_gpu_the_context_is_that_of_an_unknown_one() -> None:
+    unknown = replace(get_gpu("t4"), id="nosuch", architecture="nosuch")
+    assert cuda_context(unknown).expected_bytes == UNNAMED_GPU_CONTEXT_BYTES
