@@ -199,7 +199,7 @@ def model(t: Builder, d: Dims) -> Tensor:
         for side in ("encoder", "decoder"):
             t.tie(t.join(f"{side}.embed_tokens.weight"), t.join("shared.weight"))
     source = t.call("encoder", lambda t: encoder(t, d))
-    mask = bidirectional_mask(t, source.dtype, t.settings.target_sequence or t.sequence, t.sequence)
+    mask = bidirectional_mask(t, source.dtype, t.target_sequence, t.sequence)
     with target_side(t):
         input_ids = shifted_labels(t)
         hidden = t.call("decoder", lambda t, h: decoder(t, d, h, mask), source)

@@ -199,7 +199,7 @@ def encode(t: Builder, d: Dims) -> Tensor:
 def model(t: Builder, d: Dims) -> Tensor:
     """`T5Model`: [B, T, H]. The embeddings of both stacks are the shared one, whatever `tie_word_embeddings` says."""
     hidden = encode(t, d)
-    mask = bidirectional_mask(t, hidden.dtype, t.settings.target_sequence or t.sequence, t.sequence)
+    mask = bidirectional_mask(t, hidden.dtype, t.target_sequence, t.sequence)
     t.tie(t.join("decoder.embed_tokens.weight"), t.join("shared.weight"))
     with target_side(t):
         input_ids = shifted_labels(t)

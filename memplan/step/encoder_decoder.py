@@ -11,14 +11,14 @@ from contextlib import contextmanager
 from memplan.dtypes import DType
 from memplan.step.builder import Builder
 from memplan.step.encoder import first_token
-from memplan.step.tensor import Dim, Tensor
+from memplan.step.tensor import Tensor
 
 
 @contextmanager
 def target_side(t: Builder) -> Iterator[None]:
     """Inside, `t.sequence` is the target's length (`target_sequence`; the source's own where that is 0)."""
     source = t.sequence
-    t.sequence = Dim(t.settings.target_sequence, "T") if t.settings.target_sequence else source
+    t.sequence = t.target_sequence
     try:
         yield
     finally:

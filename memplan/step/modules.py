@@ -51,8 +51,10 @@ class ModuleTape(Tape):
         self.outputs: list[Tensor] = []
         self.class_names: dict[str, str] = {}
         self.parameters: dict[str, Tensor] = {}
-        self.batch = Dim(settings.batch, "B")
-        self.sequence = Dim(settings.sequence + settings.virtual_tokens, "S")
+        self.batch = Dim.variable(settings.batch, "B")
+        self.sequence = Dim.variable(settings.sequence, "S") + settings.virtual_tokens
+        target = settings.target_sequence
+        self.target_sequence = Dim.variable(target, "T") if target else self.sequence
 
     @property
     def declaring(self) -> bool:

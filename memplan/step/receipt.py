@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from memplan.dtypes import DType
 from memplan.estimate import Component, Line
 from memplan.model_state import ModelState, StoredParameter
+from memplan.step.dim import symbol_of
 from memplan.step.recording import Recording
-from memplan.step.tensor import Dim, Shape, symbol_of
+from memplan.step.tensor import Dim, Shape
 from memplan.step.walk import PhasePeak
 
 _LAYER = re.compile(r"(?<=\.)\d+(?=\.|$)")

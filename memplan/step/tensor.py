@@ -18,53 +18,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from math import prod
 
 from memplan.dtypes import DType
 from memplan.estimate import Component, Phase
+from memplan.step.dim import Dim as Dim
+from memplan.step.dim import count_elements as count_elements
 from memplan.units import BLOCK_BYTES
 
 
-class Dim(int):
-    """An integer that remembers its symbol, so that a size can print its formula.
-
-    `Dim(4096, "H") * Dim(4, "B")` is 16384 with the symbol `H·B`; with a plain int the number itself is the symbol.
-    """
-
-    symbol: str
-
-    def __new__(cls, value: int, symbol: str | None = None) -> Dim:
-        """An integer `value` that prints as `symbol`."""
-        self = super().__new__(cls, value)
-        self.symbol = symbol if symbol is not None else str(value)
-        return self
-
-    def __mul__(self, other: int) -> Dim:
-        if not isinstance(other, int):
-            return NotImplemented
-        return Dim(int(self) * int(other), f"{self.symbol}·{symbol_of(other)}")
-
-    __rmul__ = __mul__
-
-    def __add__(self, other: int) -> Dim:
-        if not isinstance(other, int):
-            return NotImplemented
-        return Dim(int(self) + int(other), f"({self.symbol}+{symbol_of(other)})") if other else self
-
-    __radd__ = __add__
-
-
-def symbol_of(value: int) -> str:
-    """The symbol of a dimension, or its decimal digits."""
-    return value.symbol if isinstance(value, Dim) else str(value)
-
-
 Shape = tuple[int, ...]
-
-
-def count_elements(shape: Shape) -> int:
-    """Product of the dimensions as a plain int: symbols are not multiplied out."""
-    return prod(map(int, shape))
 
 
 BLAS_OPS = frozenset({"mm", "bmm", "matmul_4bit_backward", "matmul_8bit_backward"})

@@ -9,7 +9,8 @@ import pytest
 from memplan.dtypes import DType
 from memplan.estimate import Component, Phase
 from memplan.step import ops
-from memplan.step.tensor import Dim, Frame, Leaf, Slot, StopRecomputation, Tape, Tensor, count_elements, symbol_of
+from memplan.step.dim import symbol_of
+from memplan.step.tensor import Dim, Frame, Leaf, Slot, StopRecomputation, Tape, Tensor, count_elements
 
 F32, BF16 = DType.FLOAT32, DType.BFLOAT16
 
