@@ -231,7 +231,7 @@ def unsupported_parts(resolved: Resolved, prepared: Prepared) -> Unsupported:
         step_events(prepared.optimizer, prepared.state.trained)
     except UnsupportedError as error:
         step.append(error.message)
-    other: list[str] = []
+    other = list(resolved.recipe.uncovered)
     if resolved.gpu is not None and resolved.gpu.vendor != "NVIDIA":
         other.append(f"the kernels of {resolved.gpu.name}: the step is walked with NVIDIA's")
     head_size = _head_size(resolved.config)

@@ -6,17 +6,17 @@ says where each came from.
 
 from __future__ import annotations
 
-import json
-import tomllib
+from collections.abc import Iterable
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator
 
+from memplan.documents import MAX_FILE_BYTES as MAX_FILE_BYTES
+from memplan.documents import Document, read_document
+from memplan.documents import parse_json as parse_json
 from memplan.errors import FileFormatError, InputError, InvalidValueError, UnknownNameError
-
-MAX_FILE_BYTES = 256 * 1024
 
 
 class Precision(StrEnum):
@@ -144,6 +144,8 @@ class Recipe(BaseModel):
     gpus: Annotated[int, Field(strict=True, ge=1, le=65_536)] | None = None
     expandable_segments: Flag | None = None
 
+    _uncovered: tuple[str, ...] = PrivateAttr(())
+
     def __init__(self, **data: Any) -> None:
         data = _accept_old_names(data)
         unknown = [key for key in data if key not in type(self).model_fields]
@@ -175,7 +177,24 @@ class Recipe(BaseModel):
 
     def replace(self, **changes: Any) -> Recipe:
         """This recipe with `changes` (validated again)."""
-        return Recipe(**{**self.said(), **changes})
+        return Recipe(**{**self.said(), **changes}).with_uncovered(self._uncovered)
+
+    @property
+    def uncovered(self) -> tuple[str, ...]:
+        """What the run has beyond these keys and no key can say, e.g. FSDP in a config file that was read.
+
+        Every answer lists it as unsupported, and none says that the run fits.
+        """
+        return self._uncovered
+
+    def with_uncovered(self, texts: Iterable[str]) -> Recipe:
+        """This recipe with `texts` added to `uncovered`."""
+        added = tuple(dict.fromkeys((*self._uncovered, *texts)))
+        if added == self._uncovered:
+            return self
+        copy = self.model_copy()
+        copy._uncovered = added
+        return copy
 
 
 def load_mapping(path: Path) -> dict[str, Any]:
@@ -184,103 +203,29 @@ def load_mapping(path: Path) -> dict[str, Any]:
     Raises:
         FileFormatError: missing, too large, an unknown ending, broken syntax, or not a mapping.
     """
-    if not path.is_file():
-        raise FileFormatError(f"no such file: {path}")
-    if path.stat().st_size > MAX_FILE_BYTES:
-        raise FileFormatError(f"{path} is larger than {MAX_FILE_BYTES // 1024} KiB, which no recipe needs")
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise FileFormatError(f"{path} is not UTF-8 text (byte {error.start})") from None
-    suffix = path.suffix.lower()
-    if suffix == ".json":
-        data = parse_json(text, str(path))
-    elif suffix == ".toml":
-        try:
-            data = tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
-            raise FileFormatError(f"{path} is not valid TOML: {error}") from None
-        except (ValueError, RecursionError) as error:
-            raise FileFormatError(f"{path} cannot be read as TOML: {error}") from None
-    elif suffix in (".yaml", ".yml"):
-        data = _parse_yaml(text, path)
-    else:
-        raise FileFormatError(f"{path}: unknown ending {suffix!r}", hint="allowed: .json, .toml, .yaml, .yml")
+    return mapping_of(read_document(path))
+
+
+def mapping_of(document: Document) -> dict[str, Any]:
+    """The recipe keys in a document: at its top, or under `recipe`.
+
+    Raises:
+        FileFormatError: not a mapping, a key that is no text, or an alias, which no recipe needs.
+    """
+    name, data = document.name, document.data
+    if document.first_alias_line:
+        raise FileFormatError(f"{name}: line {document.first_alias_line}: aliases are not read")
     if isinstance(data, dict) and isinstance(data.get("recipe"), dict):
         stray = [str(key) for key in data if key in Recipe.model_fields]
         if stray:
-            raise FileFormatError(f"{path}: {stray[0]} stands outside of `recipe`", hint="put every recipe key into it")
+            raise FileFormatError(f"{name}: {stray[0]} stands outside of `recipe`", hint="put every recipe key into it")
         data = data["recipe"]
     if not isinstance(data, dict):
-        raise FileFormatError(f"{path} holds a {type(data).__name__}, not a mapping of recipe keys")
+        raise FileFormatError(f"{name} holds a {type(data).__name__}, not a mapping of recipe keys")
     for key in data:
         if not isinstance(key, str):
-            raise FileFormatError(f"{path}: the key {key!r} is not text")
+            raise FileFormatError(f"{name}: the key {key!r} is not text")
     return data
-
-
-def parse_json(text: str, name: str) -> Any:
-    """Parse JSON strictly: duplicate keys, NaN and Infinity are refused with their place.
-
-    Raises:
-        FileFormatError: names line and column, or the duplicate key.
-    """
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        for key, value in pairs:
-            if key in found:
-                raise FileFormatError(f"{name}: the key {key!r} stands twice in one object")
-            found[key] = value
-        return found
-
-    def constant(word: str) -> NoReturn:
-        raise FileFormatError(f"{name}: {word} is not JSON")
-
-    try:
-        return json.loads(text, object_pairs_hook=unique, parse_constant=constant)
-    except json.JSONDecodeError as error:
-        raise FileFormatError(
-            f"{name} is not valid JSON: line {error.lineno} column {error.colno}: {error.msg}"
-        ) from None
-    except RecursionError:
-        raise FileFormatError(f"{name} is nested too deeply") from None
-    except FileFormatError:
-        raise
-    except ValueError as error:  # an integer of thousands of digits
-        raise FileFormatError(f"{name} cannot be read as JSON: {error}") from None
-
-
-def _parse_yaml(text: str, path: Path) -> Any:
-    import yaml  # 30 ms that only a YAML file should cost
-
-    class Loader(yaml.SafeLoader):
-        """Refuses a key that stands twice, of which PyYAML takes the last, and aliases, which can multiply a value."""
-
-        def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-            if self.check_event(yaml.AliasEvent):
-                line = self.peek_event().start_mark.line + 1  # type: ignore[no-untyped-call]
-                raise FileFormatError(f"{path}: line {line}: aliases are not read")
-            return super().compose_node(parent, index)
-
-        def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-            found = super().construct_mapping(node, deep)
-            names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-            for name in names:
-                if names.count(name) > 1:
-                    raise FileFormatError(f"{path}: the key {name!r} stands twice in one mapping")
-            return found
-
-    try:
-        return yaml.load(text, Loader)  # a SafeLoader: plain values only
-    except yaml.YAMLError as error:
-        raise FileFormatError(f"{path} is not valid YAML: {error}") from None
-    except RecursionError:
-        raise FileFormatError(f"{path} is nested too deeply") from None
-    except FileFormatError:
-        raise
-    except ValueError as error:  # a date that does not exist, an integer of thousands of digits
-        raise FileFormatError(f"{path} cannot be read as YAML: {error}") from None
 
 
 def _accept_old_names(data: dict[str, Any]) -> dict[str, Any]:

@@ -78,6 +78,11 @@ class Resolved:
     def __getitem__(self, key: str) -> Any:
         return self.values[key]
 
+    @property
+    def uncovered(self) -> tuple[str, ...]:
+        """What the run has beyond its keys (`Recipe.uncovered`)."""
+        return self.recipe.uncovered
+
 
 class _Filler:
     """Collects values with their sources; a key that the user gave keeps its value."""

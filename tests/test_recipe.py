@@ -289,7 +289,7 @@ def test_bad_keys_in_a_file_are_refused_as_anywhere(write: Any) -> None:
 def test_many_nested_aliases_cost_nothing(write: Any) -> None:
     levels = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
     levels += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 12)]
-    with pytest.raises(FileFormatError, match="aliases are not read"):
+    with pytest.raises(FileFormatError, match="more than 64 aliases"):
         Recipe.from_file(write("r.yaml", "\n".join([*levels, "model: *a11"])))
 
 

@@ -51,6 +51,10 @@ class ResolvedRecipe(Protocol):
     def gpu(self) -> Gpu | None:
         """The GPU, if one is named."""
 
+    @property
+    def uncovered(self) -> tuple[str, ...]:
+        """What the run has beyond its keys."""
+
 
 def spec_of(resolved: ResolvedRecipe) -> TraceSpec:
     """The trace of a resolved recipe.
@@ -177,8 +181,9 @@ def to_estimate(result: TraceResult, resolved: ResolvedRecipe, *, expandable_seg
             for entry in result.merged_phases
         ),
         host_bytes=result.host_bytes,
-        verdict_report=judge(gpu, report.max_reserved_bytes, unsupported=False) if gpu is not None else None,
+        verdict_report=judge(gpu, report.max_reserved_bytes, bool(resolved.uncovered)) if gpu is not None else None,
         assumptions=assumptions(result, gpu, str(resolved.values.get("torch_version", ""))),
+        unsupported=resolved.uncovered,
         provenance=Provenance.TRACE,
         versions=result.versions,
     )
