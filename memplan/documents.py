@@ -278,7 +278,7 @@ def _parse_yaml(text: str, name: str) -> Document:
         def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
             nonlocal aliases, first_alias
             if self.check_event(yaml.AliasEvent):
-                line = self.peek_event().start_mark.line + 1  # type: ignore[no-untyped-call]
+                line = self.peek_event().start_mark.line + 1
                 aliases += 1
                 first_alias = first_alias or line
                 if aliases > MAX_ALIASES:
@@ -295,9 +295,9 @@ def _parse_yaml(text: str, name: str) -> Document:
                 _check_size(node, name, {}, set())
             lines: dict[Path_, int] = {}
             _yaml_lines(node, name, (), lines)
-            data = loader.construct_document(node)  # type: ignore[no-untyped-call]
+            data = loader.construct_document(node)
         finally:
-            loader.dispose()  # type: ignore[no-untyped-call]
+            loader.dispose()
     except yaml.YAMLError as error:
         raise FileFormatError(f"{name} is not valid YAML: {error}") from None
     except RecursionError:
