@@ -106,7 +106,10 @@ class Dim(int):
         symbol = "(" + form.format(*map(symbol_of, operands)) + ")"
         if not any(map(terms_of, operands)):
             return Dim(value, symbol)
-        return Dim(value, symbol, terms=("(" + form.format(*map(_operand, operands)) + ")",), scale=1)
+        term = "(" + form.format(*map(_operand, operands)) + ")"
+        if value < 0:  # factors stay positive, so that the signs of two of them cancel
+            return Dim(value, symbol, terms=(f"(-{term})",), scale=-1)
+        return Dim(value, symbol, terms=(term,), scale=1)
 
     # -- what asks for the number -----------------------------------------------------------------------
 

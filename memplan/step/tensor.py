@@ -25,7 +25,6 @@ from memplan.step.dim import Dim as Dim
 from memplan.step.dim import count_elements as count_elements
 from memplan.units import BLOCK_BYTES
 
-
 Shape = tuple[int, ...]
 
 

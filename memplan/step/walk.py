@@ -5,6 +5,9 @@ phase by phase. With gradient accumulation a second one says what a micro-step d
 a step, since all later ones are alike. Equal layers stand once in the recording with their count: a stretch that repeats is
 linear, so its highest moment lies in its first or its last repetition.
 
+What is alive is kept as a sum of terms (`forms`), so one walk answers for every batch and sequence that would record the same
+step: `Walker.run` with other sizes is a few dot products.
+
 Known limits:
     Memory is followed at the level `live`: storages rounded to 512 bytes. Blocks and segments are the allocator's business.
 """
@@ -12,10 +15,12 @@ Known limits:
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 
 from memplan.estimate import Component, Phase
+from memplan.step.forms import BYTES, Form, Terms, added, code, highest
 from memplan.step.optimizer_step import OptimizerEvent
 from memplan.step.ports import Ledger
 from memplan.step.recording import Recording
@@ -57,31 +62,70 @@ class Moment:
         return f"{self.op} in {self.module}" if self.module else self.op
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """A moment that can be the highest of its phase.
+
+    Attributes:
+        form: what is alive.
+        at: the moment.
+        base: what is alive besides the recording's storages, by component.
+        find: storages of the recording alive then, by index; found when asked for.
+    """
+
+    form: Form
+    at: Moment
+    base: Mapping[Component, int]
+    find: Callable[[], Alive]
+
+    @cached_property
+    def storages(self) -> Alive:
+        """Storages of the recording alive then, by index, with how many of each."""
+        return self.find()
+
+
+@dataclass(frozen=True, eq=False)
+class PhaseForms:
+    """One phase of one step for any sizes: the moments that can be its highest, in order of time, and its end."""
+
+    candidates: tuple[Candidate, ...]
+    end: Form
+
+
+@dataclass(frozen=True, eq=False)
 class PhasePeak:
     """One phase of one step.
 
     Attributes:
         peak_bytes, end_bytes: live bytes at the highest moment and at the end.
-        at: the highest moment.
-        components: bytes alive at the highest moment, by component; sum to `peak_bytes`.
-        storages: storages of the recording alive then, by index, with how many of each.
     """
 
     peak_bytes: int
     end_bytes: int
-    at: Moment
-    components: Mapping[Component, int]
-    storages: Mapping[int, int]
+    candidate: Candidate
+    terms: Terms
+    sizes: Sequence[int]
 
+    @property
+    def at(self) -> Moment:
+        """The highest moment."""
+        return self.candidate.at
 
-@dataclass
-class Profile:
-    """A segment's events summed: net change, highest point within, and where that is."""
+    @property
+    def storages(self) -> Mapping[int, int]:
+        """Storages of the recording alive then, by index, with how many of each."""
+        return self.candidate.storages
 
-    delta_bytes: int
-    peak_bytes: int
-    peak_index: int
+    @cached_property
+    def components(self) -> Mapping[Component, int]:
+        """Bytes alive at the highest moment, by component; sum to `peak_bytes`."""
+        found = Counter(self.candidate.base)
+        infos, of, sizes = self.terms.infos, self.terms.of, self.sizes
+        for index, count in self.candidate.storages.items():
+            if count:
+                term, weight = of[index]
+                found[infos[index].component] += count * weight * sizes[term]
+        return {component: size for component, size in found.items() if size}
 
 
 @dataclass
@@ -96,6 +140,14 @@ class Walk:
         return max(self.phases, key=lambda phase: phase.peak_bytes)
 
 
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """A segment's events summed: net change, and the moments within that can be its highest, with their event."""
+
+    change: Form
+    highest: tuple[tuple[Form, int], ...]
+
+
 class Walker:
     """Plays a recording and an optimizer on top of what stays.
 
@@ -107,6 +159,10 @@ class Walker:
         optimizer_events: the optimizer's states and what its step borrows, in order.
         following: a micro-step that adds to gradients, over the same list of storages as `recording` (`joined`).
         steps: how many steps to walk; the second one is the steady state.
+
+    Attributes:
+        phases: load and every step's phases, for any sizes.
+        terms: the sizes they are made of.
     """
 
     def __init__(
@@ -120,6 +176,7 @@ class Walker:
         steps: int = 2,
     ) -> None:
         self.infos = recording.infos
+        self.terms = Terms(self.infos)
         self.micro_steps = (recording,) if following is None else (recording, following)
         self.all_named = frozenset().union(*(entry.named for entry in self.micro_steps))
         self.workspaces = recording.workspaces
@@ -128,73 +185,109 @@ class Walker:
         self.construction = tuple(construction)
         self.clipping = tuple(clipping)
         self.optimizer_events = tuple(optimizer_events)
-        self.steps = steps
         self.base: Counter[Component] = Counter(resident.loaded)
         self.alive: Alive = Counter()
-        self.live_bytes = resident.loaded_bytes
+        self.live: Form = {BYTES: resident.loaded_bytes}
         self.named: Alive = Counter()
         self.skipped: frozenset[int] = frozenset()
         self.profiles: dict[tuple[int, bool], Profile] = {}
+        self.phases = self._walk(steps)
+        self.recorded_sizes = self._recorded_sizes()
 
-    def run(self) -> Walk:
-        """Walk load and all steps."""
+    @cached_property
+    def _heights(self) -> Callable[[Sequence[int]], tuple[tuple[tuple[int, ...], int], ...]]:
+        """For the sizes of the terms: every phase's candidates and end, in bytes."""
+        phases = ", ".join(
+            f"(({', '.join(code(entry.form) for entry in phase.candidates)},), {code(phase.end)})"
+            for phase in self.phases
+        )
+        found: Callable[[Sequence[int]], tuple[tuple[tuple[int, ...], int], ...]]
+        found = eval(f"lambda s: ({phases},)", {"__builtins__": {}})  # of our own numbers only
+        return found
+
+    def run(self, sizes: Sequence[int] | None = None) -> Walk:
+        """Every phase for the given sizes of the terms; without any, for those that were recorded."""
+        if sizes is None:
+            sizes = self.recorded_sizes
         walk = Walk()
-        walk.phases.append(self._load())
-        for step in range(1, self.steps + 1):
-            played: list[list[PhasePeak]] = []
+        for phase, (heights, end) in zip(self.phases, self._heights(sizes), strict=True):
+            peak = max(heights)
+            walk.phases.append(PhasePeak(peak, end, phase.candidates[heights.index(peak)], self.terms, sizes))
+        return walk
+
+    def _recorded_sizes(self) -> list[int]:
+        sizes = [1] * len(self.terms.expressions)
+        for info, (term, weight) in zip(self.infos, self.terms.of, strict=True):
+            if term != BYTES:
+                sizes[term] = info.size_bytes // weight
+        return sizes
+
+    # -- the phases ---------------------------------------------------------------------------------------
+
+    def _walk(self, steps: int) -> tuple[PhaseForms, ...]:
+        phases = [self._load()]
+        for step in range(1, steps + 1):
+            played: list[list[PhaseForms]] = []
             for recording in self.micro_steps:
                 if played:
                     self._next_batch()
                 played.append([self._play(recording, step, phase) for phase in (Phase.FORWARD, Phase.BACKWARD)])
-            walk.phases += [_highest(alike) for alike in zip(*played, strict=True)]
-            walk.phases.append(self._optimize(step))
-        return walk
+            phases += [_together(alike) for alike in zip(*played, strict=True)]
+            phases.append(self._optimize(step))
+        return tuple(phases)
 
-    def _load(self) -> PhasePeak:
+    def _load(self) -> PhaseForms:
         transient = self.resident.load_transient_bytes
         components = Counter(self.base)
         if transient:
             components[Component.TEMPORARIES] += transient
         at = Moment(0, Phase.LOAD, "load", "")
-        peak = self.live_bytes + transient
+        top = Candidate(added(self.live, {BYTES: transient}), at, components, Counter)
         for event in self.construction:
             self._add(event.component, event.change_bytes)
-            if self.live_bytes > peak:
-                peak, components = self.live_bytes, Counter(self.base)
-        return PhasePeak(peak, self.live_bytes, at, components, {})
+            if self.live[BYTES] > top.form[BYTES]:
+                top = Candidate(dict(self.live), at, Counter(self.base), Counter)
+        return PhaseForms((top,), dict(self.live))
 
-    def _play(self, recording: Recording, step: int, phase: Phase) -> PhasePeak:
+    def _play(self, recording: Recording, step: int, phase: Phase) -> PhaseForms:
         is_first = step == 1 and recording is self.micro_steps[0]
         self.skipped = frozenset() if is_first else recording.workspaces
         ledger = self.ledgers[recording is not self.micro_steps[0]]
-        peak, where = self.live_bytes, None
-        start = Counter(self.alive)
+        start, base, skipped = Counter(self.alive), Counter(self.base), self.skipped
         segments = [segment for segment in recording.segments if segment.phase == phase]
+        found = [Candidate(dict(self.live), Moment(step, phase, "start", ""), base, lambda: start)]
         for position, segment in enumerate(segments):
             profile = self._profile(segment)
-            repeats = segment.count
-            for repeat in (0, repeats - 1):
-                height = self.live_bytes + repeat * profile.delta_bytes + profile.peak_bytes
-                if height > peak:
-                    peak, where = height, (position, repeat, profile.peak_index)
-            self.live_bytes += repeats * profile.delta_bytes
-            ledger.play(self.alive, segment, 0, repeats, skipped=self.skipped)
-        alive, at = self._situation(ledger, start, segments, where, step, phase)
-        components = self._components(alive)
+            for repeat in dict.fromkeys((0, segment.count - 1)):
+                floor = added(self.live, profile.change, repeat)
+                for form, index in profile.highest:
+                    where = (position, repeat, index)
+                    found.append(
+                        Candidate(
+                            added(floor, form),
+                            self._moment(step, phase, segment, repeat, index),
+                            base,
+                            lambda where=where: _situation(ledger, start, segments, where, skipped),  # type: ignore[misc]
+                        )
+                    )
+            self.live = added(self.live, profile.change, segment.count)
+            ledger.play(self.alive, segment, 0, segment.count, skipped=skipped)
         if phase is Phase.BACKWARD:
             self._settle_gradients()
         else:
             self._forget_named()
-        return PhasePeak(peak, self.live_bytes, at, components, alive)
+        kept = highest(entry.form for entry in found)
+        return PhaseForms(tuple(found[position] for position in kept), dict(self.live))
 
     def _settle_gradients(self) -> None:
         """Parameter gradients leave the recording's books: they are resident until `zero_grad`."""
-        total = 0
+        made: Form = {BYTES: 0}
         for index, count in list(self.alive.items()):
             if self.infos[index].component is Component.GRADIENTS:
-                total += count * self.infos[index].size_bytes
+                self.terms.add(made, index, count)
                 del self.alive[index]
-        self.base[Component.GRADIENTS] += total
+        assert made.keys() == {BYTES}, "a parameter's gradient has the parameter's size, whatever the batch"
+        self.base[Component.GRADIENTS] += made[BYTES]
         held = self.base[Component.GRADIENTS]
         assert held == self.resident.gradients_bytes, (
             f"{held} bytes of gradients, {self.resident.gradients_bytes} expected"
@@ -203,30 +296,31 @@ class Walker:
     def _forget_named(self) -> None:
         """Loss and kept outputs of the previous micro-step, whose names have just been bound to the new ones."""
         self.alive.subtract(self.named)
-        self.live_bytes -= sum(self.infos[index].size_bytes * count for index, count in self.named.items())
+        self.live = added(self.live, self.terms.form(self.named), -1)
         self.named = Counter()
 
-    def _optimize(self, step: int) -> PhasePeak:
-        peak, components, label = self.live_bytes, self._components(self.alive), "optimizer.step"
-        storages = dict(self.alive)
+    def _optimize(self, step: int) -> PhaseForms:
+        alive = Counter(self.alive)
 
-        def watch(name: str) -> None:
-            nonlocal peak, components, label
-            if self.live_bytes > peak:
-                peak, components, label = self.live_bytes, self._components(self.alive), name
+        def now(label: str) -> Candidate:
+            at = Moment(step, Phase.OPTIMIZER_STEP, label, "")
+            return Candidate(dict(self.live), at, Counter(self.base), lambda: alive)
 
+        top = now("optimizer.step")
         for event in self.clipping:
             self._add(Component.TEMPORARIES, event.change_bytes)
-            watch(event.label)
+            if self.live[BYTES] > top.form[BYTES]:
+                top = now(event.label)
         for event in self.optimizer_events:
             if event.once and step > 1:
                 continue
             self._add(event.component, event.change_bytes)
-            watch(event.label.partition("#")[0])
+            if self.live[BYTES] > top.form[BYTES]:
+                top = now(event.label.partition("#")[0])
         self._add(Component.GRADIENTS, -self.base[Component.GRADIENTS])
-        end = self.live_bytes
+        end = dict(self.live)
         self._next_batch()
-        return PhasePeak(peak, end, Moment(step, Phase.OPTIMIZER_STEP, label, ""), components, storages)
+        return PhaseForms((top,), end)
 
     def _next_batch(self) -> None:
         """The batch gives way to the next one; what the loop's variables name stays until they are bound again."""
@@ -237,68 +331,62 @@ class Walker:
             elif index in self.all_named:
                 self.named[index] = count
             elif index not in self.workspaces:
-                self.live_bytes -= count * self.infos[index].size_bytes
+                self.terms.add(self.live, index, -count)
                 del self.alive[index]
 
     # -- sums -------------------------------------------------------------------------------------------
 
     def _add(self, component: Component, size_bytes: int) -> None:
         self.base[component] += size_bytes
-        self.live_bytes += size_bytes
+        self.live[BYTES] += size_bytes
 
     def _profile(self, segment: Segment) -> Profile:
         key = id(segment), bool(self.skipped)
         known = self.profiles.get(key)
         if known is not None:
             return known
-        height = peak = 0
-        peak_index = -1
-        infos, skipped = self.infos, self.skipped
+        height: Form = {}
+        tops: list[tuple[Form, int]] = []
+        rising = -1  # the last allocation since a free
         for position, event in enumerate(segment.events):
             if event < 0:
-                height -= infos[~event].size_bytes
-            elif event not in skipped:
-                height += infos[event].size_bytes
-                if height > peak:
-                    peak, peak_index = height, position
-        profile = self.profiles[key] = Profile(height, peak, peak_index)
+                if rising >= 0:
+                    tops.append((dict(height), rising))
+                    rising = -1
+                self.terms.add(height, ~event, -1)
+            elif event not in self.skipped and self.infos[event].size_bytes:
+                self.terms.add(height, event, 1)
+                rising = position
+        if rising >= 0:
+            tops.append((dict(height), rising))
+        kept = highest(form for form, _ in tops)
+        profile = self.profiles[key] = Profile(height, tuple(tops[position] for position in kept))
         return profile
 
-    def _situation(
-        self,
-        ledger: Ledger,
-        start: Alive,
-        segments: list[Segment],
-        where: tuple[int, int, int] | None,
-        step: int,
-        phase: Phase,
-    ) -> tuple[Alive, Moment]:
-        """Storages alive at the highest moment of a phase, and what that moment is."""
-        if where is None:
-            return start, Moment(step, phase, "start", "")
-        position, repeat, index = where
-        alive = Counter(start)
-        for segment in segments[:position]:
-            ledger.play(alive, segment, 0, segment.count, skipped=self.skipped)
-        segment = segments[position]
-        ledger.play(alive, segment, 0, repeat, skipped=self.skipped)
-        until = segment.events[: index + 1]
-        ledger.play(alive, segment, repeat, repeat + 1, events=until, skipped=self.skipped)
+    def _moment(self, step: int, phase: Phase, segment: Segment, repeat: int, index: int) -> Moment:
         info = self.infos[segment.events[index]]
-        return alive, Moment(step, phase, info.op, _place(info.module, segment, repeat))
-
-    def _components(self, alive: Alive) -> dict[Component, int]:
-        total = Counter(self.base)
-        for index, count in alive.items():
-            if count:
-                info = self.infos[index]
-                total[info.component] += count * info.size_bytes
-        return {component: size for component, size in total.items() if size}
+        return Moment(step, phase, info.op, _place(info.module, segment, repeat))
 
 
-def _highest(phases: Sequence[PhasePeak]) -> PhasePeak:
-    """The same phase of every micro-step as one: the highest moment, and the end of the last."""
-    return replace(max(phases, key=lambda phase: phase.peak_bytes), end_bytes=phases[-1].end_bytes)
+def _situation(
+    ledger: Ledger, start: Alive, segments: Sequence[Segment], where: tuple[int, int, int], skipped: frozenset[int]
+) -> Alive:
+    """Storages alive at one moment of a phase: (segment, repetition, event)."""
+    position, repeat, index = where
+    alive = Counter(start)
+    for segment in segments[:position]:
+        ledger.play(alive, segment, 0, segment.count, skipped=skipped)
+    segment = segments[position]
+    ledger.play(alive, segment, 0, repeat, skipped=skipped)
+    ledger.play(alive, segment, repeat, repeat + 1, events=segment.events[: index + 1], skipped=skipped)
+    return alive
+
+
+def _together(phases: Sequence[PhaseForms]) -> PhaseForms:
+    """The same phase of every micro-step as one: the highest moment of all, and the end of the last."""
+    candidates = [candidate for phase in phases for candidate in phase.candidates]
+    kept = highest(candidate.form for candidate in candidates)
+    return PhaseForms(tuple(candidates[position] for position in kept), phases[-1].end)
 
 
 def _place(module: str, segment: Segment, repeat: int) -> str:
