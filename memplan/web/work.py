@@ -1,0 +1,205 @@
+"""Computing beside the event loop: a few processes, a bounded queue, and an end to every wait.
+
+    answer = await app.state.work.run(function, *args)
+
+`function` is a module-level function and everything in `args` and in the answer can be pickled. Deliberate errors arrive as
+`ProblemError`. A job that takes too long ends with its process, and a new process takes its place.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from memplan.web.problems import Problem, ProblemError
+from memplan.web.settings import Settings
+from memplan.web.worker import HEAD_BYTES, Bug, frame, frame_length
+
+log = logging.getLogger("memplan.web")
+
+Answer = TypeVar("Answer")
+
+_RETRY = (("Retry-After", "1"),)
+OVERLOADED = Problem(503, "overloaded", "too many requests wait for an answer", "try again in a moment", headers=_RETRY)
+TIMEOUT = Problem(
+    503,
+    "timeout",
+    "this answer takes longer than the service allows",
+    "the limit guards a shared service: run `memplan` on your own machine for this recipe",
+    headers=(("Retry-After", "60"),),
+)
+LOST = Problem(
+    503,
+    "out_of_resources",
+    "the process that computed this answer ended",
+    "most likely it needed more memory than the service allows: run `memplan` on your own machine for this recipe",
+    headers=(("Retry-After", "60"),),
+)
+
+
+class WorkerBugError(Exception):
+    """A bug met in a computing process; the message is its traceback."""
+
+
+class _Worker:
+    """One computing process and the parent's end of its socket."""
+
+    def __init__(self) -> None:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            code = f"from memplan.web.worker import main; main({theirs.fileno()})"
+            environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+            # -P: nothing is imported from the directory that the service happens to be started in.
+            self.process = subprocess.Popen(
+                [sys.executable, "-P", "-c", code],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                env=environment,
+            )
+        ours.setblocking(False)
+        self.socket = ours
+
+    async def ask(self, job: bytes) -> bytes:
+        loop = asyncio.get_running_loop()
+        await loop.sock_sendall(self.socket, job)
+        head = await self._read(loop, HEAD_BYTES)
+        return bytes(await self._read(loop, frame_length(bytes(head))))
+
+    async def _read(self, loop: asyncio.AbstractEventLoop, size: int) -> bytearray:
+        data = bytearray(size)
+        view, filled = memoryview(data), 0
+        while filled < size:
+            count = await loop.sock_recv_into(self.socket, view[filled:])
+            if not count:
+                raise EOFError
+            filled += count
+        return data
+
+    def end(self) -> None:
+        self.socket.close()
+        self.process.kill()
+        self.process.wait()
+
+
+class Work:
+    """The computing processes of one service. Belongs to one event loop at a time."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._idle: list[_Worker] = []
+        self._all: set[_Worker] = set()
+        self._waiters: deque[asyncio.Future[_Worker]] = deque()
+
+    def start(self) -> None:
+        """Start the processes; `run` does it where nobody did."""
+        self._loop = asyncio.get_running_loop()
+        for _ in range(self.settings.processes):
+            self._begin()
+
+    def stop(self) -> None:
+        """End the processes."""
+        while self._all:
+            self._all.pop().end()
+        self._idle.clear()
+        self._waiters.clear()
+        self._loop = None
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for a process."""
+        return len(self._waiters)
+
+    async def run(self, function: Callable[..., Answer], /, *args: Any, timeout_seconds: float | None = None) -> Answer:
+        """What `function(*args)` returns, computed in another process.
+
+        Args:
+            function: of a module, not nested.
+            args: plain values.
+            timeout_seconds: for waiting and computing together; by default that of the settings.
+
+        Raises:
+            ProblemError: a deliberate error, or no answer in time.
+            WorkerBugError: any other exception.
+        """
+        loop = asyncio.get_running_loop()
+        if self._loop is not loop:
+            self.stop()
+            self.start()
+        deadline = loop.time() + (self.settings.timeout_seconds if timeout_seconds is None else timeout_seconds)
+        worker = await self._take(loop, deadline)
+        try:
+            async with asyncio.timeout_at(deadline):
+                reply = await worker.ask(frame((function, args)))
+        except TimeoutError:
+            self._replace(worker)
+            log.warning("%s took too long and was ended", function.__name__)
+            raise ProblemError(TIMEOUT) from None
+        except (EOFError, ConnectionError):
+            self._replace(worker)
+            log.warning("the process of %s ended", function.__name__)
+            raise ProblemError(LOST) from None
+        except BaseException:
+            self._replace(worker)
+            raise
+        self._give(worker)
+        answer: Answer = _unwrap(reply)
+        return answer
+
+    async def _take(self, loop: asyncio.AbstractEventLoop, deadline: float) -> _Worker:
+        if self._idle:
+            return self._idle.pop()
+        if len(self._waiters) >= self.settings.max_waiting:
+            raise ProblemError(OVERLOADED)
+        waiter: asyncio.Future[_Worker] = loop.create_future()
+        self._waiters.append(waiter)
+        try:
+            async with asyncio.timeout_at(deadline):
+                return await waiter
+        except BaseException as error:
+            if waiter.done() and not waiter.cancelled():
+                self._give(waiter.result())
+            else:
+                with contextlib.suppress(ValueError):
+                    self._waiters.remove(waiter)
+            if isinstance(error, TimeoutError):
+                raise ProblemError(OVERLOADED) from None
+            raise
+
+    def _give(self, worker: _Worker) -> None:
+        while self._waiters:
+            waiter = self._waiters.popleft()
+            if not waiter.done():
+                waiter.set_result(worker)
+                return
+        self._idle.append(worker)
+
+    def _begin(self) -> None:
+        worker = _Worker()
+        self._all.add(worker)
+        self._give(worker)
+
+    def _replace(self, worker: _Worker) -> None:
+        self._all.discard(worker)
+        worker.end()
+        if self._loop is not None:
+            self._begin()
+
+
+def _unwrap(reply: bytes) -> Any:
+    import pickle
+
+    value = pickle.loads(reply)
+    if isinstance(value, Problem):
+        raise ProblemError(value)
+    if isinstance(value, Bug):
+        raise WorkerBugError(value.traceback)
+    return value

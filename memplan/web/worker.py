@@ -1,0 +1,88 @@
+"""A computing process: takes jobs from its parent over a socket, one at a time, until the parent is gone.
+
+Answers are computed apart from the process that speaks HTTP, so that whatever a recipe makes of the engine (a pattern that
+backtracks for minutes, a config that fills the memory) can be ended by ending the process, which no thread allows.
+
+The socket is one of a pair that the parent made: nobody else can write to it. What a client sent travels through it as
+plain bytes and text.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import pickle
+import signal
+import socket
+import struct
+import sys
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from memplan.errors import MemplanError
+from memplan.web.problems import ProblemError, problem_of
+
+# Address space. An estimate needs well under a tenth of it beyond what the interpreter maps.
+MAX_MEMORY_BYTES = 2 * 2**30
+_LENGTH = struct.Struct("!Q")
+
+
+@dataclass(frozen=True, slots=True)
+class Bug:
+    """An exception that nobody raised on purpose."""
+
+    traceback: str
+
+
+def frame(value: Any) -> bytes:
+    """`value` as one message."""
+    data = pickle.dumps(value, pickle.HIGHEST_PROTOCOL)
+    return _LENGTH.pack(len(data)) + data
+
+
+def frame_length(head: bytes) -> int:
+    """The number of bytes that follow the head of a message."""
+    return int(_LENGTH.unpack(head)[0])
+
+
+HEAD_BYTES = _LENGTH.size
+
+
+def answer(function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+    """What `function` returns, or the `Problem` or `Bug` that it ended with."""
+    try:
+        return function(*args)
+    except ProblemError as error:
+        return error.problem
+    except MemplanError as error:
+        return problem_of(error)
+    except MemoryError:
+        raise
+    except Exception:
+        return Bug(traceback.format_exc())
+
+
+def serve(connection: socket.socket) -> None:
+    """Answer jobs until the other end is closed."""
+    with connection.makefile("rb") as stream:
+        while len(head := stream.read(HEAD_BYTES)) == HEAD_BYTES:
+            function, args = pickle.loads(stream.read(frame_length(head)))
+            connection.sendall(frame(answer(function, args)))
+
+
+def main(descriptor: int) -> None:
+    """Run as the child of `memplan.web.work`."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, whose end ends this process
+    with contextlib.suppress(ImportError):
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY_BYTES, MAX_MEMORY_BYTES))
+    import memplan.engine  # noqa: F401  the first answer should not wait for it
+
+    with socket.socket(fileno=descriptor) as connection, contextlib.suppress(ConnectionError):
+        serve(connection)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))
