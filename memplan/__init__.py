@@ -18,6 +18,7 @@ from memplan.recipe import Recipe
 
 if TYPE_CHECKING:
     from memplan.model_state import ModelState
+    from memplan.planner.result import Plan
 
 __version__ = "0.1.0"
 
@@ -33,6 +34,7 @@ __all__ = [
     "UnsupportedError",
     "estimate",
     "model_states",
+    "plan",
 ]
 
 
@@ -62,3 +64,19 @@ def model_states(recipe: Recipe | None = None, /, **keys: Any) -> ModelState:
     from memplan import engine
 
     return engine.model_states(recipe, **keys)
+
+
+def plan(recipe: Recipe | None = None, /, **options: Any) -> Plan:
+    """What to change so that a recipe fits a GPU or a memory budget, least painful first.
+
+    Args:
+        recipe: a `Recipe`; or give its keys as keyword arguments. With both, the keywords change the recipe.
+        options: recipe keys (`gpu` among them), and those of `memplan.planner.plan`: `budget_bytes`, `keep`, `allow`, ...
+
+    Raises:
+        InputError: the recipe or an option is wrong.
+        UnsupportedError: a method or optimizer for which not even the model states are known.
+    """
+    from memplan.planner import plan as search
+
+    return search(recipe, **options)
