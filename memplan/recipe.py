@@ -162,14 +162,22 @@ class Recipe(BaseModel):
         return tuple(value) if isinstance(value, list | set) else value
 
     @classmethod
-    def from_file(cls, path: str | Path) -> Recipe:
-        """The recipe in a `.json`, `.toml` or `.yaml` file (flat keys at the top, or under `recipe`).
+    def from_file(cls, path: str | Path, format: str | None = None) -> Recipe:  # noqa: A002
+        """The recipe in a `.json`, `.toml` or `.yaml` file: its own keys, or any config that `memplan.interop` reads.
+
+        What a config asks for and no recipe key can say is in `uncovered`; `memplan.interop.read` tells more.
+
+        Args:
+            path: the file.
+            format: its format (`memplan.interop.format_names()`); by default it is detected.
 
         Raises:
-            FileFormatError: not readable as the format its ending names.
+            FileFormatError: not readable as the format its ending names, or no format that memplan knows.
             UnknownNameError, InvalidValueError: as for the constructor.
         """
-        return cls(**load_mapping(Path(path)))
+        from memplan.interop import read  # not needed for a recipe made of keys
+
+        return read(path, format).recipe
 
     def said(self) -> dict[str, Any]:
         """The keys that the user gave, in the model's order."""

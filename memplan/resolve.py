@@ -119,6 +119,8 @@ def resolve(recipe: Recipe, *, allow_paths: bool = True) -> Resolved:
     task = _task(recipe, model, peft, filler)
     gpu = get_gpu(recipe.gpu) if recipe.gpu else None
     quantization, loaded_as = _quantization(recipe, method, model, gpu, filler)
+    if recipe.dtype == "auto":  # from_pretrained(dtype="auto")
+        said["dtype"] = str(loaded_as)
     precision = _precision(recipe, loaded_as, quantization, filler)
     dtype = _dtype(recipe, method, precision, loaded_as, quantization, filler)
     autocast = _autocast(recipe, precision, dtype, gpu, filler)
@@ -317,7 +319,7 @@ def _precision(recipe: Recipe, loaded_as: DType, quantization: Quantization | No
     if quantization is not None:
         default, source = Precision.AMP, "default: quantized bases are trained under autocast"
     else:
-        dtype = parse_dtype(recipe.dtype) if recipe.dtype else loaded_as
+        dtype = parse_dtype(filler.said["dtype"]) if recipe.dtype else loaded_as
         if dtype is DType.FLOAT32:
             default, source = Precision.FP32, "weights are float32"
         else:
@@ -345,6 +347,8 @@ def _dtype(
     else:
         default, source = loaded_as, "the checkpoint's"
     dtype = parse_dtype(filler.fill("dtype", str(default), source))
+    if recipe.dtype == "auto":
+        filler.sources["dtype"] = "auto: the checkpoint's"
     filler.values["dtype"] = str(dtype)
     wants_half = precision in (Precision.PURE, Precision.MASTER, Precision.MASTER_FP32_GRADS)
     if precision is Precision.FP32 and dtype is not DType.FLOAT32 and quantization is None:

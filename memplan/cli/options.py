@@ -22,7 +22,7 @@ import typer
 from memplan.cli.recipe_help import RECIPE_HELP
 from memplan.cli.values import Kind, read_value
 from memplan.errors import InputError
-from memplan.recipe import Recipe, load_mapping
+from memplan.recipe import Recipe
 
 _METAVARS = {
     Kind.TEXT: "TEXT",
@@ -98,13 +98,16 @@ def recipe_of(file: Path | None, texts: Mapping[str, Any]) -> Recipe:
         InputError: the recipe or one of its values is wrong, or no model is named.
     """
     said = {key: read_value(key, kind_of(key), text, choices_of(key)) for key, text in texts.items() if _is_said(text)}
-    keys = load_mapping(file) if file is not None else {}
-    if "activation_checkpointing" in said:
-        keys.pop("gradient_checkpointing", None)
-    keys.update(said)
-    if "model" not in keys:
+    if file is None:
+        if "model" not in said:
+            raise no_model()
+        return Recipe(**said)
+    from memplan.interop import read
+
+    reading = read(file)
+    if "model" not in {**reading.keys, **said}:
         raise no_model()
-    return Recipe(**keys)
+    return reading.recipe_with(**said)
 
 
 def no_model() -> InputError:

@@ -1,0 +1,343 @@
+"""What was read from config files: recipe keys, and what became of every key in the files.
+
+A format's reader takes keys out of a `Source` and puts recipe keys into a `Draft`; what no reader took is sorted into
+harmless and memory-like when the file is done.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from memplan.errors import FileFormatError, InputError
+from memplan.recipe import Recipe
+
+if TYPE_CHECKING:
+    from memplan.estimate import Estimate
+
+
+@dataclass(frozen=True, slots=True)
+class UsedKey:
+    """A key that decided a recipe key.
+
+    Attributes:
+        key: as the file has it, nested keys with dots.
+        recipe_key: what it became; `unsupported` where no recipe key can say it.
+        value: as the file has it.
+        file: name of the file or object.
+        line: 1-based; 0 for an object.
+    """
+
+    key: str
+    recipe_key: str
+    value: Any
+    file: str
+    line: int
+
+    @property
+    def place(self) -> str:
+        """`file:line`, or the file alone."""
+        return f"{self.file}:{self.line}" if self.line else self.file
+
+
+@dataclass(frozen=True, slots=True)
+class DefaultUsed:
+    """A default of a framework that decided a recipe key.
+
+    Attributes:
+        key: the framework's name of it.
+        recipe_key: what it became.
+        value: the framework's value.
+        framework: whose default it is.
+        version_range: versions that have it, e.g. `>=1.0`.
+        source: where it stands.
+    """
+
+    key: str
+    recipe_key: str
+    value: Any
+    framework: str
+    version_range: str
+    source: str
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Config files as a recipe, with an account of every key.
+
+    Attributes:
+        keys: recipe keys; the model may be missing where no file names it.
+        format: of the file; several are joined with ` + `.
+        used: keys that decided something.
+        defaults: framework defaults that decided something.
+        ignored: keys that have no bearing on memory.
+        unknown_memory_like: keys that memplan does not know and whose names sound as if they had, with file and line.
+        unsupported: what the files ask for and memplan has no rule for; with any, no verdict is `fits`.
+    """
+
+    keys: Mapping[str, Any]
+    format: str
+    used: tuple[UsedKey, ...] = ()
+    defaults: tuple[DefaultUsed, ...] = ()
+    ignored: tuple[str, ...] = ()
+    unknown_memory_like: tuple[str, ...] = ()
+    unsupported: tuple[str, ...] = ()
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        """The recipe; what is unsupported or unknown goes with it (`Recipe.uncovered`).
+
+        Raises:
+            InputError: no file names a model, or a value cannot stand there.
+        """
+        return self.recipe_with()
+
+    def recipe_with(self, **changes: Any) -> Recipe:
+        """The recipe with keys added or replaced.
+
+        Raises:
+            InputError: still no model, or a value cannot stand there.
+        """
+        keys = {**self.keys, **changes}
+        if keys.get("model") is None and self.format != "recipe":
+            raise InputError(
+                f"no model is named in what was read ({self.format})",
+                hint="add the model, for example --model mistralai/Mistral-7B-v0.1, or its config.json",
+            )
+        return Recipe(**keys).with_uncovered(self.uncovered)
+
+    @property
+    def uncovered(self) -> tuple[str, ...]:
+        """Everything that keeps the answer from being whole: unsupported parts and unknown memory-like keys."""
+        unknown = (f"{text}: an unknown key that sounds like memory" for text in self.unknown_memory_like)
+        return (*self.unsupported, *unknown)
+
+    def estimate(self, **changes: Any) -> Estimate:
+        """The estimate of the recipe with `changes`; never `fits` where something is unsupported or unknown."""
+        from memplan.engine import estimate
+
+        return estimate(self.recipe_with(**changes))
+
+
+_MISSING = object()
+
+
+class Source:
+    """One mapping of a file, with typed access; remembers which keys were asked for.
+
+    A key whose value is null counts as absent, as it does for every framework that memplan reads.
+    """
+
+    def __init__(self, name: str, data: Mapping[str, Any], lines: Mapping[tuple[str | int, ...], int]) -> None:
+        self.name = name
+        self.data = data
+        self.lines = lines
+        self.path: tuple[str, ...] = ()
+        self.taken: set[str] = set()
+        self.children: dict[str, Source] = {}
+
+    def has(self, key: str) -> bool:
+        """Whether the key is there and not null; does not take it."""
+        return self.data.get(key) is not None
+
+    def get(self, key: str) -> Any:
+        """The value of the key, or None; takes it."""
+        self.taken.add(key)
+        return self.data.get(key)
+
+    def take(self, *keys: str) -> None:
+        """Mark keys as known, whatever they hold."""
+        self.taken.update(keys)
+
+    def sub(self, key: str) -> Source:
+        """The mapping below the key; empty where there is none.
+
+        Raises:
+            FileFormatError: the value is no mapping.
+        """
+        if key in self.children:
+            return self.children[key]
+        value = self.get(key)
+        if value is not None and not isinstance(value, Mapping):
+            raise self.wrong(key, "a mapping")
+        child = Source(self.name, value or {}, self.lines)
+        child.path = (*self.path, key)
+        self.children[key] = child
+        return child
+
+    def full(self, key: str) -> str:
+        """The key with those around it: `zero_optimization.stage`."""
+        return ".".join((*self.path, key))
+
+    def line(self, key: str) -> int:
+        """1-based line of the key, or of the nearest one around it; 0 where unknown."""
+        path = (*self.path, key)
+        return next((self.lines[path[:end]] for end in range(len(path), 0, -1) if path[:end] in self.lines), 0)
+
+    def place(self, key: str) -> str:
+        """`file:line`."""
+        line = self.line(key)
+        return f"{self.name}:{line}" if line else self.name
+
+    def wrong(self, key: str, allowed: str) -> FileFormatError:
+        """The error of a value that cannot stand there."""
+        shown = repr(self.data.get(key))
+        shown = shown if len(shown) <= 80 else shown[:77] + "..."
+        return FileFormatError(
+            f"{self.place(key)}: {self.full(key)} = {shown} is not allowed: {allowed}", code="invalid_value"
+        )
+
+    def integer(self, key: str) -> int | None:
+        """A whole number, also as `5e8` or as digits in quotes."""
+        value = self.get(key)
+        if value is None:
+            return None
+        if isinstance(value, str) and value.strip().isascii() and value.strip().isdigit() and len(value) < 20:
+            return int(value)
+        if isinstance(value, float) and value.is_integer():
+            return int(value)
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise self.wrong(key, "a whole number")
+        return value
+
+    def number(self, key: str) -> float | None:
+        """A number, also in quotes: YAML reads `2e-4` as text."""
+        value = self.get(key)
+        if value is None:
+            return None
+        if isinstance(value, str):
+            try:
+                return float(value)
+            except ValueError:
+                raise self.wrong(key, "a number") from None
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise self.wrong(key, "a number")
+        return float(value)
+
+    def flag(self, key: str) -> bool | None:
+        """True or false, also in quotes."""
+        value = self.get(key)
+        if isinstance(value, str) and value.strip().lower() in ("true", "false"):
+            return value.strip().lower() == "true"
+        if value is not None and not isinstance(value, bool):
+            raise self.wrong(key, "true or false")
+        return value
+
+    def text(self, key: str) -> str | None:
+        """A text."""
+        value = self.get(key)
+        if value is not None and not isinstance(value, str):
+            raise self.wrong(key, "a text")
+        return value
+
+    def names(self, key: str) -> list[str] | str | None:
+        """A text, or a list of texts."""
+        value = self.get(key)
+        if isinstance(value, tuple):
+            value = list(value)
+        if value is None or isinstance(value, str):
+            return value
+        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+            raise self.wrong(key, "a name or a list of names")
+        return value
+
+
+@dataclass
+class Draft:
+    """A recipe while files are being read.
+
+    Attributes:
+        versions: version of each framework whose defaults are asked for, where it was said.
+    """
+
+    versions: dict[str, str] = field(default_factory=dict)
+    keys: dict[str, Any] = field(default_factory=dict)
+    used: list[UsedKey] = field(default_factory=list)
+    defaults: dict[str, DefaultUsed] = field(default_factory=dict)
+    ignored: list[str] = field(default_factory=list)
+    unknown: list[str] = field(default_factory=list)
+    unsupported: list[str] = field(default_factory=list)
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    def use(self, source: Source, key: str, recipe_key: str, value: Any = _MISSING) -> None:
+        """Let `key` decide `recipe_key`; without `value` its own value is taken.
+
+        Raises:
+            InputError: another file decided it otherwise.
+        """
+        raw = source.get(key)
+        value = raw if value is _MISSING else value
+        if value is None:
+            return
+        before = next((entry for entry in self.used if entry.recipe_key == recipe_key), None)
+        if before is not None and self.keys.get(recipe_key, value) != value:
+            raise InputError(
+                f"{recipe_key} is said twice: {before.key} = {before.value!r} ({before.place}) and "
+                f"{source.full(key)} = {raw!r} ({source.place(key)})",
+                hint="the run can have only one of them: change one file",
+            )
+        self.keys[recipe_key] = value
+        self.defaults = {name: entry for name, entry in self.defaults.items() if entry.recipe_key != recipe_key}
+        self.note(source, key, recipe_key)
+
+    def note(self, source: Source, key: str, recipe_key: str) -> None:
+        """Record that `key` had a part in `recipe_key`."""
+        raw = source.get(key)
+        entry = UsedKey(source.full(key), recipe_key, raw, source.name, source.line(key))
+        if entry not in self.used:
+            self.used.append(entry)
+
+    def default(self, framework: str, key: str, recipe_key: str) -> Any:
+        """The framework's default of `key`, recorded as having decided `recipe_key`; the caller stores it."""
+        from memplan.interop.defaults import framework_default
+
+        found = framework_default(framework, key, self.versions.get(framework))
+        self.defaults[f"{framework}.{key}"] = DefaultUsed(
+            key, recipe_key, found.value, framework, found.versions, found.source
+        )
+        return found.value
+
+    def use_or_default(self, source: Source, key: str, recipe_key: str, framework: str) -> Any:
+        """The value of `key`, or the framework's default, as `recipe_key`."""
+        if source.has(key):
+            self.use(source, key, recipe_key)
+        elif recipe_key not in self.keys:
+            source.take(key)
+            self.keys[recipe_key] = self.default(framework, key, recipe_key)
+        return self.keys[recipe_key]
+
+    def refuse(self, source: Source, key: str, text: str) -> None:
+        """Report what `key` asks for as unsupported."""
+        self.note(source, key, "unsupported")
+        self.unsupported.append(f"{source.place(key)}: {text}")
+
+    def sort_rest(self, source: Source, harmless: frozenset[str]) -> None:
+        """Sort the keys that no reader took, in this mapping and those entered below it."""
+        from memplan.interop.names import is_memory_like, is_off, nearest
+
+        for key, value in source.data.items():
+            if not isinstance(key, str):
+                raise FileFormatError(f"{source.name}: the key {key!r} is not text")
+            if key in source.taken:
+                continue
+            if key in harmless or is_off(value) or not is_memory_like(key):
+                self.ignored.append(source.full(key))
+            else:
+                self.unknown.append(f"{source.place(key)}: {source.full(key)}{nearest(key, source.taken)}")
+        for child in source.children.values():
+            self.sort_rest(child, harmless)
+
+    def reading(self, formats: Sequence[str]) -> Reading:
+        """What was read."""
+        order = [*(key for key in Recipe.model_fields if key in self.keys), *self.keys]
+        return Reading(
+            keys={key: self.keys[key] for key in order},
+            format=" + ".join(dict.fromkeys(formats)),
+            used=tuple(self.used),
+            defaults=tuple(self.defaults.values()),
+            ignored=tuple(dict.fromkeys(self.ignored)),
+            unknown_memory_like=tuple(dict.fromkeys(self.unknown)),
+            unsupported=tuple(dict.fromkeys(self.unsupported)),
+        )
