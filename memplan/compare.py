@@ -8,14 +8,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from memplan import engine
 from memplan.errors import MemplanError
+from memplan.prepare import prepare
 from memplan.recipe import Recipe
 from memplan.resolve import resolve
 from memplan.step.walk import Walk
 from memplan.trace.estimate import spec_of
 from memplan.trace.result import TraceResult
 from memplan.trace.runner import run_many
+from memplan.training_step import walk
+from memplan.unsupported import unsupported_parts
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,13 +98,13 @@ def compare(recipes: Sequence[Recipe], *, walk_unsupported: bool = False) -> lis
     specs = []
     for index, entry in enumerate(resolved):
         try:
-            prepared = engine.prepare(entry)
-            unsupported = engine.unsupported_parts(entry, prepared)
+            prepared = prepare(entry)
+            unsupported = unsupported_parts(entry, prepared)
             if unsupported.step and not walk_unsupported:
                 found[index] = Comparison(recipes[index], refusal="; ".join(unsupported.texts))
                 continue
             specs.append(spec_of(entry))
-            walks[index] = engine.walk(entry, prepared)[1]
+            walks[index] = walk(entry, prepared)[1]
             asked.append(index)
         except MemplanError as error:
             found[index] = Comparison(recipes[index], refusal=error.message)
@@ -110,7 +112,7 @@ def compare(recipes: Sequence[Recipe], *, walk_unsupported: bool = False) -> lis
         if isinstance(result, MemplanError):
             found[index] = Comparison(recipes[index], refusal=f"trace: {result.message}")
             continue
-        parameters = engine.prepare(resolved[index]).state.parameters
+        parameters = prepare(resolved[index]).state.parameters
         counts = (result.parameters["total"], result.parameters["trainable"])
         found[index] = Comparison(
             recipes[index],

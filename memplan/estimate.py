@@ -6,10 +6,13 @@ peak, the levels are ordered, and an estimate with anything unsupported never sa
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import cached_property
 from typing import Any, Literal
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 
 SCHEMA_VERSION = 1
 
@@ -165,6 +168,13 @@ class Line(_Model):
     bytes: int
 
 
+@dataclass(frozen=True, slots=True)
+class _Receipt:
+    """What makes the lines of an estimate; two estimates are equal whatever makes theirs."""
+
+    write: Callable[[], tuple[Line, ...]] = field(compare=False)
+
+
 class Estimate(_Model):
     """How much memory a run needs, where it goes and when.
 
@@ -183,11 +193,20 @@ class Estimate(_Model):
     verdict_report: VerdictReport | None = Field(
         default=None, serialization_alias="verdict", validation_alias=AliasChoices("verdict_report", "verdict")
     )
-    lines: tuple[Line, ...] = Field(default=(), exclude=True, repr=False)
     assumptions: tuple[str, ...] = ()
     unsupported: tuple[str, ...] = ()
     provenance: Provenance
     versions: dict[str, str] = Field(default_factory=dict)
+    _receipt: _Receipt | None = PrivateAttr(default=None)
+
+    @cached_property
+    def lines(self) -> tuple[Line, ...]:
+        """The receipt: everything alive at the peak, line by line; empty where the answer came without one."""
+        return self._receipt.write() if self._receipt is not None else ()
+
+    def write_lines_with(self, write: Callable[[], tuple[Line, ...]]) -> None:
+        """Set what makes `lines`, which few callers ask for and which takes longer than the estimate."""
+        self._receipt = _Receipt(write)
 
     @model_validator(mode="after")
     def _check_invariants(self) -> Estimate:

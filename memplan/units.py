@@ -7,6 +7,7 @@ GB is 10**9 bytes and appears only where a source or a classic rule of thumb spe
 from __future__ import annotations
 
 import re
+from operator import index
 
 from memplan.errors import InvalidValueError
 
@@ -28,7 +29,7 @@ _QUANTITY = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]+)\s*", re.ASCII)
 
 def round_to_block(size_bytes: int) -> int:
     """Bytes that a storage of `size_bytes` occupies in the caching allocator (multiple of 512)."""
-    return -(-size_bytes // BLOCK_BYTES) * BLOCK_BYTES
+    return -(-index(size_bytes) // BLOCK_BYTES) * BLOCK_BYTES
 
 
 def format_bytes(size_bytes: int, *, decimals: int | None = None) -> str:

@@ -22,11 +22,12 @@ with warnings.catch_warnings():
     from bitsandbytes.nn import Linear4bit, Params4bit
     from bitsandbytes.optim import GlobalOptimManager
 
-from memplan import engine
 from memplan.dtypes import DType, parse_dtype
 from memplan.estimate import Component
 from memplan.model_state import ModelState, StoredParameter, has_weight_decay
 from memplan.optimizers import ParamInfo
+from memplan.prepare import Prepared
+from memplan.prepare import prepare as prepare_resolved
 from memplan.recipe import Recipe, Task
 from memplan.resolve import resolve
 from memplan.units import round_to_block
@@ -201,7 +202,7 @@ def nbytes(tensor: torch.Tensor) -> int:
     return tensor.untyped_storage().nbytes()
 
 
-def predict(prepared: engine.Prepared) -> Held:
+def predict(prepared: Prepared) -> Held:
     """The same from memplan."""
     state = prepared.state
     trained = by_name(prepared)
@@ -226,7 +227,7 @@ def exact_bytes(entry: StoredParameter) -> int:
     return size
 
 
-def grouped(prepared: engine.Prepared) -> tuple[list[StoredParameter], list[StoredParameter]]:
+def grouped(prepared: Prepared) -> tuple[list[StoredParameter], list[StoredParameter]]:
     trained = [entry for entry in prepared.state.stored if entry.trainable]
     decays = [has_weight_decay(entry, prepared.architecture) for entry in trained]
     return (
@@ -235,12 +236,12 @@ def grouped(prepared: engine.Prepared) -> tuple[list[StoredParameter], list[Stor
     )
 
 
-def group_names(prepared: engine.Prepared) -> tuple[list[str], list[str]]:
+def group_names(prepared: Prepared) -> tuple[list[str], list[str]]:
     decay, rest = ([entry.name for entry in group] for group in grouped(prepared))
     return sorted(decay), sorted(rest)
 
 
-def by_name(prepared: engine.Prepared) -> dict[str, ParamInfo]:
+def by_name(prepared: Prepared) -> dict[str, ParamInfo]:
     """What the optimizer is told of each trained parameter, by the parameter's name."""
     found = {}
     for entries, params in zip(grouped(prepared), prepared.state.trained, strict=True):
@@ -250,8 +251,8 @@ def by_name(prepared: engine.Prepared) -> dict[str, ParamInfo]:
     return found
 
 
-def prepare(recipe: Recipe) -> engine.Prepared:
-    return engine.prepare(resolve(recipe))
+def prepare(recipe: Recipe) -> Prepared:
+    return prepare_resolved(resolve(recipe))
 
 
 def state_bytes(held: Held) -> int:

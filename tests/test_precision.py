@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from memplan import engine
 from memplan.dtypes import DType
 from memplan.estimate import BytesPerParameter
 from memplan.model_state import ModelState
 from memplan.precision import policy_of
+from memplan.prepare import prepare
 from memplan.quantization import Quantization, Scheme
 from memplan.quantization.storage import stored_tensors
 from memplan.recipe import Precision, Recipe
@@ -36,7 +36,7 @@ MISTRAL = "mistralai/Mistral-7B-v0.1"
 
 
 def state_of(**keys: Any) -> ModelState:
-    return engine.prepare(resolve(Recipe(**{"model": MISTRAL, "optim": "adamw_torch", **keys}))).state
+    return prepare(resolve(Recipe(**{"model": MISTRAL, "optim": "adamw_torch", **keys}))).state
 
 
 def test_the_table_is_complete() -> None:

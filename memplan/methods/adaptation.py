@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from math import prod
+from operator import index
 
 from memplan.step.site import LoraSite
 
@@ -41,7 +42,7 @@ class AddedParameter:
     @property
     def elements(self) -> int:
         """Number of elements."""
-        return prod(self.shape)
+        return prod(map(index, self.shape))
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
+from operator import index
 from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
 from memplan.dtypes import DType
@@ -51,7 +52,7 @@ class ParamInfo(NamedTuple):
     @property
     def elements(self) -> int:
         """Number of elements."""
-        return prod(self.shape)
+        return prod(map(index, self.shape))
 
 
 class StateTensor(NamedTuple):
@@ -79,7 +80,7 @@ class StateTensor(NamedTuple):
     @property
     def storage_bytes(self) -> int:
         """Bytes of the storage behind the tensor, before any rounding."""
-        elements = prod(self.shape) if self.storage_elements is None else self.storage_elements
+        elements = prod(map(index, self.shape)) if self.storage_elements is None else self.storage_elements
         return elements * self.dtype.itemsize_bytes
 
 
@@ -144,7 +145,7 @@ class LayoutKey(NamedTuple):
     @property
     def elements(self) -> int:
         """Number of elements of the parameter."""
-        return prod(self.shape)
+        return prod(map(index, self.shape))
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ projection) cost a whole 512-byte block for a few bytes.
 from __future__ import annotations
 
 from math import prod
+from operator import index
 
 from memplan.dtypes import DType
 from memplan.errors import InvalidValueError
@@ -32,7 +33,7 @@ PROCESS_CODE_BOOK_BYTES = CODE_BOOK_ELEMENTS_8BIT * 4
 
 def absmax_blocks(quantization: Quantization, shape: tuple[int, ...]) -> int:
     """Blocks of `blocksize` elements that a weight of `shape` has, the last one possibly short."""
-    return -(-prod(shape) // quantization.blocksize)
+    return -(-prod(map(index, shape)) // quantization.blocksize)
 
 
 def stored_tensors_4bit(quantization: Quantization, shape: tuple[int, ...]) -> tuple[StoredTensor, ...]:
@@ -46,7 +47,7 @@ def stored_tensors_4bit(quantization: Quantization, shape: tuple[int, ...]) -> t
     The packed tensor has `(n + 1) // (2 * itemsize)` elements, so with a wide `quant_storage` and a size that does not
     divide it, CUDA allocates less than all the elements need.
     """
-    elements = prod(shape)
+    elements = prod(map(index, shape))
     blocks = absmax_blocks(quantization, shape)
     packed = (elements + 1) // (2 * quantization.quant_storage.itemsize_bytes)
     data = StoredTensor("weight", (packed, 1), quantization.quant_storage, "data")

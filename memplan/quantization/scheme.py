@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 from math import prod
+from operator import index
 from typing import Literal
 
 from memplan.dtypes import DType
@@ -121,7 +122,7 @@ class StoredTensor:
     @property
     def size_bytes(self) -> int:
         """Bytes of the elements."""
-        return prod(self.shape) * self.dtype.itemsize_bytes
+        return prod(map(index, self.shape)) * self.dtype.itemsize_bytes
 
     @property
     def block_bytes(self) -> int:

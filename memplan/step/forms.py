@@ -60,6 +60,14 @@ class Terms:
         found: Evaluate = eval(f"lambda B, S, T: ({body},)", {"__builtins__": {}})
         return found
 
+    def recorded(self) -> list[int]:
+        """The size of every term as it was recorded."""
+        sizes = [1] * len(self.expressions)
+        for info, (term, weight) in zip(self.infos, self.of, strict=True):
+            if term != BYTES:
+                sizes[term] = info.size_bytes // weight
+        return sizes
+
     def add(self, form: Form, index: int, count: int) -> None:
         """Count storage `index` into `form`."""
         term, weight = self.of[index]

@@ -1,22 +1,28 @@
 """The same run for the caching allocator: every storage of load and two steps, in order, as blocks and segments.
 
+The events of a run are written down once as a `Program`; sizes for another batch are filled in when it is played.
+
 Known limits:
-    Equal layers are played one by one, so this costs tens of milliseconds where the walk costs a few.
+    Equal layers are played one by one: a millisecond or more in C, tens of them in Python.
     With gradient accumulation three micro-steps are played at most; more of them could fragment further.
 """
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from memplan.estimate import Component, Phase
-from memplan.step.allocator import AllocatorReport, replay
+from memplan.step import native
+from memplan.step.allocator import AllocatorReport, PhaseMaxima, replay
+from memplan.step.forms import BYTES, Terms
 from memplan.step.optimizer_step import OptimizerEvent
 from memplan.step.recording import Recording
 from memplan.step.unfold import Instance, unfold
 
-Event = tuple[int, int] | str
+# (key, bytes) or (key, ~storage) for an allocation, (key, None) for a free, or the phase that begins.
+Event = tuple[int, int | None] | str
 
 
 @dataclass(frozen=True)
@@ -41,9 +47,81 @@ class Run:
     steps: int = 2
 
 
+class Program:
+    """The events of a run, with sizes still open.
+
+    Args:
+        run: what is played.
+        terms: the sizes of its recordings' storages.
+
+    Attributes:
+        keys: the storage of each event, numbered from 1 in order of birth.
+        sizes: what each event allocates, as an index into `table`; -1 for a free.
+        table: each size as a term and how many of it.
+        phases: names, with the event that each begins at.
+    """
+
+    def __init__(self, run: Run, terms: Terms) -> None:
+        self.keys, self.sizes = array("i"), array("i")
+        self.table: list[tuple[int, int]] = []
+        self.phases: list[tuple[str, int]] = []
+        numbers: dict[tuple[int, int], int] = {}
+        for event in _events(run):
+            if isinstance(event, str):
+                self.phases.append((event, len(self.keys)))
+                continue
+            key, size = event
+            self.keys.append(key)
+            if size is None:
+                self.sizes.append(-1)
+                continue
+            entry = (BYTES, size) if size >= 0 else terms.of[~size]
+            number = numbers.setdefault(entry, len(numbers))
+            if number == len(self.table):
+                self.table.append(entry)
+            self.sizes.append(number)
+        self.n_keys = max(self.keys, default=0) + 1
+
+    def play(
+        self, sizes: Sequence[int], *, expandable_segments: bool = False, capacity_bytes: int | None = None
+    ) -> AllocatorReport:
+        """Maxima of allocated and reserved memory, or where a run of limited capacity dies.
+
+        Args:
+            sizes: bytes of each of the recording's terms.
+            expandable_segments: the allocator's mode.
+            capacity_bytes: what all segments together may take; None for no limit.
+        """
+        table = [sizes[term] * weight for term, weight in self.table]
+        if expandable_segments or capacity_bytes is not None or native.library() is None:
+            events = self._events(table)
+            return replay(events, expandable_segments=expandable_segments, capacity_bytes=capacity_bytes)
+        begins = [position for _, position in self.phases]
+        segments, figures = native.replay(self.keys, self.sizes, table, self.n_keys, begins)
+        phases = tuple(PhaseMaxima(name, *row) for (name, _), row in zip(self.phases, figures, strict=True))
+        live, allocated, reserved = (max(row[figure] for row in figures) for figure in range(3))
+        return AllocatorReport(live, allocated, reserved, phases, 0, segments)
+
+    def _events(self, table: Sequence[int]) -> Iterator[tuple[int, int] | str]:
+        names = {position: name for name, position in reversed(self.phases)}
+        empty: set[int] = set()
+        for position, (key, number) in enumerate(zip(self.keys, self.sizes, strict=True)):
+            if position in names:
+                yield from (name for name, begin in self.phases if begin == position)
+            size = table[number] if number >= 0 else 0
+            if number >= 0 and not size:
+                empty.add(key)
+            elif size or key not in empty:
+                yield key, size
+        yield from (name for name, begin in self.phases if begin == len(self.keys))
+
+
 def play(run: Run, *, expandable_segments: bool = False, capacity_bytes: int | None = None) -> AllocatorReport:
-    """Maxima of allocated and reserved memory, or where a run of limited capacity dies."""
-    return replay(_events(run), expandable_segments=expandable_segments, capacity_bytes=capacity_bytes)
+    """What the allocator makes of a run as it was recorded (`Program.play`)."""
+    terms = Terms(run.micro_steps[0].infos)
+    return Program(run, terms).play(
+        terms.recorded(), expandable_segments=expandable_segments, capacity_bytes=capacity_bytes
+    )
 
 
 class _Keys:
@@ -60,7 +138,7 @@ class _Keys:
 def _events(run: Run) -> Iterator[Event]:
     keys = _Keys(run.last_key)
     yield "load"
-    yield from run.load_events
+    yield from ((key, size or None) for key, size in run.load_events)
     yield from _optimizer(run.construction, keys, 1)
     named: list[int] = []
     for step in range(1, run.steps + 1):
@@ -72,21 +150,21 @@ def _events(run: Run) -> Iterator[Event]:
                 yield f"{phase} {step}"
                 yield from _micro_step(recording, phase, held, keys, first=step == 1 and not number)
                 if phase is Phase.FORWARD:
-                    yield from ((key, 0) for key in named)
+                    yield from ((key, None) for key in named)
                     named = []
             infos = recording.infos
             for instance, key in held.items():
                 is_gradient = infos[instance[0]].component is Component.GRADIENTS
                 (gradients if is_gradient else named if instance[0] in recording.named else batch).append(key)
             if number < len(run.micro_steps) - 1:
-                yield from ((key, 0) for key in batch)
+                yield from ((key, None) for key in batch)
                 batch = []
         yield f"{Phase.OPTIMIZER_STEP} {step}"
         yield from _optimizer(run.clipping, keys, step)
         yield from _optimizer(run.optimizer_events, keys, step)
         # zero_grad(set_to_none=True), then the batch gives way to the next one.
-        yield from ((key, 0) for key in gradients)
-        yield from ((key, 0) for key in batch)
+        yield from ((key, None) for key in gradients)
+        yield from ((key, None) for key in batch)
 
 
 def _micro_step(
@@ -97,15 +175,15 @@ def _micro_step(
         if not allocates:
             key = held.pop(instance, None)
             if key is not None:
-                yield key, 0
+                yield key, None
             continue
-        size = infos[instance[0]].size_bytes
-        if instance[0] in recording.workspaces:
+        index = instance[0]
+        if index in recording.workspaces:
             if first:
-                yield keys.new(), size
-        elif size:
+                yield keys.new(), infos[index].size_bytes
+        elif infos[index].size_bytes:
             key = held[instance] = keys.new()
-            yield key, size
+            yield key, ~index
 
 
 def _optimizer(events: Iterable[OptimizerEvent], keys: _Keys, step: int) -> Iterator[Event]:
@@ -122,4 +200,4 @@ def _optimizer(events: Iterable[OptimizerEvent], keys: _Keys, step: int) -> Iter
                     yield key, size
         else:
             for key in alive.pop(event.label):
-                yield key, 0
+                yield key, None

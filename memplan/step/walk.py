@@ -192,7 +192,7 @@ class Walker:
         self.skipped: frozenset[int] = frozenset()
         self.profiles: dict[tuple[int, bool], Profile] = {}
         self.phases = self._walk(steps)
-        self.recorded_sizes = self._recorded_sizes()
+        self.recorded_sizes = self.terms.recorded()
 
     @cached_property
     def _heights(self) -> Callable[[Sequence[int]], tuple[tuple[tuple[int, ...], int], ...]]:
@@ -214,13 +214,6 @@ class Walker:
             peak = max(heights)
             walk.phases.append(PhasePeak(peak, end, phase.candidates[heights.index(peak)], self.terms, sizes))
         return walk
-
-    def _recorded_sizes(self) -> list[int]:
-        sizes = [1] * len(self.terms.expressions)
-        for info, (term, weight) in zip(self.infos, self.terms.of, strict=True):
-            if term != BYTES:
-                sizes[term] = info.size_bytes // weight
-        return sizes
 
     # -- the phases ---------------------------------------------------------------------------------------
 

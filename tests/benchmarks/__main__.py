@@ -39,8 +39,11 @@ def row(name: str, seconds: list[float], goal: float | None = None) -> None:
 def main() -> None:
     """Print the table."""
     from memplan import engine, model_states
+    from memplan.prepare import prepare
     from memplan.recipe import Recipe
     from memplan.resolve import resolve
+    from memplan.step import native
+    from memplan.training_step import recorded_step, replay, walk
 
     clock = "import time; t = time.perf_counter()"
     row(
@@ -57,9 +60,29 @@ def main() -> None:
     model_states(**RECIPE)
     row("model states, again", seconds_of(lambda: model_states(**RECIPE), REPEATS, 100), 0.0003)
     resolved = resolve(Recipe(**RECIPE))
-    prepared = engine.prepare(resolved)
-    row("walked step, again (32 layers, folded)", seconds_of(lambda: engine.walk(resolved, prepared), REPEATS, 5))
-    row("whole estimate, again (allocator replayed)", seconds_of(lambda: engine.estimate(**RECIPE), REPEATS))
+    prepared = prepare(resolved)
+    row("step recorded and walked anew (32 layers, folded)", seconds_of(lambda: walk(resolved, prepared), REPEATS, 5))
+    recipes = [Recipe(**{**RECIPE, "sequence_length": 1024 + 8 * index}) for index in range(50)]
+
+    def peaks() -> None:
+        for recipe in recipes:
+            asked = resolve(recipe)
+            found = prepare(asked)
+            step, sizes = recorded_step(asked, found)
+            peak = step.walker.run(sizes).peak
+            assert peak.at
+            assert peak.components
+
+    peaks()
+    row(
+        "allocated peak, moment, breakdown: another sequence length",
+        [seconds / len(recipes) for seconds in seconds_of(peaks, REPEATS)],
+        0.00025,
+    )
+    step, sizes = recorded_step(resolved, prepared)
+    again = seconds_of(lambda: replay(resolved, prepared, step, sizes), REPEATS)
+    row(f"allocator's replay, {'in C' if native.library() else 'in Python'}", again, 0.003)
+    row("whole estimate, again", seconds_of(lambda: engine.estimate(**RECIPE), REPEATS))
 
 
 if __name__ == "__main__":

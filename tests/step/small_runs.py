@@ -6,12 +6,14 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from memplan import engine
+from memplan import training_step
+from memplan.prepare import Prepared, prepare
 from memplan.recipe import Recipe
 from memplan.resolve import Resolved, resolve
 from memplan.step.optimizer_step import construction_events, step_events
 from memplan.step.recording import Recording
 from memplan.step.replay import Run
+from memplan.unsupported import unsupported_parts
 
 LLAMA: dict[str, Any] = {
     "model_type": "llama",
@@ -92,26 +94,26 @@ RECIPES = st.builds(
 )
 
 
-def prepared(recipe: Recipe | None = None, **keys: Any) -> tuple[Resolved, engine.Prepared]:
+def prepared(recipe: Recipe | None = None, **keys: Any) -> tuple[Resolved, Prepared]:
     """A resolved recipe (by default the small Llama) and all that does not depend on its batch."""
     resolved = resolve(recipe or Recipe(**{"model": LLAMA, "micro_batch_size": 2, "sequence_length": 32, **keys}))
-    found = engine.prepare(resolved)
-    assert not engine.unsupported_parts(resolved, found).step
+    found = prepare(resolved)
+    assert not unsupported_parts(resolved, found).step
     return resolved, found
 
 
-def recorded(resolved: Resolved, found: engine.Prepared, *, fold: bool = True) -> Recording:
+def recorded(resolved: Resolved, found: Prepared, *, fold: bool = True) -> Recording:
     """The step's first micro-step."""
-    return engine.walk(resolved, found, fold=fold)[0][0]
+    return training_step.walk(resolved, found, fold=fold)[0][0]
 
 
-def run_of(resolved: Resolved, found: engine.Prepared, *, fold: bool = True) -> Run:
+def run_of(resolved: Resolved, found: Prepared, *, fold: bool = True) -> Run:
     """The whole run as the allocator sees it."""
     return Run(
         load_events=found.loading.events,
         last_key=found.loading.last_key,
-        micro_steps=engine.walk(resolved, found, fold=fold)[0],
+        micro_steps=training_step.walk(resolved, found, fold=fold)[0],
         construction=construction_events(found.optimizer, found.state.trained),
-        clipping=engine.clipping(resolved, found),
+        clipping=training_step.clipping(resolved, found),
         optimizer_events=step_events(found.optimizer, found.state.trained),
     )

@@ -8,9 +8,10 @@ from math import prod
 import pytest
 from hypothesis import given, settings
 
-from memplan import engine
+from memplan import training_step
 from memplan.dtypes import DType
 from memplan.estimate import Component, Line
+from memplan.prepare import prepare
 from memplan.recipe import Recipe
 from memplan.step.receipt import fold_layers, formula, numbers, receipt
 from memplan.step.tensor import Dim
@@ -55,7 +56,7 @@ def test_formulas_are_products_of_symbols() -> None:
 @given(RECIPES)
 def test_lines_sum_to_the_peak_by_component(recipe: Recipe) -> None:
     resolved, found = prepared(recipe)
-    recordings, walk = engine.walk(resolved, found)
+    recordings, walk = training_step.walk(resolved, found)
     lines = receipt(found.state, recordings[0], walk.peak)
     assert by_component(lines) == Counter(walk.peak.components)
     assert min(line.count for line in lines) > 0
@@ -65,7 +66,7 @@ def test_lines_sum_to_the_peak_by_component(recipe: Recipe) -> None:
 @given(RECIPES)
 def test_the_numbers_of_a_line_are_its_bytes(recipe: Recipe) -> None:
     resolved, found = prepared(recipe)
-    recordings, walk = engine.walk(resolved, found)
+    recordings, walk = training_step.walk(resolved, found)
     checked = 0
     for line in receipt(found.state, recordings[0], walk.peak):
         left, times, width = line.numbers.partition(" × ")
@@ -79,7 +80,7 @@ def test_the_numbers_of_a_line_are_its_bytes(recipe: Recipe) -> None:
 
 def test_lines_are_sorted_by_component_and_size() -> None:
     resolved, found = prepared(method="lora")
-    recordings, walk = engine.walk(resolved, found)
+    recordings, walk = training_step.walk(resolved, found)
     lines = receipt(found.state, recordings[0], walk.peak)
     order = list(Component)
     keys = [(order.index(line.component), -line.bytes) for line in lines]
@@ -88,7 +89,7 @@ def test_lines_are_sorted_by_component_and_size() -> None:
 
 def test_equal_layers_share_a_line() -> None:
     resolved, found = prepared()
-    recordings, walk = engine.walk(resolved, found)
+    recordings, walk = training_step.walk(resolved, found)
     lines = receipt(found.state, recordings[0], walk.peak)
     (gate,) = [
         line for line in lines if line.module == "model.layers.*.mlp.gate_proj.weight" and line.op == "parameter"
@@ -101,7 +102,7 @@ def test_a_receipt_is_the_same_whether_layers_were_folded() -> None:
     resolved, found = prepared(method="lora", dtype="bfloat16")
     folded, executed = (
         receipt(found.state, recordings[0], walk.peak)
-        for recordings, walk in (engine.walk(resolved, found, fold=fold) for fold in (True, False))
+        for recordings, walk in (training_step.walk(resolved, found, fold=fold) for fold in (True, False))
     )
     assert {line.model_dump_json() for line in folded} == {line.model_dump_json() for line in executed}
 
@@ -119,7 +120,7 @@ def test_states_alone_have_a_receipt_too(keys: dict[str, object]) -> None:
     from memplan.resolve import resolve
     from tests.step.small_runs import LLAMA
 
-    state = engine.prepare(resolve(Recipe(model=LLAMA, **keys))).state
+    state = prepare(resolve(Recipe(model=LLAMA, **keys))).state
     expected = Counter(state.loaded)
     expected[Component.GRADIENTS] += state.gradients_bytes
     expected[Component.MASTER_WEIGHTS] += state.master_bytes

@@ -6,7 +6,7 @@ from collections import Counter
 
 from hypothesis import given, settings
 
-from memplan import engine
+from memplan import training_step
 from memplan.dtypes import DType
 from memplan.estimate import Component, Phase
 from memplan.recipe import Recipe
@@ -128,7 +128,7 @@ def allocations(recording: Recording, phase: Phase) -> Counter[tuple[str, int, C
 
 
 def test_recording_twice_is_the_same() -> None:
-    first, second = (engine.walk(*prepared(method="lora"))[0][0] for _ in range(2))
+    first, second = (training_step.walk(*prepared(method="lora"))[0][0] for _ in range(2))
     assert [segment.events for segment in played(first)] == [segment.events for segment in played(second)]
     assert [(info.op, info.size_bytes, info.module) for info in first.infos] == [
         (info.op, info.size_bytes, info.module) for info in second.infos

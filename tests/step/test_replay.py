@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings
 
-from memplan import engine
+from memplan import training_step
 from memplan.dtypes import DType
 from memplan.estimate import Component, Phase
 from memplan.recipe import Recipe
@@ -70,7 +70,7 @@ def test_a_run_of_limited_capacity_dies() -> None:
 @given(RECIPES)
 def test_the_allocator_sees_the_run_that_was_walked(recipe: Recipe) -> None:
     resolved, found = prepared(recipe)
-    peak = engine.walk(resolved, found)[1].peak.peak_bytes
+    peak = training_step.walk(resolved, found)[1].peak.peak_bytes
     folded, executed = (play(run_of(resolved, found, fold=fold)) for fold in (True, False))
     assert folded.max_live_bytes == executed.max_live_bytes == peak
     assert folded.max_reserved_bytes == executed.max_reserved_bytes

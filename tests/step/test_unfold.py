@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import given, settings
 
-from memplan import engine
+from memplan import training_step
 from memplan.dtypes import DType
 from memplan.estimate import Component, Phase
 from memplan.recipe import Recipe
@@ -54,7 +54,7 @@ def test_unfolded_events_are_those_of_every_layer(recipe: Recipe) -> None:
 
 
 def test_the_comparison_is_of_folded_layers() -> None:
-    (folded,), _ = engine.walk(*prepared())
+    (folded,), _ = training_step.walk(*prepared())
     assert max(segment.count for segment in folded.segments) == 3
     assert folded.ports
 

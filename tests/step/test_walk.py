@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings
 
-from memplan import engine
+from memplan import training_step
 from memplan.dtypes import DType
 from memplan.estimate import Component, Phase
 from memplan.recipe import Recipe
@@ -148,8 +148,8 @@ def test_the_earlier_of_two_equal_peaks() -> None:
 @given(RECIPES)
 def test_folded_layers_are_as_high_as_executed_ones(recipe: Recipe) -> None:
     resolved, found = prepared(recipe)
-    folded = engine.walk(resolved, found, fold=True)[1]
-    executed = engine.walk(resolved, found, fold=False)[1]
+    folded = training_step.walk(resolved, found, fold=True)[1]
+    executed = training_step.walk(resolved, found, fold=False)[1]
     for mine, theirs in zip(folded.phases, executed.phases, strict=True):
         assert (mine.peak_bytes, mine.end_bytes) == (theirs.peak_bytes, theirs.end_bytes)
         # All results of a run of layers are one storage in the recording, so the last one has the label of the others.
@@ -173,7 +173,7 @@ def _boundary_bytes(recipe: Recipe) -> int:
 @given(RECIPES)
 def test_every_walk_is_sound(recipe: Recipe) -> None:
     resolved, found = prepared(recipe)
-    walk = engine.walk(resolved, found)[1]
+    walk = training_step.walk(resolved, found)[1]
     load, first, second = walk.phases[0], walk.phases[1:4], walk.phases[4:]
     for phase in walk.phases:
         assert phase.end_bytes <= phase.peak_bytes

@@ -1,0 +1,134 @@
+"""What stays of a recipe whatever the batch: architecture, method, optimizer, model states, the order of loading."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
+from typing import Any
+
+from memplan.architecture import Architecture
+from memplan.dtypes import DType
+from memplan.families import Head, describe
+from memplan.loading import Loading, loading
+from memplan.methods import Adaptation, adapt
+from memplan.model_state import ModelState, model_state, quantized_modules, sites_of
+from memplan.optimizers import Optimizer, get_optimizer
+from memplan.precision import policy_of
+from memplan.quantization import Quantization
+from memplan.recipe import Precision
+from memplan.resolve import Resolved
+from memplan.step.optimizer_step import OptimizerEvent, construction_events, step_events
+from memplan.step.site import Site
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """Everything that does not depend on batch and sequence.
+
+    Attributes:
+        steps: recorded steps, by what besides the numbers in them decides their course (`memplan.training_step`).
+    """
+
+    architecture: Architecture
+    adaptation: Adaptation
+    optimizer: Optimizer
+    quantized: frozenset[str]
+    state: ModelState
+    loading: Loading
+    sites: Mapping[str, Site]
+    steps: dict[Any, list[Any]] = field(default_factory=dict)
+
+    @cached_property
+    def construction(self) -> tuple[OptimizerEvent, ...]:
+        """States that the optimizer makes when it is constructed."""
+        return tuple(construction_events(self.optimizer, self.state.trained))
+
+    @cached_property
+    def optimizer_events(self) -> tuple[OptimizerEvent, ...]:
+        """States and temporaries of the optimizer's step.
+
+        Raises:
+            UnsupportedError: the temporaries of this optimizer are not known.
+        """
+        return tuple(step_events(self.optimizer, self.state.trained))
+
+
+def prepare(resolved: Resolved) -> Prepared:
+    """Describe, quantize, adapt and count; cached."""
+    values = resolved.values
+    optim_args = values.get("optim_args") or {}
+    targets = values.get("optim_target_modules")
+    key = (
+        json.dumps(resolved.config, sort_keys=True),
+        Head(resolved.task, values.get("num_labels", 2)),
+        resolved.method,
+        json.dumps(resolved.peft, sort_keys=True, default=list),
+        resolved.dtype,
+        resolved.precision,
+        resolved.quantization,
+        bool(values.get("prepare_model_for_kbit_training")),
+        values.get("autocast_adapter_dtype", True),
+        values.get("trainable"),
+        values["optim"],
+        json.dumps(optim_args, sort_keys=True),
+        targets,
+    )
+    return _prepare(*key)
+
+
+@lru_cache(maxsize=128)
+def _prepare(
+    config_json: str,
+    head: Head,
+    method: str,
+    peft_json: str,
+    dtype: DType,
+    precision: Precision,
+    quantization: Quantization | None,
+    prepare_kbit: bool,
+    autocast_adapter_dtype: bool,
+    trainable: tuple[str, ...] | None,
+    optim: str,
+    optim_args_json: str,
+    optim_target_modules: str | tuple[str, ...] | None,
+) -> Prepared:
+    architecture = describe(json.loads(config_json), head)
+    quantized = quantized_modules(architecture, quantization)
+    plain = DType.FLOAT32 if prepare_kbit and quantization is not None else dtype
+    packed = quantization is not None and quantization.scheme.is_4bit_bitsandbytes
+    adaptation = adapt(
+        architecture,
+        method,
+        json.loads(peft_json) or None,
+        dtype=plain,
+        quantized=quantized,
+        quantized_dtype=quantization.compute_dtype if packed and quantization is not None else DType.FLOAT32,
+        packed=packed,
+        autocast_adapter_dtype=autocast_adapter_dtype,
+        trainable=trainable,
+    )
+    options = json.loads(optim_args_json)
+    if optim_target_modules is not None:
+        options["optim_target_modules"] = optim_target_modules
+    optimizer = get_optimizer(optim, **options)
+    state = model_state(
+        architecture,
+        adaptation,
+        optimizer,
+        policy_of(precision),
+        dtype=dtype,
+        quantization=quantization,
+        quantized=quantized,
+        prepare_kbit=prepare_kbit,
+    )
+    return Prepared(
+        architecture,
+        adaptation,
+        optimizer,
+        quantized,
+        state,
+        loading(state, quantization),
+        sites_of(architecture, adaptation, state, quantization, quantized),
+    )

@@ -1,0 +1,218 @@
+/* The caching allocator's default configuration, event by event: the same model as memplan/step/allocator.py, for speed.
+ *
+ * Source: c10/cuda/CUDACachingAllocator.cpp of PyTorch 2.13, one stream, no expandable segments, no capacity.
+ * The Python model is the reference; tests/step/test_native.py holds the two equal on random and on real runs.
+ */
+
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define MIB ((int64_t)1 << 20)
+#define BLOCK 512
+#define SMALL_ALLOCATION MIB       /* kSmallSize */
+#define SMALL_SEGMENT (2 * MIB)    /* kSmallBuffer */
+#define MIN_OWN_SEGMENT (10 * MIB) /* kMinLargeAlloc */
+#define LARGE_SEGMENT (20 * MIB)   /* kLargeBuffer */
+#define SEGMENT_ROUNDING (2 * MIB) /* kRoundLarge */
+#define NONE (-1)
+
+typedef struct {
+    int64_t address, size;
+    int32_t prev, next;
+    uint8_t small, allocated;
+} Block;
+
+typedef struct {
+    int64_t size, address;
+    int32_t block;
+} Free;
+
+typedef struct {
+    Free *entries;
+    int64_t count, room;
+} Pool; /* free blocks, ordered by (size, address) as in BlockComparatorSize */
+
+typedef struct {
+    Block *blocks;
+    int32_t *unused; /* numbers of merged blocks, to be used again */
+    int64_t count, room, unused_count, unused_room;
+    Pool pools[2]; /* large, small */
+    int64_t next_address, segments, live, allocated, reserved;
+} Allocator;
+
+static int grow(void **entries, int64_t *room, int64_t count, size_t width) {
+    if (count < *room) return 1;
+    int64_t wanted = *room ? *room * 2 : 1024;
+    void *larger = realloc(*entries, (size_t)wanted * width);
+    if (!larger) return 0;
+    *entries = larger;
+    *room = wanted;
+    return 1;
+}
+
+/* The first entry that is not less than (size, address). */
+static int64_t place(const Pool *pool, int64_t size, int64_t address) {
+    int64_t low = 0, high = pool->count;
+    while (low < high) {
+        int64_t middle = (low + high) / 2;
+        const Free *entry = &pool->entries[middle];
+        if (entry->size < size || (entry->size == size && entry->address < address)) low = middle + 1;
+        else high = middle;
+    }
+    return low;
+}
+
+static int insert(Allocator *a, int32_t number) {
+    const Block *block = &a->blocks[number];
+    Pool *pool = &a->pools[block->small];
+    if (!grow((void **)&pool->entries, &pool->room, pool->count, sizeof(Free))) return 0;
+    int64_t at = place(pool, block->size, block->address);
+    memmove(&pool->entries[at + 1], &pool->entries[at], (size_t)(pool->count - at) * sizeof(Free));
+    pool->entries[at] = (Free){block->size, block->address, number};
+    pool->count++;
+    return 1;
+}
+
+static void take(Pool *pool, int64_t at) {
+    pool->count--;
+    memmove(&pool->entries[at], &pool->entries[at + 1], (size_t)(pool->count - at) * sizeof(Free));
+}
+
+static int32_t new_block(Allocator *a, int64_t address, int64_t size, uint8_t small) {
+    int32_t number;
+    if (a->unused_count) number = a->unused[--a->unused_count];
+    else {
+        if (!grow((void **)&a->blocks, &a->room, a->count, sizeof(Block))) return NONE;
+        number = (int32_t)a->count++;
+    }
+    a->blocks[number] = (Block){address, size, NONE, NONE, small, 0};
+    return number;
+}
+
+static int64_t segment_size(int64_t size) { /* get_allocation_size */
+    if (size <= SMALL_ALLOCATION) return SMALL_SEGMENT;
+    if (size < MIN_OWN_SEGMENT) return LARGE_SEGMENT;
+    return (size + SEGMENT_ROUNDING - 1) / SEGMENT_ROUNDING * SEGMENT_ROUNDING;
+}
+
+static int32_t allocate(Allocator *a, int64_t size) { /* get_free_block, alloc_block, should_split */
+    uint8_t small = size <= SMALL_ALLOCATION;
+    Pool *pool = &a->pools[small];
+    int64_t at = place(pool, size, NONE);
+    int32_t number;
+    if (at < pool->count) {
+        number = pool->entries[at].block;
+        take(pool, at);
+    } else {
+        int64_t segment = segment_size(size);
+        number = new_block(a, a->next_address, segment, small);
+        if (number == NONE) return NONE;
+        a->next_address += segment;
+        a->reserved += segment;
+        a->segments++;
+    }
+    int64_t rest = a->blocks[number].size - size;
+    if (small ? rest >= BLOCK : rest > SMALL_ALLOCATION) {
+        int32_t cut = new_block(a, a->blocks[number].address + size, rest, small);
+        if (cut == NONE) return NONE;
+        Block *block = &a->blocks[number];
+        a->blocks[cut].prev = number;
+        a->blocks[cut].next = block->next;
+        if (block->next != NONE) a->blocks[block->next].prev = cut;
+        block->next = cut;
+        block->size = size;
+        if (!insert(a, cut)) return NONE;
+    }
+    Block *block = &a->blocks[number];
+    block->allocated = 1;
+    a->allocated += block->size;
+    a->live += size;
+    return number;
+}
+
+static int forget(Allocator *a, int32_t number) {
+    const Block *block = &a->blocks[number];
+    Pool *pool = &a->pools[block->small];
+    take(pool, place(pool, block->size, block->address));
+    if (!grow((void **)&a->unused, &a->unused_room, a->unused_count, sizeof(int32_t))) return 0;
+    a->unused[a->unused_count++] = number;
+    return 1;
+}
+
+static int release(Allocator *a, int32_t number, int64_t size) { /* free_block, try_merge_blocks */
+    Block *block = &a->blocks[number];
+    a->allocated -= block->size;
+    a->live -= size;
+    block->allocated = 0;
+    int32_t before = block->prev, after = block->next;
+    if (before != NONE && !a->blocks[before].allocated) {
+        const Block *other = &a->blocks[before];
+        block->address = other->address;
+        block->size += other->size;
+        block->prev = other->prev;
+        if (block->prev != NONE) a->blocks[block->prev].next = number;
+        if (!forget(a, before)) return 0;
+    }
+    if (after != NONE && !a->blocks[after].allocated) {
+        const Block *other = &a->blocks[after];
+        block->size += other->size;
+        block->next = other->next;
+        if (block->next != NONE) a->blocks[block->next].prev = number;
+        if (!forget(a, after)) return 0;
+    }
+    return insert(a, number);
+}
+
+/* Plays `events` allocations and frees.
+ *
+ * keys:    a number for each storage, from 0 to n_keys - 1.
+ * sizes:   an index into `table` for an allocation, -1 for a free.
+ * table:   bytes, multiples of 512; an allocation of 0 bytes takes nothing.
+ * begins:  the first event of each phase; the first phase begins at 0.
+ * out:     segments, then for each phase the highest live, allocated and reserved bytes and those at its end.
+ *
+ * Returns 0, or 1 where memory ran out.
+ */
+int memplan_replay(int64_t events, const int32_t *keys, const int32_t *sizes, const int64_t *table, int64_t n_keys,
+                   const int64_t *begins, int64_t phases, int64_t *out) {
+    Allocator a;
+    memset(&a, 0, sizeof a);
+    int32_t *held = malloc((size_t)(n_keys ? n_keys : 1) * sizeof *held);
+    int64_t *bytes = malloc((size_t)(n_keys ? n_keys : 1) * sizeof *bytes);
+    int failed = !held || !bytes;
+    for (int64_t phase = 0; phase < phases && !failed; phase++) {
+        int64_t end = phase + 1 < phases ? begins[phase + 1] : events;
+        int64_t live = a.live, allocated = a.allocated, reserved = a.reserved;
+        for (int64_t event = begins[phase]; event < end; event++) {
+            int32_t key = keys[event];
+            if (sizes[event] >= 0) {
+                int64_t size = table[sizes[event]];
+                bytes[key] = size;
+                if (!size) continue;
+                held[key] = allocate(&a, size);
+                if (held[key] == NONE) {
+                    failed = 1;
+                    break;
+                }
+                if (a.live > live) live = a.live;
+                if (a.allocated > allocated) allocated = a.allocated;
+                if (a.reserved > reserved) reserved = a.reserved;
+            } else if (bytes[key] && !release(&a, held[key], bytes[key])) {
+                failed = 1;
+                break;
+            }
+        }
+        int64_t *row = out + 1 + 6 * phase;
+        row[0] = live, row[1] = allocated, row[2] = reserved;
+        row[3] = a.live, row[4] = a.allocated, row[5] = a.reserved;
+    }
+    out[0] = a.segments;
+    free(held);
+    free(bytes);
+    free(a.blocks);
+    free(a.unused);
+    free(a.pools[0].entries);
+    free(a.pools[1].entries);
+    return failed;
+}

@@ -1,0 +1,199 @@
+"""The step of a recipe: settings, recordings, the walk over them, and what the allocator makes of the run.
+
+A step is recorded once for what decides its course (kernels, precision, checkpointing, the method's modules) and then
+answers for every batch and sequence for which it would have been recorded the same: `recorded_step` finds or makes it.
+
+Symbols: B micro batch, S sequence length, T target length of encoder-decoder models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from functools import cached_property
+from itertools import chain
+
+from memplan.catalog.cuda_context import cublas_workspace_bytes
+from memplan.dtypes import DType
+from memplan.families import Head, family_of
+from memplan.prepare import Prepared
+from memplan.resolve import Resolved
+from memplan.step.allocator import AllocatorReport
+from memplan.step.dim import guards
+from memplan.step.forms import guard
+from memplan.step.optimizer_step import OptimizerEvent, clipping_events
+from memplan.step.ports import CannotUnfold
+from memplan.step.recording import Recording, joined, record
+from memplan.step.replay import Program, Run
+from memplan.step.settings import StepSettings
+from memplan.step.walk import Resident, Walk, Walker
+
+# Without a GPU in the recipe: the data-centre generation that most published figures come from.
+DEFAULT_COMPUTE_CAPABILITY = (8, 0)
+DEFAULT_WORKSPACE_BYTES = 8_519_680
+
+# Of one step, in the allocator. From the second on they are alike; the third shows what the second left behind.
+PLAYED_MICRO_STEPS = 3
+
+# Steps that are kept for one model, method and optimizer: kernels, precision and guards multiply slowly.
+KEPT_STEPS = 64
+
+
+class RecordedStep:
+    """A step for all numbers of B, S and T that take the same course.
+
+    Args:
+        recordings: of a step's micro-steps.
+        conditions: what B, S and T were compared with, as expressions that held.
+        resolved, prepared: the recipe that was recorded.
+    """
+
+    def __init__(
+        self, recordings: tuple[Recording, ...], conditions: Iterable[str], resolved: Resolved, prepared: Prepared
+    ) -> None:
+        self.recordings = recordings
+        self.walker = walker_of(recordings, resolved, prepared)
+        self._holds = guard(conditions)
+        self._evaluate = self.walker.terms.evaluate()
+        self._run = run_of(recordings, resolved, prepared)
+
+    def sizes(self, settings: StepSettings) -> tuple[int, ...] | None:
+        """The size of every term for the numbers in `settings`; None where the step would take another course."""
+        numbers = (settings.batch, settings.sequence, settings.target_sequence)
+        if not self._holds(*numbers):
+            return None
+        found = self._evaluate(*numbers)
+        return found if min(found) > 0 else None
+
+    @cached_property
+    def program(self) -> Program | None:
+        """The run for the allocator; None where folded layers cannot be told apart."""
+        try:
+            return Program(self._run, self.walker.terms)
+        except CannotUnfold:
+            return None
+
+
+def settings_of(resolved: Resolved, prepared: Prepared) -> StepSettings:
+    """How the recipe's step is executed."""
+    values = resolved.values
+    mode = values["activation_checkpointing"]
+    gpu = resolved.gpu
+    capability = gpu.compute_capability if gpu is not None else None
+    return StepSettings(
+        batch=values["micro_batch_size"],
+        sequence=values["sequence_length"],
+        target_sequence=values.get("target_length") or 0,
+        autocast=resolved.autocast,
+        attn_implementation=str(values["attn_implementation"]),
+        checkpointing=("non-reentrant" if mode is True else str(mode)) if mode else None,
+        padding=values["padding"],
+        compute_capability=capability or DEFAULT_COMPUTE_CAPABILITY,
+        torch_version=_version(values["torch_version"]),
+        workspace_bytes=cublas_workspace_bytes(gpu) if gpu is not None else DEFAULT_WORKSPACE_BYTES,
+        keep_outputs=values["keep_outputs"],
+        use_cache=values["use_cache"] and not mode,
+        input_require_grads=bool(mode),  # modeling_utils.py, _activation_checkpointing_enable
+        virtual_tokens=prepared.adaptation.virtual_tokens,
+        micro_batches=values["gradient_accumulation_steps"],
+    )
+
+
+def _version(text: str) -> tuple[int, int]:
+    major, minor = text.split(".")
+    return int(major), int(minor)
+
+
+def recorded_step(resolved: Resolved, prepared: Prepared, *, fold: bool = True) -> tuple[RecordedStep, tuple[int, ...]]:
+    """The step of a recipe, recorded now or before, and the sizes of its terms for the recipe's batch and sequence."""
+    settings = settings_of(resolved, prepared)
+    course = replace(
+        settings,
+        batch=1,
+        sequence=1,
+        target_sequence=min(settings.target_sequence, 1),
+        micro_batches=min(settings.micro_batches, PLAYED_MICRO_STEPS),
+    )
+    known = prepared.steps.setdefault((course, resolved.values["max_grad_norm"], fold), [])
+    for step in known:
+        sizes = step.sizes(settings)
+        if sizes is not None:
+            return step, sizes
+    with guards() as conditions:
+        made = recordings(resolved, prepared, fold=fold)
+    step = RecordedStep(made, conditions, resolved, prepared)
+    if len(known) == KEPT_STEPS:
+        known.pop(0)
+    known.append(step)
+    return step, tuple(step.walker.recorded_sizes)
+
+
+def recordings(resolved: Resolved, prepared: Prepared, *, fold: bool = True) -> tuple[Recording, ...]:
+    """The first micro-step and, with gradient accumulation, one that finds gradients; equal layers once where `fold`."""
+    family = family_of(str(resolved.config["model_type"]))
+    head = Head(resolved.task, resolved.values.get("num_labels", 2))
+    settings = settings_of(resolved, prepared)
+
+    def recorded(settings: StepSettings) -> Recording:
+        return record(lambda tape: family.forward(tape, resolved.config, head), prepared.sites, settings, fold=fold)
+
+    first = recorded(settings)
+    if settings.micro_batches == 1:
+        return (first,)
+    return joined(first, recorded(replace(settings, accumulating=True)))
+
+
+def clipping(resolved: Resolved, prepared: Prepared) -> list[OptimizerEvent]:
+    """What gradient clipping borrows."""
+    policy = prepared.state.policy
+    gradients: dict[DType, int] = {}
+    for param in chain(*prepared.state.trained):
+        dtype = policy.gradient_dtype(param.dtype)
+        gradients[dtype] = gradients.get(dtype, 0) + 1
+    return clipping_events(gradients, resolved.values["max_grad_norm"])
+
+
+def walker_of(recordings: tuple[Recording, ...], resolved: Resolved, prepared: Prepared) -> Walker:
+    """The walk over a step's recordings, on top of what stays."""
+    state = prepared.state
+    return Walker(
+        recordings[0],
+        Resident(
+            loaded=state.loaded,
+            gradients_bytes=state.gradients_bytes,
+            load_transient_bytes=prepared.loading.peak_bytes - prepared.loading.end_bytes,
+        ),
+        prepared.construction,
+        clipping(resolved, prepared),
+        prepared.optimizer_events,
+        following=recordings[1] if len(recordings) > 1 else None,
+    )
+
+
+def walk(resolved: Resolved, prepared: Prepared, *, fold: bool = True) -> tuple[tuple[Recording, ...], Walk]:
+    """The recordings of a step's micro-steps and the walk over them, made anew."""
+    made = recordings(resolved, prepared, fold=fold)
+    return made, walker_of(made, resolved, prepared).run()
+
+
+def run_of(recordings: tuple[Recording, ...], resolved: Resolved, prepared: Prepared) -> Run:
+    """The run as the allocator sees it."""
+    later = min(resolved.values["gradient_accumulation_steps"], PLAYED_MICRO_STEPS) - 1
+    return Run(
+        load_events=prepared.loading.events,
+        last_key=prepared.loading.last_key,
+        micro_steps=(recordings[0], *recordings[1:] * later),
+        construction=prepared.construction,
+        clipping=clipping(resolved, prepared),
+        optimizer_events=prepared.optimizer_events,
+    )
+
+
+def replay(resolved: Resolved, prepared: Prepared, step: RecordedStep, sizes: tuple[int, ...]) -> AllocatorReport:
+    """What the caching allocator makes of the run: `step` as recorded, with the `sizes` of its terms."""
+    program = step.program
+    if program is None:
+        step, sizes = recorded_step(resolved, prepared, fold=False)
+        program = step.program
+        assert program is not None, "a step whose layers are all executed has nothing to unfold"
+    return program.play(sizes, expandable_segments=resolved.values["expandable_segments"])

@@ -1,0 +1,92 @@
+"""What a recipe holds that the step has no rule for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from memplan.errors import UnsupportedError
+from memplan.families import family_of
+from memplan.methods import AddedKind
+from memplan.prepare import Prepared
+from memplan.quantization import Scheme
+from memplan.recipe import Loss, Precision, Stack, Task
+from memplan.resolve import Resolved
+
+
+@dataclass(frozen=True, slots=True)
+class Unsupported:
+    """What no rule covers.
+
+    Attributes:
+        texts: for the user.
+        step: whether it keeps the step from being walked at all.
+    """
+
+    texts: tuple[str, ...]
+    step: bool
+
+
+def unsupported_parts(resolved: Resolved, prepared: Prepared) -> Unsupported:
+    """Everything in the recipe that the walk has no rule for; where there is any, no verdict says `fits`."""
+    values = resolved.values
+    model_type = str(resolved.config["model_type"])
+    step: list[str] = []
+    if model_type not in family_of(model_type).walked:
+        step.append(
+            f"the step of {model_type} models (activations, temporaries); parameters and model states are exact"
+        )
+    elif resolved.task is not Task.CAUSAL_LM:
+        step.append(f"the step under a {resolved.task} head; parameters and model states are exact")
+    step += [f"the step of {resolved.method}: {text}" for text in prepared.adaptation.unwalked]
+    copied = {entry.module for entry in prepared.adaptation.added if entry.kind is AddedKind.COPY}
+    tied = {name.rpartition(".")[0] for pair in prepared.architecture.tied.items() for name in pair}
+    if copied & tied:
+        step.append(f"modules_to_save on a tied weight ({', '.join(sorted(copied & tied))})")
+    if resolved.precision in (Precision.MASTER, Precision.MASTER_FP32_GRADS):
+        step.append(f"the step under precision {resolved.precision}; model states are exact")
+    if resolved.quantization is not None and not resolved.quantization.scheme.is_bitsandbytes:
+        step.append(f"the step on {resolved.quantization.scheme} weights; their storage is exact")
+    if values["stack"] is not Stack.TRANSFORMERS:
+        step.append(f"the step under stack {values['stack']}")
+    if values["loss"] is not Loss.DEFAULT:
+        step.append(f"the {values['loss']} loss")
+    if values["packing"]:
+        step.append("packed sequences")
+    if values["attn_implementation"] == "flash_attention_2":
+        step.append("the flash_attention_2 package; sdpa runs the same kernel from PyTorch")
+    if not prepared.state.parameters.trainable:
+        step.append("a run that trains nothing")
+    if prepared.optimizer.updates_in_backward:
+        step.append(f"{values['optim']} updates parameters within backward")
+    try:
+        _ = prepared.optimizer_events
+    except UnsupportedError as error:
+        step.append(error.message)
+    other = list(resolved.recipe.uncovered)
+    if resolved.gpu is not None and resolved.gpu.vendor != "NVIDIA":
+        other.append(f"the kernels of {resolved.gpu.name}: the step is walked with NVIDIA's")
+    head_size = _head_size(resolved.config)
+    if (
+        not step
+        and head_size % 8
+        and values["attn_implementation"] == "sdpa"
+        and (resolved.autocast or resolved.dtype).is_half
+    ):
+        other.append(f"attention heads of {head_size} elements, which sdpa pads to a multiple of 8")
+    if resolved.peft.get("init_lora_weights", True) not in (True, False, "gaussian"):
+        other.append(f"what init_lora_weights={resolved.peft['init_lora_weights']} borrows while the adapter is made")
+    if values["gpus"] > 1:
+        other.append(f"parallelism over {values['gpus']} GPUs: the figures are those of one GPU that holds everything")
+    if resolved.quantization is not None and resolved.quantization.scheme is Scheme.INT8:
+        other.append("LLM.int8's outlier columns, which depend on the data")
+    return Unsupported((*step, *other), bool(step))
+
+
+def _head_size(config: Mapping[str, Any]) -> int:
+    """Elements of an attention head; 0 where the config does not say."""
+    if config.get("head_dim"):
+        return int(config["head_dim"])
+    width, heads = config.get("hidden_size"), config.get("num_attention_heads")
+    return int(width) // int(heads) if width and heads else 0
