@@ -14,6 +14,7 @@ from memplan.errors import InputError, InvalidValueError, UnknownNameError
 from memplan.planner.optimizer_changes import optimizer_changes
 from memplan.planner.result import Change, Skipped, Tier
 from memplan.planner.training_changes import adapter_changes, method_changes, precision_changes
+from memplan.prepare import prepare
 from memplan.recipe import Attention, Loss, Recipe
 from memplan.resolve import Resolved
 
@@ -175,9 +176,7 @@ def rank(base: Resolved) -> Iterator[Change]:
 
 def rank_of(base: Resolved) -> int | None:
     """The rank of a recipe whose method is plain LoRA under any of its names; None for others."""
-    from memplan import engine
-
-    lora = engine.prepare(base).adaptation.lora
+    lora = prepare(base).adaptation.lora
     if not lora or base.peft.get("rank_pattern"):
         return None
     return next(iter(lora.values())).rank

@@ -30,8 +30,8 @@ from functools import lru_cache
 from typing import Any
 
 from memplan.architecture import Architecture, Module, ModuleKind
-from memplan.engine import Prepared
 from memplan.methods import AddedKind
+from memplan.prepare import Prepared
 from memplan.recipe import Attention
 from memplan.resolve import Resolved
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from memplan.catalog.cuda_context import cuda_context
 from memplan.catalog.gpus import Gpu, get_gpu
 from memplan.errors import InputError, InvalidValueError
 from memplan.estimate import Estimate, Fits, VerdictReport
@@ -31,6 +32,11 @@ class Limit:
     def usable_bytes(self) -> int:
         """What the run may take."""
         return self.judged.usable_bytes
+
+    @property
+    def context_bytes(self) -> int:
+        """The CUDA context that is expected."""
+        return cuda_context(self.judged).expected_bytes
 
     def verdict(self, estimate: Estimate) -> VerdictReport:
         """The verdict on an estimate that was made for `gpu`."""

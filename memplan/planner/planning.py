@@ -1,4 +1,4 @@
-"""`plan`: from a recipe and a limit to everything that a plan says."""
+"""From a recipe and a limit to everything that a plan says, and to the inverse questions alone."""
 
 from __future__ import annotations
 
@@ -7,10 +7,15 @@ from typing import Any
 
 from memplan.errors import InputError, InvalidValueError
 from memplan.estimate import Fits
+from memplan.planner.boundary import largest as find_largest
+from memplan.planner.candidates import CandidateSpace
 from memplan.planner.changes import keys_kept, legal_changes
+from memplan.planner.hardware import best_gpus, checked_prices
+from memplan.planner.lengths import Lengths
+from memplan.planner.lengths import longest_sample as find_longest_sample
 from memplan.planner.limit import Limit, limit_of
 from memplan.planner.proposals import Proposer
-from memplan.planner.result import Plan, Space, Tier
+from memplan.planner.result import Boundary, LengthReport, Plan, Quantity, Space, Tier
 from memplan.planner.scoring import Scorer
 from memplan.planner.search import Search
 from memplan.recipe import Recipe
@@ -32,6 +37,9 @@ def plan(
     allow: Collection[str] | None = None,
     highest_tier: int = Tier.HARDWARE,
     max_changes: int = DEFAULT_MAX_CHANGES,
+    largest: Collection[Quantity] = (),
+    prices: Mapping[str, float] | None = None,
+    lengths: Lengths | None = None,
     **keys: Any,
 ) -> Plan:
     """What to change so that a recipe fits a GPU or a budget, least painful first.
@@ -44,6 +52,9 @@ def plan(
         allow: the only recipe keys that may be changed; None for all that are not kept.
         highest_tier: dearer changes are left out (see `Tier`).
         max_changes: how many changes a combination may have.
+        largest: quantities whose largest fitting value is asked for: `batch`, `sequence`, `rank`, `model`.
+        prices: what GPUs cost, by any of their names, in any unit.
+        lengths: of the samples in tokens, or how many samples there are of each length.
         keys: recipe keys.
 
     Raises:
@@ -57,39 +68,97 @@ def plan(
         raise InvalidValueError(
             "highest_tier", highest_tier, "1 same result, 2 slower, 3 different training, 4 hardware"
         )
+    if isinstance(largest, str):
+        raise InvalidValueError("largest", largest, "a list of quantities")
     keys_kept(keep, allow)
-    pinned = _pinned(given, keep)
+    known_prices = checked_prices(prices or {})
     scorer = Scorer(limit)
-    base = resolve(pinned)
-    estimate = scorer.judge(pinned)
-    proposer = Proposer(pinned, scorer, base, keep)
-    changes, skipped = legal_changes(base, keep=keep, allow=allow, highest_tier=Tier(highest_tier))
-    search = Search(proposer, changes, max_changes)
-    current = proposer.propose(())
+    proposer = Proposer(_pinned(given, keep), scorer, keep)
+    changes, skipped = legal_changes(proposer.base.resolved, keep=keep, allow=allow, highest_tier=Tier(highest_tier))
+    space = CandidateSpace(proposer, changes, max_changes)
+    search = Search(space)
+    current = search.propose(())
     assert current is not None
     singles = search.singles()
     fits_already = current.fits is Fits.FITS
     smallest = None if fits_already else search.smallest()
     cheapest = None if fits_already else search.cheapest()
+    front = search.front()
+    has_gpus = highest_tier == Tier.HARDWARE and (known_prices or not fits_already)
+    gpus = best_gpus(proposer.recipe, known_prices) if has_gpus and "gpu" not in keys_kept(keep, allow) else ()
     return Plan(
         gpu=limit.gpu.id if limit.gpu else None,
         usable_bytes=limit.usable_bytes,
-        recipe=current_recipe(estimate.recipe),
-        recipe_sources=estimate.recipe_sources,
+        recipe=dict(proposer.estimate.recipe),
+        recipe_sources=proposer.estimate.recipe_sources,
         current=current,
         singles=tuple(singles),
         smallest=smallest,
         cheapest=cheapest,
         uncertain=tuple(search.uncertain()),
+        pareto=tuple(front),
+        gpus=gpus,
+        largest=tuple(find_largest(proposer.recipe, quantity, scorer) for quantity in largest),
+        lengths=None if lengths is None else find_longest_sample(proposer.recipe, lengths, scorer),
         space=Space(
-            changes={knob: tuple(change.id for change in options) for knob, options in search.knobs.items()},
+            changes={knob: tuple(change.id for change in options) for knob, options in space.knobs.items()},
             max_changes=max_changes,
-            combinations=search.count(),
+            combinations=space.count(),
             judged=scorer.judged,
             skipped=tuple(skipped),
         ),
-        assumptions=estimate.assumptions,
+        assumptions=proposer.estimate.assumptions,
     )
+
+
+def largest(
+    recipe: Recipe | None = None,
+    /,
+    quantity: Quantity = "batch",
+    *,
+    gpu: str | None = None,
+    budget_bytes: int | None = None,
+    **keys: Any,
+) -> Boundary:
+    """The largest batch, sequence, rank or model that fits a GPU or a budget, everything else as the recipe says.
+
+    Args:
+        recipe: as for `plan`.
+        quantity: `batch`, `sequence`, `rank` or `model`.
+        gpu: as for `plan`.
+        budget_bytes: as for `plan`.
+        keys: recipe keys.
+
+    Raises:
+        InputError, UnsupportedError: as `plan`.
+    """
+    given, limit = given_recipe(recipe, gpu, budget_bytes, keys)
+    return find_largest(given, quantity, Scorer(limit))
+
+
+def longest_sample(
+    recipe: Recipe | None = None,
+    /,
+    lengths: Lengths = (),
+    *,
+    gpu: str | None = None,
+    budget_bytes: int | None = None,
+    **keys: Any,
+) -> LengthReport:
+    """The peak of the longest batch that samples of these lengths can make, and the longest length that fits.
+
+    Args:
+        recipe: as for `plan`.
+        lengths: in tokens, or how many samples there are of each length.
+        gpu: as for `plan`.
+        budget_bytes: as for `plan`.
+        keys: recipe keys.
+
+    Raises:
+        InputError, UnsupportedError: as `plan`.
+    """
+    given, limit = given_recipe(recipe, gpu, budget_bytes, keys)
+    return find_longest_sample(given, lengths, Scorer(limit))
 
 
 def given_recipe(
@@ -109,11 +178,6 @@ def given_recipe(
     if gpu is not None:
         found = found.replace(gpu=gpu)
     return found, limit_of(found.gpu, budget_bytes)
-
-
-def current_recipe(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The complete recipe."""
-    return dict(values)
 
 
 def _pinned(recipe: Recipe, keep: Collection[str]) -> Recipe:

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
-from memplan import engine
 from memplan.errors import InputError, UnsupportedError
 from memplan.estimate import Estimate
-from memplan.planner.flops import FlopModel, flop_model
 from memplan.planner.result import Change, Compute, Proposal, Tier
-from memplan.planner.scoring import Scorer
+from memplan.planner.scoring import Scorer, Structure
 from memplan.recipe import Recipe
-from memplan.resolve import Resolved
 
 # Keys of the complete recipe that name no setting of the run.
 _NOT_IMPLIED = frozenset({"peft"})
@@ -25,79 +22,86 @@ class Proposer:
     Attributes:
         recipe: as given, with the kept keys said out loud.
         scorer: judges.
-        fixed: recipe keys that may not change, not even by a default.
-        base: the complete recipe.
+        kept: recipe keys that may not change, not even by a default.
+        base: the structure of the recipe as given.
+        estimate: its full estimate.
+
+    Raises:
+        InputError, UnsupportedError: the recipe itself cannot be estimated.
     """
 
-    def __init__(self, recipe: Recipe, scorer: Scorer, base: Resolved, fixed: Collection[str]) -> None:
+    def __init__(self, recipe: Recipe, scorer: Scorer, kept: Collection[str]) -> None:
         self.recipe = recipe
         self.scorer = scorer
+        self.kept = frozenset(kept)
+        self.estimate = scorer.judge(recipe)
+        base = scorer.structure(recipe)
+        assert base is not None
         self.base = base
-        self.fixed = frozenset(fixed)
-        self._base_estimate: Estimate | None = None
-        self._flops_per_token = _per_token(_model(base), base)
+        values = base.resolved.values
+        self.batch: int = values["micro_batch_size"]
+        self.sequence: int = values["sequence_length"]
+        self._flops_per_token = flops_per_token(base, self.batch, self.sequence)
 
-    def changed(self, changes: Iterable[Change]) -> Recipe | None:
-        """The recipe with changes; None where they contradict it, each other, or what must stay."""
+    def structure(self, changes: Iterable[Change]) -> Structure | None:
+        """The structure with changes; None where they contradict it, each other, or what must stay."""
         sets = merged(changes, self.recipe)
         try:
             recipe = self.recipe.replace(**sets)
         except InputError:
             return None
-        resolved = self.scorer.resolved(recipe)
-        if resolved is None:
-            return None
-        if self.fixed and any(key in self.fixed for key in implied(self.base.values, resolved.values, sets)):
-            return None
-        return recipe
+        found = self.scorer.structure(recipe)
+        if found is None or not self.kept:
+            return found
+        moved = implied(self.base.resolved.values, found.resolved.values, sets)
+        return None if self.kept & moved.keys() else found
 
     def propose(self, changes: Sequence[Change]) -> Proposal | None:
         """The full estimate of the recipe with changes; None where there is no such recipe."""
-        recipe = self.changed(changes)
-        if recipe is None:
+        structure = self.structure(changes)
+        if structure is None:
             return None
         try:
-            estimate = self.scorer.judge(recipe)
+            estimate = self.scorer.judge(structure.recipe)
         except (InputError, UnsupportedError):
             return None
-        if self._base_estimate is None:
-            self._base_estimate = self.scorer.judge(self.recipe)
-        resolved = self.scorer.resolved(recipe)
-        assert resolved is not None
         sets = merged(changes, self.recipe)
         return Proposal(
             changes=tuple(sorted(changes, key=lambda change: (change.tier, change.knob))),
             tier=max((change.tier for change in changes), default=Tier.SAME_RESULT),
             sets=sets,
-            implies=implied(self._base_estimate.recipe, estimate.recipe, sets),
-            recipe=_plain(recipe.said()),
+            implies=implied(self.estimate.recipe, estimate.recipe, sets),
+            recipe=_plain(structure.recipe.said()),
             peak=estimate.peak,
-            saves_bytes=_saving(self._base_estimate, estimate),
+            saves_bytes=_saving(self.estimate, estimate),
             host_bytes=estimate.host_bytes,
-            compute=self.compute(resolved),
+            compute=self._compute(structure),
             verdict=self.scorer.limit.verdict(estimate),
             unsupported=estimate.unsupported,
         )
 
-    def ratio(self, recipe: Recipe) -> float:
-        """Operations a token over the given recipe's; 1 where there is no rule."""
-        resolved = self.scorer.resolved(recipe)
-        compute = self.compute(resolved) if resolved is not None else None
-        return compute.ratio if compute is not None else 1.0
-
-    def compute(self, resolved: Resolved) -> Compute | None:
-        """Operations of a step and a token, and their ratio to the given recipe's."""
-        model = _model(resolved)
-        per_token = _per_token(model, resolved)
-        if model is None or per_token is None or not self._flops_per_token:
+    def ratio(self, structure: Structure, batch: int, sequence: int) -> float | None:
+        """Operations a token over the given recipe's; None where either has no rule."""
+        per_token = flops_per_token(structure, batch, sequence)
+        if per_token is None or not self._flops_per_token:
             return None
-        batch, length = resolved["micro_batch_size"], resolved["sequence_length"]
-        steps = resolved["gradient_accumulation_steps"]
-        return Compute(
-            flops_per_step=model.count(batch, length).total * steps,
-            flops_per_token=per_token,
-            ratio=round(per_token / self._flops_per_token, 6),
-        )
+        return round(per_token / self._flops_per_token, 6)
+
+    def _compute(self, structure: Structure) -> Compute | None:
+        values = structure.resolved.values
+        batch, sequence = values["micro_batch_size"], values["sequence_length"]
+        ratio = self.ratio(structure, batch, sequence)
+        per_token = flops_per_token(structure, batch, sequence)
+        if ratio is None or per_token is None:
+            return None
+        tokens = batch * sequence * values["gradient_accumulation_steps"]
+        return Compute(flops_per_step=round(per_token * tokens), flops_per_token=per_token, ratio=ratio)
+
+
+def flops_per_token(structure: Structure, batch: int, sequence: int) -> float | None:
+    """Operations of a micro-batch over its trained positions; None where there is no rule."""
+    model = structure.flops
+    return None if model is None else model.count(batch, sequence).total / (batch * sequence)
 
 
 def merged(changes: Iterable[Change], recipe: Recipe) -> dict[str, Any]:
@@ -114,7 +118,7 @@ def merged(changes: Iterable[Change], recipe: Recipe) -> dict[str, Any]:
     return sets
 
 
-def implied(before: Any, after: Any, sets: Collection[str]) -> dict[str, tuple[Any, Any]]:
+def implied(before: Mapping[str, Any], after: Mapping[str, Any], sets: Collection[str]) -> dict[str, tuple[Any, Any]]:
     """Values of the complete recipe that differ without having been set: what other keys' defaults made of it."""
     keys = [*after, *(key for key in before if key not in after)]
     return {
@@ -129,17 +133,6 @@ def _saving(before: Estimate, after: Estimate) -> int | None:
     if not before.timeline or not after.timeline:
         return None
     return before.peak.device_bytes - after.peak.device_bytes
-
-
-def _model(resolved: Resolved) -> FlopModel | None:
-    return flop_model(resolved, engine.prepare(resolved))
-
-
-def _per_token(model: FlopModel | None, resolved: Resolved) -> float | None:
-    if model is None:
-        return None
-    batch, length = resolved["micro_batch_size"], resolved["sequence_length"]
-    return float(model.count(batch, length).total / (batch * length))
 
 
 def _plain(value: Any) -> Any:

@@ -153,6 +153,8 @@ class LengthReport(_Model):
     Attributes:
         samples: how many lengths there are.
         longest: the longest of them, as it is trained (cut at `sequence_length` where the recipe says one).
+        truncated: how many samples are cut.
+        padding: whether the batch holds padding, so that attention runs with a mask.
         peak: of a micro-batch of that length.
         fitting_length: the longest length that fits; None where none does.
         over: how many samples are longer than that.
@@ -161,6 +163,7 @@ class LengthReport(_Model):
     samples: int
     longest: int
     truncated: int
+    padding: bool
     peak: Peak
     verdict: VerdictReport
     fitting_length: int | None
@@ -204,7 +207,7 @@ class Plan(_Model):
         cheapest: lowest tier that fits; among those the fewest changes.
         uncertain: proposals that might fit; none of them is a solution.
         pareto: no other proposal needs less memory, less compute and a lower tier together.
-        gpus: GPUs on which the recipe fits unchanged, smallest first.
+        gpus: on which the recipe fits unchanged: the cheapest by the user's prices, and the smallest.
         largest: answers to the inverse questions that were asked.
         lengths: answer for the lengths that were given.
     """
