@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 from fastapi import FastAPI
 
 from memplan import __version__
 from memplan.web import api, pages
+from memplan.web.answers import Answers
 from memplan.web.edge import Edge
 from memplan.web.errors import add_error_handlers
+from memplan.web.limits import Limits, RateLimit
+from memplan.web.schemas import openapi_document
 from memplan.web.settings import Settings
 from memplan.web.work import Work
 
@@ -33,16 +37,29 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app = FastAPI(
         title="memplan",
         version=__version__,
+        openapi_url=None,  # ours has an ETag
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,
         root_path=settings.root_path,
         lifespan=lifespan,
     )
     app.state.settings = settings
     app.state.work = work
+    app.state.answers = Answers(work, settings.cache_bytes)
+    app.openapi = lambda: _document(app)  # type: ignore[method-assign]
     add_error_handlers(app)
+    app.add_middleware(Limits, settings=settings)
+    if settings.rate_limit is not None:
+        app.add_middleware(RateLimit, per_minute=settings.rate_limit)
     app.add_middleware(Edge)
     app.include_router(api.router, prefix="/api/v1")
-    app.include_router(api.health_router)
+    app.include_router(api.service_router)
     pages.mount(app)
     return app
+
+
+def _document(app: FastAPI) -> dict[str, Any]:
+    if app.openapi_schema is None:
+        app.openapi_schema = openapi_document(app)
+    return app.openapi_schema

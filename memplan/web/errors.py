@@ -90,7 +90,12 @@ def add_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, on_validation)
 
 
+def route_path(scope: Scope) -> str:
+    """The path below where the service is mounted."""
+    return str(scope["path"]).removeprefix(str(scope.get("root_path", "")))
+
+
 def is_api(scope: Scope) -> bool:
     """Whether the address belongs to the API and its errors to programs."""
-    path = str(scope["path"]).removeprefix(str(scope.get("root_path", "")))
-    return path.startswith("/api/v") or path in ("/healthz", "/metrics", "/openapi.json")
+    path = route_path(scope)
+    return (path.startswith("/api/") and path != "/api/docs") or path in ("/healthz", "/metrics", "/openapi.json")

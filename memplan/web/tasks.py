@@ -1,12 +1,37 @@
-"""What the computing processes do; every function here runs in one (`Work.run`)."""
+"""What the computing processes do; every function here runs in one (`Work.run`).
+
+The bytes of an answer are those that `memplan ... --json` writes.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from memplan.estimate import Estimate
+from memplan.web.body import NAME, read_json
+from memplan.web.problems import Problem, ProblemError
 from memplan.web.recipes import recipe_of
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """An answer as it is sent.
+
+    Attributes:
+        body: JSON.
+        fits: the verdict's word, where there is a verdict.
+        unsupported: whether something was not covered.
+    """
+
+    body: bytes
+    fits: str = ""
+    unsupported: bool = False
+
+
+# -- estimates --------------------------------------------------------------------------------------------
 
 
 def estimate(keys: Mapping[str, Any]) -> Estimate:
@@ -18,3 +43,147 @@ def estimate(keys: Mapping[str, Any]) -> Estimate:
     from memplan.engine import estimate as analytic
 
     return analytic(recipe_of(keys))
+
+
+def estimate_body(body: bytes, max_depth: int) -> Answer:
+    """The estimate of the recipe in a request's body.
+
+    Raises:
+        ProblemError: the body is no JSON object.
+        MemplanError: as `estimate`.
+    """
+    return _answer(estimate(_object(read_json(body, max_depth))), indent=2)
+
+
+def estimate_line(recipe: bytes) -> Answer:
+    """The estimate of one recipe of a batch, on one line."""
+    return _answer(estimate(json.loads(recipe)), indent=None)
+
+
+def batch_recipes(body: bytes, max_depth: int, max_batch: int) -> list[bytes | Problem]:
+    """The recipes in a batch's body, each as JSON by itself; the problem of what is no recipe stands in its place.
+
+    Raises:
+        ProblemError: the body is not `{"recipes": [...]}`, or holds too many.
+    """
+    batch = _object(read_json(body, max_depth))
+    for key in batch:
+        if key != "recipes":
+            raise ProblemError(
+                Problem(422, "unknown_key", f"a batch has no key {key!r}", 'allowed: {"recipes": [...]}', str(key))
+            )
+    recipes = batch.get("recipes")
+    if not isinstance(recipes, list) or not recipes:
+        raise ProblemError(Problem(422, "invalid_value", "recipes is no list of recipes", field="recipes"))
+    if len(recipes) > max_batch:
+        raise ProblemError(
+            Problem(
+                422,
+                "invalid_value",
+                f"{len(recipes)} recipes are too many",
+                f"at most {max_batch} in one batch",
+                "recipes",
+            )
+        )
+    return [json.dumps(one).encode() if isinstance(one, dict) else _no_recipe(one) for one in recipes]
+
+
+def _no_recipe(value: object) -> Problem:
+    return Problem(422, "invalid_value", f"a recipe is an object of recipe keys, not {_kind(value)}", field="recipes")
+
+
+def _answer(found: Estimate, indent: int | None) -> Answer:
+    end = "\n" if indent else ""
+    verdict = found.verdict_report
+    return Answer(
+        (found.to_json(indent=indent) + end).encode(),
+        fits=str(verdict.fits) if verdict is not None else "",
+        unsupported=bool(found.unsupported),
+    )
+
+
+def _object(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ProblemError(
+            Problem(422, "invalid_body", f"{NAME} holds {_kind(value)}", "an object of keys is what this address takes")
+        )
+    return value
+
+
+def _kind(value: object) -> str:
+    kinds: dict[type, str] = {str: "a text", list: "a list", bool: "true or false", int: "a number", float: "a number"}
+    return kinds.get(type(value), "null")
+
+
+# -- what memplan knows -----------------------------------------------------------------------------------
+
+
+def models() -> Answer:
+    """Every model card, shortly."""
+    from memplan.cards import card_ids, load_card
+    from memplan.inventory import model_entry
+
+    return _listing(model_entry, map(load_card, card_ids()))
+
+
+def model(card_id: str) -> Answer:
+    """One model card and what its weights take.
+
+    Raises:
+        ProblemError: there is no such card.
+    """
+    from memplan.cards import resolve_model
+    from memplan.errors import InputError
+    from memplan.inventory import model_details
+
+    try:
+        card = resolve_model(card_id, allow_paths=False).card
+    except InputError as error:
+        raise ProblemError(Problem(404, error.code, error.message, error.hint, "id")) from None
+    assert card is not None
+    return _json(model_details(card))
+
+
+def gpus() -> Answer:
+    """Every GPU."""
+    from memplan.catalog.gpus import list_gpus
+    from memplan.inventory import gpu_entry
+
+    return _listing(gpu_entry, list_gpus())
+
+
+def methods() -> Answer:
+    """Every fine-tuning method."""
+    from memplan.inventory import method_entry
+    from memplan.methods import list_methods
+
+    return _listing(method_entry, list_methods())
+
+
+def optimizers() -> Answer:
+    """Every optimizer, with the state that it keeps."""
+    from memplan.inventory import optimizer_entry
+    from memplan.optimizers.catalog import optimizer_rows
+
+    return _listing(optimizer_entry, optimizer_rows().values())
+
+
+def accuracy(source: str, by: str, engine: str) -> Answer:
+    """Scores against the committed records; an empty text stands for what was not said.
+
+    Raises:
+        UnknownNameError: a source, group or engine that does not exist.
+    """
+    from memplan.evidence import run_accuracy
+
+    # Its Literals are checked by it, in its own words.
+    names: dict[str, Any] = {"format": "json", "engine": engine or "estimate"}
+    return Answer((run_accuracy(source or None, by or None, **names).rstrip("\n") + "\n").encode())
+
+
+def _listing(entry: Callable[[Any], dict[str, Any]], rows: Iterable[Any]) -> Answer:
+    return _json([entry(row) for row in rows])
+
+
+def _json(value: Any) -> Answer:
+    return Answer((json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())

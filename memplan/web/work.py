@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import pickle
 import socket
 import subprocess
 import sys
@@ -98,6 +99,8 @@ class Work:
         self._idle: list[_Worker] = []
         self._all: set[_Worker] = set()
         self._waiters: deque[asyncio.Future[_Worker]] = deque()
+        self._exchanges: set[asyncio.Task[bytes | Problem]] = set()
+        self._apart = asyncio.Semaphore(1)
 
     def start(self) -> None:
         """Start the processes; `run` does it where nobody did."""
@@ -107,11 +110,15 @@ class Work:
 
     def stop(self) -> None:
         """End the processes."""
+        running, self._loop = self._loop, None
+        if running is asyncio.get_running_loop():
+            for exchange in self._exchanges:
+                exchange.cancel()
+        self._exchanges.clear()
         while self._all:
             self._all.pop().end()
         self._idle.clear()
         self._waiters.clear()
-        self._loop = None
 
     @property
     def waiting(self) -> int:
@@ -134,29 +141,63 @@ class Work:
         if self._loop is not loop:
             self.stop()
             self.start()
-        deadline = loop.time() + (self.settings.timeout_seconds if timeout_seconds is None else timeout_seconds)
+        seconds = self.settings.timeout_seconds if timeout_seconds is None else timeout_seconds
+        deadline = loop.time() + seconds
         worker = await self._take(loop, deadline)
+        # Who waits may go away; the process is free again when it has answered, and not before.
+        exchange = loop.create_task(self._exchange(worker, frame((function, args)), deadline))
+        self._exchanges.add(exchange)
+        exchange.add_done_callback(self._exchanges.discard)
+        reply = await asyncio.shield(exchange)
+        if isinstance(reply, Problem):
+            log.warning("%s: %s", function.__name__, reply.message)
+        answer: Answer = _unwrap(reply)
+        return answer
+
+    async def run_apart(self, function: Callable[..., Answer], /, *args: Any, timeout_seconds: float) -> Answer:
+        """As `run`, in a process of its own that ends with the job: for what would keep others waiting for seconds.
+
+        Raises:
+            ProblemError: a deliberate error, or no answer in time.
+            WorkerBugError: any other exception.
+        """
+        deadline = asyncio.get_running_loop().time() + timeout_seconds
+        try:
+            async with asyncio.timeout_at(deadline), self._apart:
+                worker = _Worker()
+                try:
+                    reply: bytes | Problem = await worker.ask(frame((function, args)))
+                finally:
+                    worker.end()
+        except TimeoutError:
+            reply = TIMEOUT
+        except (EOFError, OSError):
+            reply = LOST
+        answer: Answer = _unwrap(reply)
+        return answer
+
+    async def _exchange(self, worker: _Worker, job: bytes, deadline: float) -> bytes | Problem:
         try:
             async with asyncio.timeout_at(deadline):
-                reply = await worker.ask(frame((function, args)))
+                reply = await worker.ask(job)
         except TimeoutError:
             self._replace(worker)
-            log.warning("%s took too long and was ended", function.__name__)
-            raise ProblemError(TIMEOUT) from None
-        except (EOFError, ConnectionError):
+            return TIMEOUT
+        except (EOFError, OSError):
             self._replace(worker)
-            log.warning("the process of %s ended", function.__name__)
-            raise ProblemError(LOST) from None
+            return LOST
         except BaseException:
             self._replace(worker)
             raise
         self._give(worker)
-        answer: Answer = _unwrap(reply)
-        return answer
+        return reply
 
     async def _take(self, loop: asyncio.AbstractEventLoop, deadline: float) -> _Worker:
-        if self._idle:
-            return self._idle.pop()
+        while self._idle:
+            worker = self._idle.pop()
+            if worker.process.poll() is None:
+                return worker
+            self._replace(worker)  # ended by somebody else
         if len(self._waiters) >= self.settings.max_waiting:
             raise ProblemError(OVERLOADED)
         waiter: asyncio.Future[_Worker] = loop.create_future()
@@ -194,10 +235,8 @@ class Work:
             self._begin()
 
 
-def _unwrap(reply: bytes) -> Any:
-    import pickle
-
-    value = pickle.loads(reply)
+def _unwrap(reply: bytes | Problem) -> Any:
+    value = reply if isinstance(reply, Problem) else pickle.loads(reply)
     if isinstance(value, Problem):
         raise ProblemError(value)
     if isinstance(value, Bug):

@@ -1,15 +1,14 @@
-"""The REST API under `/api/v1`."""
+"""The REST API under `/api/v1`, and what a monitor asks."""
 
 from __future__ import annotations
 
 from fastapi import APIRouter
-from starlette.responses import Response
+
+from memplan.web.api import catalogue, estimates
+from memplan.web.api.service import router as service_router
 
 router = APIRouter()
-health_router = APIRouter()
+router.include_router(estimates.router)
+router.include_router(catalogue.router)
 
-
-@health_router.get("/healthz", tags=["service"])
-async def healthz() -> Response:
-    """Whether the service answers."""
-    return Response(b'{"status":"ok"}\n', media_type="application/json", headers={"Cache-Control": "no-store"})
+__all__ = ["router", "service_router"]

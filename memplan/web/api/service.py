@@ -1,0 +1,41 @@
+"""The service itself: is it there, what does it offer, how busy is it."""
+
+from __future__ import annotations
+
+import json
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from memplan import __version__
+from memplan.web.api.requests import query_of
+from memplan.web.caching import conditional
+from memplan.web.schemas import ref, responses_of
+
+router = APIRouter(tags=["service"])
+
+
+@router.get(
+    "/healthz",
+    operation_id="healthz",
+    summary="Is it there?",
+    response_class=Response,
+    responses=responses_of(
+        "GET", ref("Health"), "It answers.", example={"status": "ok", "version": __version__}, fresh=True
+    ),
+)
+async def healthz(request: Request) -> Response:
+    """Whether the service answers. Computes nothing, so that it answers however busy the service is."""
+    query_of(request)
+    body = json.dumps({"status": "ok", "version": __version__}).encode() + b"\n"
+    return Response(body, media_type="application/json", headers={"Cache-Control": "no-store"})
+
+
+@router.get("/openapi.json", include_in_schema=False)
+async def openapi(request: Request) -> Response:
+    """The API, described."""
+    query_of(request)
+    app = request.app
+    if not hasattr(app.state, "openapi_body"):
+        app.state.openapi_body = json.dumps(app.openapi(), indent=1, ensure_ascii=False).encode() + b"\n"
+    return conditional(request, app.state.openapi_body, "application/json")
