@@ -54,13 +54,15 @@ class Candidate:
 
     @property
     def cost(self) -> Cost:
-        """What decides between combinations of one tier and size: tiers, extra compute, places on the ladders, names.
+        """What decides between combinations of one tier and size.
 
-        Less compute than the recipe as given is no merit here: a shorter sequence would be the better the shorter it is.
+        Their tiers; how far what makes it another training goes; extra compute; places on all ladders; names. Less compute
+        than the recipe as given is no merit: a shorter sequence would be the better the shorter it is.
         """
         tiers = sorted((change.tier for change in self.changes), reverse=True)
+        severity = sum(change.strength for change in self.changes if change.tier is Tier.DIFFERENT_TRAINING)
         strengths = sum(change.strength for change in self.changes)
-        return (tiers, max(self.ratio, 1.0), strengths, self.ratio, self.names)
+        return (tiers, severity, max(self.ratio, 1.0), strengths, self.ratio, self.names)
 
     def best(self) -> Fits:
         """The best verdict that it can have."""

@@ -92,16 +92,19 @@ class Search:
     def front(self) -> list[Proposal]:
         """Proposals of `front_space` that no other beats in memory, compute and tier together, cheapest first.
 
-        Of several that are equal in all three the one with the fewest changes stands for all.
+        A thousandth of compute is no difference. Of several that are equal in all three the one with the fewest changes
+        stands for all.
         """
         context = self.space.proposer.scorer.limit.context_bytes
         candidates = self.space.candidates(self.front_space(), holding=False)
         covered = [one for one in candidates if not one.structure.unsupported.step]
         bounds = {one: one.live_bytes() + context for one in covered}
         kept: list[Proposal] = []
-        ordered = sorted(covered, key=lambda one: (one.tier, one.ratio, bounds[one], len(one.changes), one.cost))
+        ordered = sorted(
+            covered, key=lambda one: (one.tier, rounded(one.ratio), bounds[one], len(one.changes), one.cost)
+        )
         for candidate in ordered:
-            if any(beats(one, candidate.tier, candidate.ratio, bounds[candidate]) for one in kept):
+            if any(beats(one, candidate.tier, rounded(candidate.ratio), bounds[candidate]) for one in kept):
                 continue
             proposal = self.propose(candidate.changes)
             if proposal is None or any(_beats(one, proposal) for one in kept):
@@ -135,5 +138,10 @@ def _beats(one: Proposal, other: Proposal) -> bool:
     return beats(one, other.tier, _ratio(other), other.peak.device_bytes)
 
 
+def rounded(ratio: float) -> float:
+    """Compute as the front compares it."""
+    return round(ratio, 3)
+
+
 def _ratio(proposal: Proposal) -> float:
-    return proposal.compute.ratio if proposal.compute else 1.0
+    return rounded(proposal.compute.ratio) if proposal.compute else 1.0

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from memplan import engine
+from memplan.prepare import prepare
 from memplan.planner.flops import FlopCount, flop_model
 from memplan.recipe import Recipe
 from memplan.resolve import resolve
@@ -112,7 +112,7 @@ def _backward(grad: Any, query: Any, key: Any, value: Any, *_: Any, out_shape: A
 
 def counted_here(config: dict[str, Any], keys: dict[str, Any]) -> FlopCount:
     resolved = resolve(Recipe(model=config, dtype="float32", micro_batch_size=BATCH, sequence_length=LENGTH, **keys))
-    model = flop_model(resolved, engine.prepare(resolved))
+    model = flop_model(resolved, prepare(resolved))
     assert model is not None
     return model.count(BATCH, LENGTH)
 
