@@ -17,6 +17,7 @@ from memplan.catalog.cuda_context import cublas_workspace_bytes
 from memplan.dtypes import DType
 from memplan.families import Head, family_of
 from memplan.prepare import Prepared
+from memplan.recipe import Task
 from memplan.resolve import Resolved
 from memplan.step.allocator import AllocatorReport
 from memplan.step.dim import guards
@@ -96,6 +97,7 @@ def settings_of(resolved: Resolved, prepared: Prepared) -> StepSettings:
         input_require_grads=bool(mode),  # modeling_utils.py, _activation_checkpointing_enable
         virtual_tokens=prepared.adaptation.virtual_tokens,
         micro_batches=values["gradient_accumulation_steps"],
+        labels_by_row=resolved.task is Task.SEQUENCE_CLASSIFICATION,
     )
 
 

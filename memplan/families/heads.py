@@ -8,10 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from memplan.dtypes import DType
 from memplan.estimate import Component
 from memplan.families import Head
 from memplan.step.attention import detached
 from memplan.step.builder import Builder
+from memplan.step.split import take
 from memplan.step.tensor import Dim, Tensor
 
 Body = Callable[[Builder], Tensor]
@@ -47,7 +49,23 @@ def sequence_classification(t: Builder, body: Body, head: Head, *, base: str) ->
     hidden = t.call(base, body)
     t.head_modules.append("score")
     logits = t.linear("score", hidden, Dim(head.num_labels, "C"))
-    return t.classification_loss(logits)
+    with t.component(Component.LOGITS_AND_LOSS):
+        pooled = _last_token(t, logits)
+    return t.classification_loss(pooled)
+
+
+def _last_token(t: Builder, logits: Tensor) -> Tensor:
+    """`logits[arange(B), last_non_pad_token]`: [B, S, C] to [B, C]."""
+    padding = t.new((t.batch, t.sequence), DType.BOOL, "ne")
+    mask = t.new((t.batch, t.sequence), DType.INT32, "_to_copy")
+    del padding
+    positions = t.new((t.sequence,), DType.INT32, "arange")
+    product = t.new((t.batch, t.sequence), DType.INT32, "mul")
+    last = t.new((t.batch,), DType.INT64, "argmax")
+    del product
+    rows = t.new((t.batch,), DType.INT64, "arange")
+    del mask, positions
+    return take(t, logits, (t.batch, logits.shape[2]), (rows, last))
 
 
 def token_classification(t: Builder, body: Body, head: Head, *, base: str, dropout: float = 0.1) -> Tensor:

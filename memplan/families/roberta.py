@@ -31,9 +31,13 @@ def embeddings(t: Builder, d: Dims) -> Tensor:
     position_ids = t.new((t.batch, t.sequence), DType.INT64, "add")
     token_types = t.new((t.batch, t.sequence), DType.INT64, "gather")
     words = t.input_embedding("word_embeddings", (t.batch, t.sequence), d.vocabulary, d.hidden)
-    types = t.embedding("token_type_embeddings", (t.batch, t.sequence), d.token_types, d.hidden)
+    types = t.embedding(
+        "token_type_embeddings", (t.batch, t.sequence), d.token_types, d.hidden, indices=token_types
+    )
     x = words + types
-    positions = t.embedding("position_embeddings", (t.batch, t.sequence), d.positions, d.hidden)
+    positions = t.embedding(
+        "position_embeddings", (t.batch, t.sequence), d.positions, d.hidden, indices=position_ids
+    )
     x = x + positions
     x = t.layer_norm("LayerNorm", x)
     x = t.dropout(x, d.dropout)

@@ -15,7 +15,7 @@ from memplan.dtypes import DType
 from memplan.estimate import Component
 from memplan.step import ops
 from memplan.step.attention import AttentionOps, autocast_matmul, detached
-from memplan.step.loss import LossOps, log_softmax
+from memplan.step.loss import LossOps, cross_entropy
 from memplan.step.matmul import merge_heads, repeat_kv, require_contiguous_gradient, softmax, transpose_last
 from memplan.step.split import narrow
 from memplan.step.tensor import Node, Shape, Tape, Tensor
@@ -65,7 +65,7 @@ def first_token(t: AttentionOps, x: Tensor) -> Tensor:
 
 
 def masked_lm_loss(t: LossOps, logits: Tensor, *, upcast: bool = False) -> Tensor:
-    """`CrossEntropyLoss()(logits.view(-1, V), labels.view(-1))`: in the logits' own type, in float32 under autocast.
+    """`CrossEntropyLoss()(logits.view(-1, V), labels.view(-1))`.
 
     With `upcast` it is transformers' `ForMaskedLMLoss`, which casts the logits to float32 first.
     """
@@ -73,25 +73,7 @@ def masked_lm_loss(t: LossOps, logits: Tensor, *, upcast: bool = False) -> Tenso
     with t.component(Component.LOGITS_AND_LOSS):
         rows = logits.shape[0] * logits.shape[1]
         flat = t.view(logits, (rows, logits.shape[2]))
-        in_float = upcast or t.settings.autocast is not None
-        return _nll_loss(t, log_softmax(t, ops.to(t, flat, DType.FLOAT32) if in_float else flat))
-
-
-def _nll_loss(t: LossOps, log_probabilities: Tensor) -> Tensor:
-    """`nll_loss` with mean reduction, in the type of its input."""
-    shape, dtype = log_probabilities.shape, log_probabilities.dtype
-    out = t.alloc((), dtype, "nll_loss_forward")
-    total_weight = t.alloc((), dtype, "nll_loss_forward")
-    node = t.record("nll_loss", (log_probabilities,), (log_probabilities, total_weight), _nll_backward, (shape, dtype))
-    return Tensor(t, (), dtype, out, node)
-
-
-def _nll_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | None]:
-    shape, dtype = cast(tuple[Shape, DType], node.meta)
-    kept = [node.stored(index) for index in range(len(node.saved))]
-    out = tape.new(shape, dtype, "nll_loss_backward")
-    del kept
-    return (out,)
+        return cross_entropy(t, ops.to(t, flat, DType.FLOAT32) if upcast else flat, None)
 
 
 def expand(t: AttentionOps, x: Tensor, shape: Shape) -> Tensor:

@@ -150,9 +150,19 @@ class LayerOps(ModuleTape):
     # -- embedding and norms ----------------------------------------------------------------------------
 
     def embedding(
-        self, name: str, shape: Shape, num_embeddings: int, dim: int, *, class_name: str = "Embedding"
+        self,
+        name: str,
+        shape: Shape,
+        num_embeddings: int,
+        dim: int,
+        *,
+        class_name: str = "Embedding",
+        indices: Tensor | None = None,
     ) -> Tensor:
-        """`nn.Embedding` looked up with indices of `shape`: [*shape, dim]."""
+        """`nn.Embedding` looked up with indices of `shape`: [*shape, dim].
+
+        A trained one saves its `indices`; None for those of the batch and of buffers, which live anyway.
+        """
         path = self.join(name)
         if self.declaring:
             self.declare(
@@ -167,7 +177,7 @@ class LayerOps(ModuleTape):
             )
         outer, self.module = self.module, path
         weight = self.parameter(path, "weight", (num_embeddings, dim))
-        node = self.record("embedding", (weight,), (), _embedding_backward, (weight.shape, weight.dtype))
+        node = self.record("embedding", (weight,), (indices,), _embedding_backward, (weight.shape, weight.dtype))
         out = self.new((*shape, dim), weight.dtype, "embedding", node)
         self.module = outer
         return out

@@ -8,7 +8,7 @@ from typing import cast
 from memplan.dtypes import DType
 from memplan.estimate import Component
 from memplan.step import ops
-from memplan.step.attention import AttentionOps
+from memplan.step.attention import AttentionOps, detached
 from memplan.step.tensor import Node, Shape, Tape, Tensor
 
 
@@ -29,13 +29,21 @@ class LossOps(AttentionOps):
 
     def classification_loss(self, logits: Tensor) -> Tensor:
         """Cross-entropy over the labels of a classification head: logits [..., C]."""
+        self.outputs.append(detached(logits))
         with self.component(Component.LOGITS_AND_LOSS):
             return cross_entropy(self, logits, None)
 
 
 def cross_entropy(t: LossOps, logits: Tensor, labels: Tensor | None) -> Tensor:
-    """`F.cross_entropy` with class indices: log_softmax saves its result, nll_loss saves the same and the labels."""
-    return nll_loss(t, log_softmax(t, logits), labels)
+    """`F.cross_entropy` with class indices: log_softmax saves its result, nll_loss saves the same and the labels.
+
+    log_softmax is asked for the logits' own type, which autocast leaves alone; nll_loss runs in float32 under autocast
+    (torch 2.13 LossNLL.cpp, `cross_entropy_loss`; autocast_mode.h).
+    """
+    log_probabilities = log_softmax(t, logits)
+    if t.settings.autocast is not None:
+        log_probabilities = ops.to(t, log_probabilities, DType.FLOAT32)
+    return nll_loss(t, log_probabilities, labels)
 
 
 def log_softmax(t: LossOps, x: Tensor) -> Tensor:
@@ -45,18 +53,18 @@ def log_softmax(t: LossOps, x: Tensor) -> Tensor:
 
 def nll_loss(t: LossOps, log_probabilities: Tensor, labels: Tensor | None) -> Tensor:
     """`nll_loss` with mean reduction: a scalar; its backward is a full-size tensor of zeros with one entry a row."""
-    out = t.alloc((), DType.FLOAT32, "nll_loss_forward")
-    total_weight = t.alloc((), DType.FLOAT32, "nll_loss_forward")
-    shape = log_probabilities.shape
+    shape, dtype = log_probabilities.shape, log_probabilities.dtype
+    out = t.alloc((), dtype, "nll_loss_forward")
+    total_weight = t.alloc((), dtype, "nll_loss_forward")
     node = t.record(
-        "nll_loss", (log_probabilities,), (log_probabilities, labels, total_weight), _nll_backward, (shape,)
+        "nll_loss", (log_probabilities,), (log_probabilities, labels, total_weight), _nll_backward, (shape, dtype)
     )
-    return Tensor(t, (), DType.FLOAT32, out, node)
+    return Tensor(t, (), dtype, out, node)
 
 
 def _nll_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | None]:
-    (shape,) = cast(tuple[Shape], node.meta)
+    shape, dtype = cast(tuple[Shape, DType], node.meta)
     kept = [node.stored(index) for index in range(len(node.saved))]
-    out = tape.new(shape, DType.FLOAT32, "nll_loss_backward")
+    out = tape.new(shape, dtype, "nll_loss_backward")
     del kept
     return (out,)

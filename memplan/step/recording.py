@@ -55,7 +55,8 @@ def record(
     tape.enter(Phase.FORWARD)
     batch = (tape.batch, tape.sequence)
     input_ids = tape.alloc(batch, DType.INT64, "input_ids", Component.BUFFERS)
-    labels = tape.alloc(batch, DType.INT64, "labels", Component.BUFFERS)
+    labelled = (tape.batch,) if settings.labels_by_row else (tape.batch, tape.target_sequence)
+    labels = tape.alloc(labelled, DType.INT64, "labels", Component.BUFFERS)
     attention_mask = tape.alloc(batch, DType.INT64, "attention_mask", Component.BUFFERS) if settings.padding else None
     loss = forward(tape)
     if settings.micro_batches > 1:

@@ -51,9 +51,9 @@ def narrow(t: Tape, x: Tensor, shape: Shape, op: str = "slice") -> Tensor:
     return Tensor(t, shape, x.dtype, x.storage, node, is_view=True, by_token=x.by_token)
 
 
-def take(t: Tape, x: Tensor, shape: Shape) -> Tensor:
-    """`x[..., [i], :]`: a copy of part of `x`; backward adds into a tensor of zeros as large as `x`."""
-    node = t.record("index", (x,), (), _narrow_backward, (x.shape, "index"))
+def take(t: Tape, x: Tensor, shape: Shape, indices: Sequence[Tensor] = ()) -> Tensor:
+    """`x[..., [i], :]`: a copy of part of `x`; backward adds into a tensor of zeros as large as `x`; saves the indices."""
+    node = t.record("index", (x,), tuple(indices), _narrow_backward, (x.shape, "index"))
     return t.new(shape, x.dtype, "index", node)
 
 
