@@ -1,4 +1,4 @@
-"""The command line: `memplan estimate | trace | explain | models | gpus | methods | optimizers | accuracy`."""
+"""The command line: `memplan estimate | trace | explain | models | gpus | methods | optimizers | accuracy | serve`."""
 
 from __future__ import annotations
 

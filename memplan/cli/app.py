@@ -16,6 +16,7 @@ from memplan.cli.explain import explain
 from memplan.cli.lists import gpus, methods, models, optimizers
 from memplan.cli.options import spelled_out, with_recipe
 from memplan.cli.output import write_error, write_message, write_text
+from memplan.cli.serve import serve
 from memplan.cli.trace import trace
 from memplan.errors import MemplanError
 
@@ -109,5 +110,6 @@ for _command in (
     methods,
     optimizers,
     accuracy,
+    serve,
 ):
     app.command(_command.__name__, cls=MemplanCommand)(_command)

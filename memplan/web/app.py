@@ -14,6 +14,7 @@ from memplan.web.answers import Answers
 from memplan.web.edge import Edge
 from memplan.web.errors import add_error_handlers
 from memplan.web.limits import Limits, RateLimit
+from memplan.web.metrics import Metrics
 from memplan.web.schemas import openapi_document
 from memplan.web.settings import Settings
 from memplan.web.work import Work
@@ -48,13 +49,16 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.work = work
     app.state.answers = Answers(work, settings.cache_bytes)
     app.openapi = lambda: _document(app)  # type: ignore[method-assign]
+    metrics = app.state.metrics = Metrics(app.state.answers) if settings.metrics else None
     add_error_handlers(app)
     app.add_middleware(Limits, settings=settings)
     if settings.rate_limit is not None:
         app.add_middleware(RateLimit, per_minute=settings.rate_limit)
-    app.add_middleware(Edge)
-    app.include_router(api.router, prefix="/api/v1")
+    app.add_middleware(Edge, observe=metrics.observe if metrics is not None else None)
+    app.include_router(api.router)
     app.include_router(api.service_router)
+    if metrics is not None:
+        app.include_router(api.metrics_router)
     pages.mount(app)
     return app
 

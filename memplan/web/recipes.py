@@ -11,6 +11,18 @@ from typing import Any
 
 from memplan.cards import resolve_model
 from memplan.recipe import Recipe
+from memplan.web.patterns import check_patterns
+
+# Keys whose texts may be matched against module names as regular expressions.
+_PATTERN_KEYS = (
+    "peft",
+    "target_modules",
+    "trainable",
+    "llm_int8_skip_modules",
+    "quantization_config",
+    "optim_args",
+    "optim_target_modules",
+)
 
 
 def recipe_of(keys: Mapping[str, Any]) -> Recipe:
@@ -20,8 +32,11 @@ def recipe_of(keys: Mapping[str, Any]) -> Recipe:
         keys: recipe keys with plain values.
 
     Raises:
-        InputError: as for `Recipe`; and a model that is no card and no config object.
+        InputError: as for `Recipe`; a model that is no card and no config object; a pattern that could take forever.
     """
     recipe = Recipe(**keys)
-    resolve_model(recipe.model, allow_paths=False)  # raises; a card stays the same card when paths are allowed
+    for key in _PATTERN_KEYS:
+        check_patterns(key, getattr(recipe, key))
+    model = resolve_model(recipe.model, allow_paths=False)  # raises; a card stays the same card when paths are allowed
+    check_patterns("model", model.config.get("quantization_config"))
     return recipe

@@ -14,7 +14,7 @@ from memplan.web.api.requests import query_of
 from memplan.web.caching import conditional
 from memplan.web.schemas import listing, ref, responses_of
 
-router = APIRouter(tags=["catalogue"])
+router = APIRouter(prefix="/api/v1", tags=["catalogue"])
 
 _MODEL_EXAMPLE = "mistralai/Mistral-7B-v0.1"
 

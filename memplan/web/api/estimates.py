@@ -15,13 +15,14 @@ from memplan.web import tasks
 from memplan.web.answers import Answers
 from memplan.web.api.requests import json_body_of
 from memplan.web.errors import INTERNAL, request_id_of
+from memplan.web.metrics import Metrics
 from memplan.web.problems import Problem, ProblemError
 from memplan.web.schemas import INLINE_EXAMPLE, RECIPE_EXAMPLE, ref, request_body, responses_of
 from memplan.web.settings import Settings
 from memplan.web.work import TIMEOUT, WorkerBugError
 
 log = logging.getLogger("memplan.web")
-router = APIRouter(tags=["answers"])
+router = APIRouter(prefix="/api/v1", tags=["answers"])
 
 _NO_STORE = {"Cache-Control": "no-store"}
 
@@ -52,9 +53,15 @@ async def estimate(request: Request) -> Response:
 def answered(request: Request, answer: tasks.Answer | Problem) -> Response:
     """An answer to a POST, counted."""
     assert isinstance(answer, tasks.Answer)
-    request.state.fits = answer.fits
-    request.state.unsupported = answer.unsupported
+    count(request, answer)
     return Response(answer.body, media_type="application/json", headers=_NO_STORE)
+
+
+def count(request: Request, answer: tasks.Answer) -> None:
+    """Count what an answer says, where anybody counts."""
+    metrics: Metrics | None = request.app.state.metrics
+    if metrics is not None:
+        metrics.count(answer)
 
 
 @router.post(
@@ -101,6 +108,7 @@ async def _lines(request: Request, recipes: list[bytes | Problem]) -> AsyncItera
 
     def line(index: int, found: tasks.Answer | Problem) -> bytes:
         if isinstance(found, tasks.Answer):
+            count(request, found)
             return b'{"index":%d,"estimate":%b}\n' % (index, found.body)
         entry = {"index": index} | found.entry(request_id)
         return json.dumps(entry, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"

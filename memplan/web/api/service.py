@@ -10,9 +10,11 @@ from starlette.responses import Response
 from memplan import __version__
 from memplan.web.api.requests import query_of
 from memplan.web.caching import conditional
+from memplan.web.metrics import MEDIA_TYPE, Metrics
 from memplan.web.schemas import ref, responses_of
 
 router = APIRouter(tags=["service"])
+metrics_router = APIRouter(tags=["service"])
 
 
 @router.get(
@@ -39,3 +41,19 @@ async def openapi(request: Request) -> Response:
     if not hasattr(app.state, "openapi_body"):
         app.state.openapi_body = json.dumps(app.openapi(), indent=1, ensure_ascii=False).encode() + b"\n"
     return conditional(request, app.state.openapi_body, "application/json")
+
+
+@metrics_router.get(
+    "/metrics",
+    operation_id="metrics",
+    summary="Count",
+    response_class=Response,
+    responses=responses_of(
+        "GET", {"type": "string"}, "Counters in Prometheus' text format.", media_type="text/plain", fresh=True
+    ),
+)
+async def metrics(request: Request) -> Response:
+    """What the service did since it started. Only where it was started with `--metrics`."""
+    query_of(request)
+    counted: Metrics = request.app.state.metrics
+    return Response(counted.exposition(), media_type=MEDIA_TYPE, headers={"Cache-Control": "no-store"})
