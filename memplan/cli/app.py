@@ -16,6 +16,7 @@ from memplan.cli.explain import explain
 from memplan.cli.lists import gpus, methods, models, optimizers
 from memplan.cli.options import spelled_out, with_recipe
 from memplan.cli.output import write_error, write_message, write_text
+from memplan.cli.plan import plan
 from memplan.cli.serve import serve
 from memplan.cli.trace import trace
 from memplan.errors import MemplanError
@@ -103,6 +104,7 @@ def start(
 
 for _command in (
     with_recipe(estimate),
+    with_recipe(plan),
     with_recipe(trace),
     with_recipe(explain),
     models,
