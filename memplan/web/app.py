@@ -64,6 +64,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
 
 def _document(app: FastAPI) -> dict[str, Any]:
+    from memplan.web.components import components
+
     if app.openapi_schema is None:
-        app.openapi_schema = openapi_document(app)
+        app.openapi_schema = openapi_document(app, components())
     return app.openapi_schema

@@ -60,6 +60,19 @@ def estimate_line(recipe: bytes) -> Answer:
     return _answer(estimate(json.loads(recipe)), indent=None)
 
 
+def plan_body(body: bytes, max_depth: int) -> Answer:
+    """The plan for the recipe in a request's body.
+
+    Raises:
+        ProblemError: the body is no JSON object.
+        MemplanError: as `memplan.web.plans.plan_of`.
+    """
+    from memplan.web.plans import plan_of
+
+    found = plan_of(_object(read_json(body, max_depth)))
+    return Answer((found.to_json() + "\n").encode(), str(found.current.fits), bool(found.current.unsupported))
+
+
 def batch_recipes(body: bytes, max_depth: int, max_batch: int) -> list[bytes | Problem]:
     """The recipes in a batch's body, each as JSON by itself; the problem of what is no recipe stands in its place.
 
@@ -179,6 +192,13 @@ def accuracy(source: str, by: str, engine: str) -> Answer:
     # Its Literals are checked by it, in its own words.
     names: dict[str, Any] = {"format": "json", "engine": engine or "estimate"}
     return Answer((run_accuracy(source or None, by or None, **names).rstrip("\n") + "\n").encode())
+
+
+def components() -> dict[str, Any]:
+    """The shapes of the API."""
+    from memplan.web.components import components as all_of_them
+
+    return all_of_them()
 
 
 def _listing(entry: Callable[[Any], dict[str, Any]], rows: Iterable[Any]) -> Answer:

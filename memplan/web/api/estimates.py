@@ -1,4 +1,4 @@
-"""Estimates: one, or a batch of them."""
+"""Estimates, one or a batch of them, and plans."""
 
 from __future__ import annotations
 
@@ -62,6 +62,26 @@ def count(request: Request, answer: tasks.Answer) -> None:
     metrics: Metrics | None = request.app.state.metrics
     if metrics is not None:
         metrics.count(answer)
+
+
+@router.post(
+    "/plan",
+    operation_id="plan",
+    summary="Make a run fit",
+    response_class=Response,
+    responses=responses_of("POST", ref("Plan"), "The plan, byte for byte what `memplan plan --json` writes."),
+    openapi_extra=request_body(
+        ref("PlanRequest"),
+        {"for a GPU": RECIPE_EXAMPLE, "the batch stays": RECIPE_EXAMPLE | {"keep": ["micro_batch_size"]}},
+        "A recipe's flat keys, and beside them what the planner is told. It needs `gpu` or `budget_bytes`.",
+    ),
+)
+async def plan(request: Request) -> Response:
+    """What to change so that a run fits a GPU or a budget, least painful first; each change with its own full estimate."""
+    body = await json_body_of(request)
+    settings: Settings = request.app.state.settings
+    answers: Answers = request.app.state.answers
+    return answered(request, (await answers.get(tasks.plan_body, body, settings.max_depth)).answer)
 
 
 @router.post(

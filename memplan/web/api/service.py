@@ -8,10 +8,11 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from memplan import __version__
+from memplan.web import tasks
 from memplan.web.api.requests import query_of
 from memplan.web.caching import conditional
 from memplan.web.metrics import MEDIA_TYPE, Metrics
-from memplan.web.schemas import ref, responses_of
+from memplan.web.schemas import openapi_document, ref, responses_of
 
 router = APIRouter(tags=["service"])
 metrics_router = APIRouter(tags=["service"])
@@ -38,8 +39,10 @@ async def openapi(request: Request) -> Response:
     """The API, described."""
     query_of(request)
     app = request.app
+    if app.openapi_schema is None:
+        app.openapi_schema = openapi_document(app, await app.state.work.run(tasks.components))
     if not hasattr(app.state, "openapi_body"):
-        app.state.openapi_body = json.dumps(app.openapi(), indent=1, ensure_ascii=False).encode() + b"\n"
+        app.state.openapi_body = json.dumps(app.openapi_schema, indent=1, ensure_ascii=False).encode() + b"\n"
     return conditional(request, app.state.openapi_body, "application/json")
 
 
