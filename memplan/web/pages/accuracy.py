@@ -1,0 +1,34 @@
+"""The page of measured records: predicted against measured. Runs in a computing process of its own, it takes seconds."""
+
+from __future__ import annotations
+
+from markupsafe import Markup
+
+from memplan.evidence.plot import scatter
+from memplan.evidence.records import record_files
+from memplan.evidence.render import not_scored_reasons, percent, table_rows, worst_first
+from memplan.evidence.scoring import score
+from memplan.web.pages.rendering import render
+
+_WORST_SHOWN = 20
+
+
+def accuracy_html(root: str) -> str:
+    """Plot, summaries, the largest errors, and what has no score."""
+    scores = score(engine="both")
+    estimates = [entry for entry in scores.scored if entry.engine == "estimate"]
+    groups = [(by, *table_rows(scores, by)) for by in (None, "method", "family", "gpu", "precision")]
+    return str(
+        render(
+            "accuracy.html",
+            plot=Markup(scatter(scores.scored)),
+            scores=scores,
+            estimates=estimates,
+            groups=groups,
+            worst=worst_first(scores.scored)[:_WORST_SHOWN],
+            missing=not_scored_reasons(scores.not_scored),
+            files=record_files(),
+            percent=percent,
+            root=root,
+        )
+    )

@@ -1,0 +1,131 @@
+"""How we know: what measured records say about estimates of a family and a method.
+
+The figures are those of the committed page `memplan/evidence/ACCURACY.md`, which a test holds to the code and the records,
+so that no visitor waits for hundreds of estimates.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from typing import Any
+
+from memplan.evidence.accuracy import ACCURACY_FILE
+from memplan.evidence.records import Record, record_files
+from memplan.evidence.scoring import group_of
+
+_PERCENT = re.compile(r"[+-]\d+\.\d+(?= %)")
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """Errors of estimates at one level.
+
+    Attributes:
+        about: which records, in words.
+        runs: how many were measured.
+        lowest, highest: signed errors in percent; negative where memory was under-predicted.
+    """
+
+    about: str
+    source: str
+    level: str
+    runs: int
+    lowest: float
+    highest: float
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One configuration of the committed page."""
+
+    source: str
+    record: Record
+    runs: int
+    level: str
+    errors: tuple[float, ...]
+
+
+def known(family: str, method: str) -> tuple[Known, ...]:
+    """What is known of the family under the method, of the family, and of the method; the nearest first."""
+    found: list[Known] = []
+    for about, keep in (
+        (f"{family} models with {method}", lambda row: row_family(row) == family and row.record.method == method),
+        (f"{family} models, any method", lambda row: row_family(row) == family),
+        (f"{method} on any model", lambda row: row.record.method == method),
+    ):
+        found += _summed(about, [row for row in rows() if keep(row)])
+        if found and about.startswith(f"{family} models with"):
+            break
+    return tuple(found)
+
+
+def row_family(row: Row) -> str:
+    """The model type of a row's recipe."""
+    return _family(row.record)
+
+
+def _family(record: Record) -> str:
+    return _family_of(record.id)
+
+
+@cache
+def _family_of(record_id: str) -> str:
+    record = _records()[record_id]
+    return group_of(record, "family", "")
+
+
+@lru_cache(maxsize=1)
+def _records() -> Mapping[str, Record]:
+    return {record.id: record for file in record_files() for record in file.records}
+
+
+def _summed(about: str, found: list[Row]) -> Iterator[Known]:
+    groups: dict[tuple[str, str], list[Row]] = {}
+    for row in found:
+        groups.setdefault((row.source, row.level), []).append(row)
+    for (source, level), members in groups.items():
+        errors = [error for row in members for error in row.errors]
+        yield Known(about, source, level, sum(row.runs for row in members), min(errors), max(errors))
+
+
+@lru_cache(maxsize=1)
+def rows() -> tuple[Row, ...]:
+    """Every configuration of the committed page that has an estimate."""
+    by_name: dict[str, tuple[str, Record]] = {}
+    for file in record_files():
+        for record in file.records:
+            for name in (record.group, record.id):
+                if name:
+                    by_name.setdefault(name, (file.name, record))
+    found = []
+    for cells in _table_rows(("configuration", "runs", "level", "measured bytes", "estimate", "trace")):
+        name, runs, level, _, errors, _ = cells
+        numbers = tuple(float(number) for number in _PERCENT.findall(errors))
+        if numbers:
+            source, record = by_name[name]
+            found.append(Row(source, record, int(runs), level, numbers))
+    return tuple(found)
+
+
+def _table_rows(headings: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+    """The rows of every table of the page with these headings."""
+    inside = False
+    for line in ACCURACY_FILE.read_text(encoding="utf-8").splitlines():
+        cells = tuple(cell.strip() for cell in line.strip().strip("|").split("|")) if line.startswith("|") else ()
+        if not cells:
+            inside = False
+        elif cells == headings:
+            inside = True
+        elif inside and len(cells) == len(headings) and not cells[0].startswith("---"):
+            yield cells
+
+
+def family_and_method(recipe: Mapping[str, Any]) -> tuple[str, str]:
+    """What the records are grouped by, for a complete recipe."""
+    from memplan.cards import resolve_model
+
+    config = resolve_model(recipe["model"], allow_paths=False).config
+    return str(config["model_type"]), str(recipe["method"])

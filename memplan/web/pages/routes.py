@@ -1,0 +1,199 @@
+"""The page at `/`, its fragments, and the pages that hold a fragment for those without scripts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import Any
+from urllib.parse import parse_qsl
+
+from fastapi import APIRouter
+from markupsafe import Markup
+from starlette.datastructures import UploadFile
+from starlette.formparsers import MultiPartException
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
+
+from memplan.cards import card_ids
+from memplan.catalog.gpus import get_gpu
+from memplan.errors import MemplanError
+from memplan.report.wording import model_name
+from memplan.web.answers import Answers
+from memplan.web.pages import tasks
+from memplan.web.pages.examples import EXAMPLES
+from memplan.web.pages.fields import fill
+from memplan.web.pages.keys import Mistake, Query, query_of, read_query
+from memplan.web.pages.mistakes import NO_MODEL, mistake_of, shown
+from memplan.web.pages.responding import page, root_of
+from memplan.web.problems import Problem, ProblemError
+from memplan.web.settings import Settings
+from memplan.web.tasks import Answer
+
+router = APIRouter(include_in_schema=False, default_response_class=Response)
+
+_WORDS = {"fits": "Fits", "uncertain": "Uncertain", "does_not_fit": "Does not fit"}
+FRAGMENTS: Mapping[str, tuple[Callable[..., Answer], str]] = {
+    "changes": (tasks.changes_html, "/changes"),
+    "gpus": (tasks.gpus_html, "/on-every-gpu"),
+    "methods": (tasks.methods_html, "/with-every-method"),
+}
+_PAGES = {
+    "/changes": ("What would fit", tasks.changes_html),
+    "/on-every-gpu": ("On every GPU", tasks.gpus_html),
+    "/with-every-method": ("With every method", tasks.methods_html),
+    "/receipt": ("Every byte at the peak", tasks.receipt_html),
+}
+
+
+@router.get("/")
+async def home(request: Request) -> Response:
+    """The form, and the answer where a model is named."""
+    raw = request.scope["query_string"]
+    query = read_query(raw)
+    if not query.mistakes and not _submitted_without_model(raw, query):
+        canonical = query_of(query.keys)
+        if parse_qsl(raw.decode("ascii"), keep_blank_values=True) != parse_qsl(canonical):
+            return RedirectResponse(f"{root_of(request)}/" + (f"?{canonical}" if canonical else ""), 303)
+    answer, mistakes = await _answered(request, raw, query)
+    status = 422 if mistakes else 200
+    return page(request, "home.html", status, title=_title(answer, query), **_form(query, mistakes, answer))
+
+
+@router.get("/fragments/answer")
+async def answer_fragment(request: Request) -> Response:
+    """The answer alone; 422 with what has to change first."""
+    raw = request.scope["query_string"]
+    query = read_query(raw)
+    answer, mistakes = await _answered(request, raw, query)
+    return page(request, "answer_box.html", 422 if mistakes else 200, **_form(query, mistakes, answer, fields=False))
+
+
+@router.get("/fragments/{name}")
+async def later_fragment(request: Request, name: str) -> Response:
+    """A section that the page loads when it is looked at."""
+    if name not in FRAGMENTS:
+        raise ProblemError(Problem(404, "not_found", "there is nothing at this address"))
+    function, address = FRAGMENTS[name]
+    try:
+        body = await _computed(request, function, _checked(request))
+    except ProblemError as error:
+        return page(request, "fragment_failed.html", error.problem.status, problem=error.problem, address=address)
+    return Response(body, media_type="text/html")
+
+
+async def fragment_page(request: Request) -> Response:
+    """A section of the answer as a page of its own."""
+    title, function = _PAGES[request.scope["route"].path]
+    query = _checked(request)
+    body = await _computed(request, function, query)
+    return page(request, "fragment_page.html", title=title, body=Markup(body), query=query_of(query.keys))
+
+
+for _path in _PAGES:
+    router.add_api_route(_path, fragment_page, methods=["GET"])
+
+
+@router.post("/read")
+async def read(request: Request) -> Response:
+    """Put a pasted or uploaded config into the address."""
+    settings: Settings = request.app.state.settings
+    try:
+        form = await request.form(max_files=1, max_fields=4, max_part_size=settings.max_upload_bytes)
+    except MultiPartException as error:
+        raise ProblemError(Problem(400, "invalid_body", error.message)) from None
+    state, text, file = (form.get(name) for name in ("state", "text", "file"))
+    name = "the text"
+    if isinstance(file, UploadFile) and file.size:
+        name = (file.filename or "the file")[:80]
+        text = (await file.read()).decode("utf-8", "replace")
+    query = read_query(str(state or "").encode("ascii", "replace"))
+    pasted = text.strip() if isinstance(text, str) else ""
+    if not pasted:
+        return _unread(request, query, "paste a config, or choose a file", "")
+    try:
+        answers: Answers = request.app.state.answers
+        kept = await answers.get(tasks.read_upload, pasted, name, str(state or ""), settings.max_query_bytes)
+    except ProblemError as error:
+        said = error.problem
+        return _unread(request, query, f"{said.message}. {said.hint}".rstrip(". ") + ".", pasted)
+    assert isinstance(kept.answer, Answer)
+    return RedirectResponse(f"{root_of(request)}/?{kept.answer.body.decode()}", 303)
+
+
+def _unread(request: Request, query: Query, message: str, pasted: str) -> Response:
+    shown_text = pasted if len(pasted) <= 20_000 else ""
+    context = _form(query, (), None) | {"paste_open": True, "paste_error": message, "pasted": shown_text}
+    return page(request, "home.html", 422, title="", **context)
+
+
+def _checked(request: Request) -> Query:
+    """The query of an address that has no form to say what is wrong.
+
+    Raises:
+        ProblemError: something is.
+    """
+    query = read_query(request.scope["query_string"])
+    mistakes = query.mistakes or ((NO_MODEL,) if "model" not in query.keys else ())
+    if mistakes:
+        first = mistakes[0]
+        raise ProblemError(Problem(422, "invalid_value", first.message, first.hint, first.key))
+    return query
+
+
+async def _answered(request: Request, raw: bytes, query: Query) -> tuple[Answer | None, tuple[Mistake, ...]]:
+    if query.mistakes:
+        return None, query.mistakes
+    if "model" not in query.keys:
+        return None, (NO_MODEL,) if _submitted_without_model(raw, query) else ()
+    try:
+        answers: Answers = request.app.state.answers
+        kept = await answers.get(tasks.answer_html, query_of(query.keys), root_of(request))
+    except ProblemError as error:
+        if error.problem.status >= 500:
+            raise
+        return None, (mistake_of(error.problem),)
+    assert isinstance(kept.answer, Answer)
+    return kept.answer, ()
+
+
+async def _computed(request: Request, function: Callable[..., Answer], query: Query) -> str:
+    answers: Answers = request.app.state.answers
+    kept = await answers.get(function, query_of(query.keys), root_of(request))
+    assert isinstance(kept.answer, Answer)
+    return kept.answer.body.decode()
+
+
+def _submitted_without_model(raw: bytes, query: Query) -> bool:
+    """Whether the form was sent with its first input empty; a link that names a GPU alone is no mistake."""
+    return "model" not in query.keys and any(part.partition(b"=")[0] == b"model" for part in raw.split(b"&"))
+
+
+def _form(query: Query, mistakes: tuple[Mistake, ...], answer: Answer | None, *, fields: bool = True) -> dict[str, Any]:
+    all_shown = shown(mistakes, query)
+    return {
+        "form": fill(_texts(query) if fields else {}, all_shown),
+        "models": card_ids() if fields else (),
+        "query": query_of(query.keys),
+        "answer": Markup(answer.body.decode()) if answer is not None else "",
+        "examples": EXAMPLES,
+        "paste_open": False,
+        "paste_error": "",
+        "pasted": "",
+    }
+
+
+def _texts(query: Query) -> dict[str, str]:
+    """What the inputs hold: the user's text, and where it names an entry of a select, the entry's value."""
+    texts = dict(query.texts)
+    if "gpu" in texts:
+        with suppress(MemplanError):
+            texts["gpu"] = get_gpu(texts["gpu"]).id
+    return texts
+
+
+def _title(answer: Answer | None, query: Query) -> str:
+    if answer is None:
+        return ""
+    word = _WORDS.get(answer.fits, "Needs")
+    parts = (model_name(query.keys), query.keys.get("method"), query.keys.get("gpu"))
+    return f"{word}: " + ", ".join(str(part) for part in parts if part)

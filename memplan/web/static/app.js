@@ -1,0 +1,153 @@
+// Live answers, sections that load when they are looked at, copy buttons. Every page works without this file.
+
+const form = document.getElementById("recipe");
+const announce = document.getElementById("announce");
+const DELAY_MS = 300;
+
+let timer = 0;
+let running = null;
+
+/** The form's inputs that hold something, in their order. */
+function queryOf(form) {
+  const said = [...new FormData(form)].filter(([, text]) => typeof text === "string" && text.trim());
+  return new URLSearchParams(said).toString();
+}
+
+async function fetchHtml(url, signal) {
+  const answer = await fetch(url, { signal, headers: { Accept: "text/html" } });
+  const type = answer.headers.get("content-type") ?? "";
+  if (!type.startsWith("text/html")) throw new Error(`no page at ${url}`);
+  return { html: await answer.text(), status: answer.status };
+}
+
+function showMistakes(box) {
+  for (const place of document.querySelectorAll("#recipe .field-error")) {
+    place.hidden = true;
+    place.textContent = "";
+  }
+  for (const input of document.querySelectorAll("#recipe [aria-invalid]")) input.removeAttribute("aria-invalid");
+  for (const entry of box.querySelectorAll("[data-field]")) {
+    const place = document.getElementById(`error-${entry.dataset.field}`);
+    const input = document.getElementById(`f-${entry.dataset.field}`);
+    if (!place || !input) continue;
+    place.textContent = entry.dataset.message;
+    place.hidden = false;
+    input.setAttribute("aria-invalid", "true");
+    input.closest("details")?.setAttribute("open", "");
+  }
+}
+
+/** Put a new answer in place of the old one; the form, the focus and the scroll position stay. */
+function replaceAnswer(html) {
+  const old = document.getElementById("answer");
+  const open = new Set([...old.querySelectorAll("details[open] > summary")].map((summary) => summary.textContent));
+  const template = document.createElement("template");
+  template.innerHTML = html;
+  const fresh = template.content.getElementById("answer");
+  if (!fresh) throw new Error("no answer");
+  for (const summary of fresh.querySelectorAll("details > summary")) {
+    const details = summary.parentElement;
+    if (!details.name && open.has(summary.textContent)) details.open = true;
+  }
+  old.replaceWith(fresh);
+  showMistakes(fresh);
+  enhance(fresh);
+  const words = fresh.querySelector("#verdict, #mistakes-title")?.textContent.trim() ?? "";
+  announce.textContent = words;
+  showStrip(fresh);
+  const query = fresh.dataset.query;
+  const isWrong = Boolean(fresh.querySelector("#mistakes"));
+  history.replaceState(null, "", isWrong || !query ? `?${queryOf(form)}` : `?${query}`);
+  if (words && !isWrong) document.title = `${words} · memplan`;
+  document.getElementById("paste-state").value = queryOf(form);
+}
+
+async function update() {
+  running?.abort();
+  const mine = (running = new AbortController());
+  const box = document.getElementById("answer");
+  box.classList.add("stale");
+  box.setAttribute("aria-busy", "true");
+  try {
+    const { html } = await fetchHtml(`${form.dataset.answer}?${queryOf(form)}`, mine.signal);
+    if (!mine.signal.aborted) replaceAnswer(html);
+  } catch (error) {
+    if (error.name === "AbortError") return;
+    box.classList.remove("stale");
+    box.removeAttribute("aria-busy");
+    announce.textContent = "No answer; press Estimate to try again.";
+  }
+}
+
+/** A line with the verdict, for screens where the answer stands below the form. */
+function showStrip(box) {
+  document.querySelector(".strip")?.remove();
+  const verdict = box.querySelector(".verdict");
+  if (!verdict) return;
+  const strip = document.createElement("a");
+  strip.className = `strip strip--${verdict.dataset.fits}`;
+  strip.href = "#verdict";
+  strip.append(verdict.querySelector(".icon").cloneNode(true), box.querySelector("#verdict strong").textContent.trim());
+  const size = document.createElement("span");
+  size.textContent = verdict.dataset.short;
+  strip.append(size);
+  form.closest(".desk-form").append(strip);
+}
+
+async function load(section) {
+  const body = section.querySelector(".later-body");
+  section.setAttribute("aria-busy", "true");
+  try {
+    const { html } = await fetchHtml(section.dataset.src);
+    body.innerHTML = html;
+    section.classList.add("loaded");
+  } catch {
+    // the link stays
+  }
+  section.removeAttribute("aria-busy");
+}
+
+const watcher = new IntersectionObserver(
+  (entries) => {
+    for (const { isIntersecting, target } of entries) {
+      if (!isIntersecting) continue;
+      watcher.unobserve(target);
+      load(target);
+    }
+  },
+  { rootMargin: "400px" },
+);
+
+function enhance(root) {
+  for (const section of root.querySelectorAll(".later[data-src]")) watcher.observe(section);
+  for (const button of root.querySelectorAll("[data-copy]")) button.hidden = !navigator.clipboard;
+}
+
+document.addEventListener("click", async ({ target }) => {
+  const button = target.closest?.("[data-copy]");
+  if (!button) return;
+  const text = document.getElementById(button.dataset.copy).textContent;
+  try {
+    await navigator.clipboard.writeText(button.dataset.absolute ? new URL(text, location).href : text);
+    button.textContent = "Copied";
+  } catch {
+    button.textContent = "Select and copy";
+  }
+  setTimeout(() => (button.textContent = "Copy"), 1500);
+});
+
+if (form) {
+  form.addEventListener("input", () => {
+    clearTimeout(timer);
+    timer = setTimeout(update, DELAY_MS);
+  });
+  // A short address: what is empty is not said. The model stays, so that its absence is noticed.
+  form.addEventListener("formdata", ({ formData }) => {
+    for (const [name, text] of [...formData]) if (!String(text).trim() && name !== "model") formData.delete(name);
+  });
+  form.addEventListener("submit", () => clearTimeout(timer));
+  showStrip(document.getElementById("answer"));
+  const mistakes = document.getElementById("mistakes");
+  if (mistakes) mistakes.focus();
+}
+enhance(document);
