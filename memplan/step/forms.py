@@ -10,6 +10,7 @@ Symbols: B micro batch, S sequence length, T target length of encoder-decoder mo
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from operator import ge
 
 from memplan.step.dim import scale_of, terms_of
 from memplan.step.tensor import StorageInfo
@@ -110,12 +111,16 @@ def covers(form: Form, other: Form) -> bool:
 def highest(forms: Iterable[Form]) -> list[int]:
     """Positions of the forms that can be the highest for some sizes, in order; of equal ones the first."""
     listed = list(forms)
+    terms = sorted({term for form in listed for term in form})
+    counts = [tuple([form.get(term, 0) for term in terms]) for form in listed]
     kept: list[int] = []
+    tall: list[tuple[int, ...]] = []
     # The largest at equal weights first: most others are covered by one of them.
-    for position in sorted(range(len(listed)), key=lambda place: (-sum(listed[place].values()), place)):
-        form = listed[position]
-        if not any(covers(listed[other], form) and (listed[other] != form or other < position) for other in kept):
+    for position in sorted(range(len(listed)), key=lambda place: (-sum(counts[place]), place)):
+        form = counts[position]
+        if not any(all(map(ge, other, form)) for other in tall):
             kept.append(position)
+            tall.append(form)
     return sorted(kept)
 
 

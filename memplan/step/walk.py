@@ -191,6 +191,7 @@ class Walker:
         self.named: Alive = Counter()
         self.skipped: frozenset[int] = frozenset()
         self.profiles: dict[tuple[int, bool], Profile] = {}
+        self.courses: dict[object, Profile] = {}
         self.phases = self._walk(steps)
         self.recorded_sizes = self.terms.recorded()
 
@@ -338,6 +339,13 @@ class Walker:
         known = self.profiles.get(key)
         if known is not None:
             return known
+        # Layers of one kind change the same terms in the same order.
+        of, skipped = self.terms.of, self.skipped
+        course = tuple([(of[~event], -1) if event < 0 else (of[event], event not in skipped) for event in segment.events])
+        known = self.courses.get(course)
+        if known is not None:
+            self.profiles[key] = known
+            return known
         height: Form = {}
         tops: list[tuple[Form, int]] = []
         rising = -1  # the last allocation since a free
@@ -353,7 +361,8 @@ class Walker:
         if rising >= 0:
             tops.append((dict(height), rising))
         kept = highest(form for form, _ in tops)
-        profile = self.profiles[key] = Profile(height, tuple(tops[position] for position in kept))
+        profile = Profile(height, tuple(tops[position] for position in kept))
+        self.profiles[key] = self.courses[course] = profile
         return profile
 
     def _moment(self, step: int, phase: Phase, segment: Segment, repeat: int, index: int) -> Moment:
