@@ -107,7 +107,8 @@ def resolve_model(model: str | os.PathLike[str] | Mapping[str, Any], *, allow_pa
     if isinstance(model, os.PathLike) and allow_paths:
         return _from_path(os.fspath(model))
     if not isinstance(model, str) or not model.strip():
-        raise InvalidValueError("model", model, "a model id, a path to a config.json, or an object as in a config.json")
+        path = "a path to a config.json, " if allow_paths else ""
+        raise InvalidValueError("model", model, f"a model id, {path}or an object as in a config.json")
     name = model.strip()
     card_id = _find_card(name)
     if card_id is not None:
