@@ -341,7 +341,9 @@ class Walker:
             return known
         # Layers of one kind change the same terms in the same order.
         of, skipped = self.terms.of, self.skipped
-        course = tuple([(of[~event], -1) if event < 0 else (of[event], event not in skipped) for event in segment.events])
+        course = tuple(
+            [(of[~event], -1) if event < 0 else (of[event], event not in skipped) for event in segment.events]
+        )
         known = self.courses.get(course)
         if known is not None:
             self.profiles[key] = known
