@@ -14,11 +14,13 @@ from memplan.recipe import Recipe
 from memplan.web.recipes import recipe_of
 
 _MAX_NAMES = 100
-_MAX_LENGTHS = 20_000
+_MAX_LENGTHS = 5_000
 _MAX_PRICE = 1e9
 
 Names = Annotated[list[str], Field(max_length=_MAX_NAMES)]
 Length = Annotated[int, Field(ge=1, le=16_777_216)]
+LengthText = Annotated[str, Field(pattern=r"^[1-9][0-9]{0,7}$")]
+Count = Annotated[int, Field(ge=1, le=10**12)]
 
 
 class PlanOptions(BaseModel):
@@ -44,7 +46,10 @@ class PlanOptions(BaseModel):
         Field(max_length=_MAX_NAMES, description="What GPUs cost, in any unit."),
     ] = None
     lengths: Annotated[
-        list[Length] | None, Field(min_length=1, max_length=_MAX_LENGTHS, description="Of the samples, in tokens.")
+        Annotated[list[Length], Field(min_length=1, max_length=_MAX_LENGTHS)]
+        | Annotated[dict[LengthText, Count], Field(min_length=1, max_length=_MAX_LENGTHS)]
+        | None,
+        Field(description="Of the samples in tokens, or how many samples there are of each length."),
     ] = None
 
 
@@ -67,7 +72,10 @@ def plan_of(keys: Mapping[str, Any]) -> Plan:
     recipe = recipe_of(rest)
     if recipe.gpu is None and options.budget_bytes is None:
         raise InputError("gpu is missing", hint="a plan needs a gpu, or budget_bytes")
-    return plan(recipe, **{key: getattr(options, key) for key in known})
+    told = {key: getattr(options, key) for key in known}
+    if isinstance(options.lengths, dict):
+        told["lengths"] = {int(length): count for length, count in options.lengths.items()}
+    return plan(recipe, **told)
 
 
 def _options(given: Mapping[str, Any]) -> PlanOptions:

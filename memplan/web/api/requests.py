@@ -25,6 +25,10 @@ def query_of(request: Request, allowed: Collection[str] = ()) -> dict[str, str]:
             raise ProblemError(Problem(422, "unknown_parameter", f"unknown parameter {name[:120]!r}", hint, name[:120]))
         if name in found:
             raise ProblemError(Problem(422, "invalid_value", f"{name} is given twice", "give it once", name))
+        if not value:
+            raise ProblemError(
+                Problem(422, "invalid_value", f"{name} is empty", "leave it out, or give it a value", name)
+            )
         found[name] = value
     return found
 

@@ -1,0 +1,136 @@
+"""Requests made from the OpenAPI document, right and wrong ones, against a running service.
+
+    python -m tests.web.fuzz --examples 2000
+    python -m tests.web.fuzz --examples 2000 --operation estimate
+
+The document is narrowed for half of the requests, so that they name models, methods and GPUs that exist and get as far as
+the engine; the other half stays as wild as the document allows. Ends with 0 where no answer was a server error and every
+answer was one that the document describes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+from memplan.cards import card_ids
+from memplan.catalog.gpus import list_gpus
+from memplan.methods import list_methods
+from memplan.optimizers.catalog import optimizer_rows
+from tests.web.service import running_service
+
+CHECKS = (
+    "not_a_server_error", "status_code_conformance", "content_type_conformance", "response_headers_conformance",
+    "response_schema_conformance", "negative_data_rejection", "unsupported_method", "allow_header_conformance",
+)  # fmt: skip
+# What refuses a request that the document does not allow; 413 comes first where it is also too long.
+_CONFIG = """
+[checks.negative_data_rejection]
+expected-statuses = [400, 404, 405, 413, 414, 415, 422]
+"""
+_DTYPES = ("float32", "bfloat16", "float16")
+_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head", "embed_tokens")
+
+_INLINE = {
+    "type": "object",
+    "required": ["model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size"],
+    "properties": {
+        "model_type": {"enum": ["llama", "mistral", "qwen2", "gemma2", "mixtral", "opt", "gpt2", "phi3", "bert", "t5"]},
+        "hidden_size": {"enum": [64, 256, 1024, 4096, 262144, 1]},
+        "intermediate_size": {"type": "integer", "minimum": 1, "maximum": 65536},
+        "num_hidden_layers": {"type": "integer", "minimum": 1, "maximum": 1024},
+        "num_attention_heads": {"enum": [1, 4, 8, 32, 128]},
+        "num_key_value_heads": {"enum": [1, 2, 8, 32]},
+        "vocab_size": {"type": "integer", "minimum": 1, "maximum": 4000000},
+        "tie_word_embeddings": {"type": "boolean"},
+        "num_local_experts": {"type": "integer", "minimum": 1, "maximum": 4096},
+        "head_dim": {"type": "integer", "minimum": 1, "maximum": 1024},
+        "quantization_config": {"type": "object"},
+    },
+}
+_PEFT = {
+    "type": "object",
+    "properties": {
+        "r": {"type": "integer", "minimum": 1, "maximum": 16384},
+        "lora_alpha": {"type": "number"},
+        "target_modules": {
+            "anyOf": [
+                {"enum": ["all-linear", ".*proj", "(a+)+$", ".*.*.*.*.*x", "[", "model.layers.0.*"]},
+                {"type": "array", "items": {"enum": list(_MODULES)}, "maxItems": 6},
+            ]
+        },
+        "modules_to_save": {"type": "array", "items": {"enum": list(_MODULES)}, "maxItems": 3},
+        "num_virtual_tokens": {"type": "integer", "minimum": 1, "maximum": 65536},
+        "layers_to_transform": {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": 2000}},
+        "rank_pattern": {"type": "object", "additionalProperties": {"type": "integer"}},
+        "use_dora": {"type": "boolean"},
+        "bias": {"enum": ["none", "all", "lora_only"]},
+        "task_type": {"enum": ["CAUSAL_LM", "SEQ_CLS", "SEQ_2_SEQ_LM", "FEATURE_EXTRACTION"]},
+    },
+}
+
+
+def narrowed(document: dict[str, Any]) -> dict[str, Any]:
+    """The document with known names offered beside any text."""
+    schemas = document["components"]["schemas"]
+    for name in ("Recipe", "PlanRequest"):
+        properties = schemas[name]["properties"]
+        known = {
+            "method": [method.name for method in list_methods()],
+            "optim": list(optimizer_rows()),
+            "gpu": [gpu.id for gpu in list_gpus()],
+            "dtype": _DTYPES,
+            "bnb_4bit_compute_dtype": _DTYPES,
+        }
+        for key, names in known.items():
+            properties[key] = {"anyOf": [{"enum": list(names)}, {"enum": list(names)}, properties[key]]}
+        wild = properties["model"]
+        properties["model"] = {"anyOf": [{"enum": list(card_ids())}, _INLINE, wild]}
+        properties["peft"] = {"anyOf": [_PEFT, properties["peft"]]}
+    operation = document["paths"]["/api/v1/models/{id}"]["get"]
+    (parameter,) = (one for one in operation["parameters"] if one["in"] == "path")
+    parameter["schema"] = {"anyOf": [{"enum": list(card_ids())}, parameter["schema"]]}
+    return document
+
+
+def fuzz(examples: int, operation: str | None = None, seed: int | None = None, phases: str | None = None) -> int:
+    """Run; returns schemathesis' exit code."""
+    with running_service("--metrics") as service, tempfile.TemporaryDirectory() as folder:
+        with urllib.request.urlopen(service.url + "/openapi.json", timeout=10) as answer:
+            document = narrowed(json.load(answer))
+        document["servers"] = [{"url": "/"}]
+        (Path(folder) / "schemathesis.toml").write_text(_CONFIG, encoding="utf-8")
+        file = Path(folder) / "openapi.json"
+        file.write_text(json.dumps(document), encoding="utf-8")
+        command = [sys.executable, "-m", "schemathesis.cli", "run", str(file), "--url", service.url]
+        command += ["--checks", ",".join(CHECKS), "--max-examples", str(examples), "--continue-on-failure"]
+        command += ["--suppress-health-check", "all", "--warnings", "off", "--no-color", "--request-timeout", "20"]
+        command += ["--phases", phases] if phases else ["--phases", "examples,coverage,fuzzing"]
+        command += ["--include-operation-id", operation] if operation else []
+        command += ["--seed", str(seed)] if seed is not None else []
+        code = subprocess.run(command, check=False, cwd=folder).returncode
+        with urllib.request.urlopen(service.url + "/metrics", timeout=10) as answer:
+            lines = answer.read().decode().splitlines()
+        print(*(line for line in lines if line.startswith(("memplan_requests_total", "memplan_verdicts"))), sep="\n")
+        print(*(line for line in service.log if " ERROR " in line or " WARNING " in line), sep="")
+        return code
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--examples", type=int, default=100, help="for each operation")
+    parser.add_argument("--operation", help="only this operation id")
+    parser.add_argument("--seed", type=int)
+    parser.add_argument("--phases", help="of schemathesis, with commas between them")
+    given = parser.parse_args()
+    return fuzz(given.examples, given.operation, given.seed, given.phases)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

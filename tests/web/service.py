@@ -1,0 +1,89 @@
+"""`memplan serve` in a process of its own, on a free port of the loopback."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+_READY = re.compile(r"memplan serves (http://\S+?)/ ")
+_TIMEOUT_SECONDS = 30
+
+
+@dataclass
+class Service:
+    """A running service.
+
+    Attributes:
+        url: without a slash at the end.
+        start_seconds: from the start of the process until it listened.
+        log: the last lines on stderr.
+    """
+
+    process: subprocess.Popen[str]
+    url: str = ""
+    start_seconds: float = 0.0
+    log: deque[str] = field(default_factory=lambda: deque(maxlen=2000))
+
+    @property
+    def port(self) -> int:
+        return int(self.url.rpartition(":")[2].partition("/")[0])
+
+    def processes(self) -> list[int]:
+        """The service's process and its children."""
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
+        return [self.process.pid, *map(int, children.split())]
+
+    def rss_bytes(self) -> int:
+        """Resident memory of all its processes, what they share counted in each."""
+        total = 0
+        for pid in self.processes():
+            with contextlib.suppress(FileNotFoundError):
+                status = Path(f"/proc/{pid}/status").read_text()
+                total += int(re.search(r"VmRSS:\s+(\d+) kB", status)[1]) * 1024  # type: ignore[index]
+        return total
+
+
+@contextlib.contextmanager
+def running_service(*options: str) -> Iterator[Service]:
+    """A service with these options of `memplan serve`; ended on the way out."""
+    started = time.perf_counter()
+    command = [sys.executable, "-m", "memplan", "serve", "--port", "0", *options]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    service = Service(process)
+    ready = threading.Event()
+
+    def read() -> None:
+        assert process.stderr is not None
+        for line in process.stderr:
+            service.log.append(line)
+            found = _READY.search(line)
+            if found:
+                service.url = found[1]
+                service.start_seconds = time.perf_counter() - started
+                ready.set()
+        ready.set()
+
+    reader = threading.Thread(target=read, daemon=True)
+    reader.start()
+    try:
+        if not ready.wait(_TIMEOUT_SECONDS) or not service.url:
+            raise RuntimeError("the service did not start:\n" + "".join(service.log))
+        yield service
+    finally:
+        process.terminate()
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        reader.join(5)
+        assert process.stderr is not None
+        process.stderr.close()
