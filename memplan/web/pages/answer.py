@@ -21,7 +21,7 @@ from memplan.web.pages.rendering import render
 from memplan.web.recipes import recipe_of
 
 # Lines of the receipt that open in place; the page of the whole receipt has all.
-_LINES_SHOWN = 6
+_LINES_SHOWN = 5
 
 
 @dataclass(frozen=True, slots=True)

@@ -88,17 +88,19 @@ class Input:
 
 @dataclass(frozen=True)
 class FilledFieldset:
-    """A fieldset of a form with its values; `said` counts the inputs that are not empty."""
+    """A fieldset of a form with its values."""
 
     legend: str
     inputs: tuple[Input, ...]
 
     @property
     def said(self) -> int:
+        """How many inputs hold something."""
         return sum(bool(entry.text) for entry in self.inputs)
 
     @property
     def wrong(self) -> bool:
+        """Whether an input has a mistake."""
         return any(entry.mistake for entry in self.inputs)
 
 
@@ -271,7 +273,10 @@ def _gpu_groups() -> tuple[Group, ...]:
 
 
 def _method_groups() -> tuple[Group, ...]:
-    known = {method.name: Option(method.name, f"{method.name}: {method.description}") for method in list_methods()}
+    known = {
+        method.name: Option(method.name, f"{method.name}: {method.description.replace('`', '')}")
+        for method in list_methods()
+    }
     return _split(known, _COMMON_METHODS)
 
 

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from memplan.cards import card_ids
-from memplan.catalog.gpus import list_gpus
-from memplan.errors import closest
-from memplan.methods import list_methods
+from memplan.cards import card_ids, resolve_model
+from memplan.catalog.gpus import get_gpu, list_gpus
+from memplan.errors import MemplanError, closest
+from memplan.methods import canonical_method, list_methods
 from memplan.optimizers.catalog import optimizer_rows
 from memplan.recipe import Recipe
 from memplan.web.pages.keys import Mistake, Query, query_of
 from memplan.web.problems import Problem
+
+_LONGEST_LIST = 160
 
 NO_MODEL = Mistake(
     "model", "no model is named", "type a name such as mistralai/Mistral-7B-v0.1, or paste a config.json"
@@ -30,7 +32,32 @@ class Shown(Mistake):
 def mistake_of(problem: Problem) -> Mistake:
     """A refusal of the engine beside the field that it is about."""
     key = problem.field.partition(".")[0]
-    return Mistake(key if key in Recipe.model_fields else "", problem.message, problem.hint.replace("\n", "; "))
+    return Mistake(key if key in Recipe.model_fields else "", problem.message, for_the_page(problem.hint))
+
+
+def for_the_page(hint: str) -> str:
+    """A hint of memplan's errors without what the form shows anyway: long lists, and commands that print them."""
+    lines = hint.split("\n")
+    kept = [line for line in lines if not (line.startswith("allowed: ") and len(line) > _LONGEST_LIST)]
+    kept = [line for line in kept if not line.startswith("`memplan ")]
+    return " ".join(kept)
+
+
+def wrong_names(query: Query) -> tuple[Mistake, ...]:
+    """Every name that is none, so that all of them are told at once."""
+    found = []
+    checks: tuple[tuple[str, Callable[[Any], object]], ...] = (
+        ("model", lambda name: resolve_model(name, allow_paths=False)),
+        ("method", canonical_method),
+        ("gpu", get_gpu),
+    )
+    for key, check in checks:
+        if key in query.keys:
+            try:
+                check(query.keys[key])
+            except MemplanError as error:
+                found.append(Mistake(key, error.message, for_the_page(error.hint)))
+    return tuple(found)
 
 
 def shown(mistakes: tuple[Mistake, ...], query: Query) -> tuple[Shown, ...]:

@@ -23,7 +23,7 @@ from memplan.web.pages import tasks
 from memplan.web.pages.examples import EXAMPLES
 from memplan.web.pages.fields import fill
 from memplan.web.pages.keys import Mistake, Query, query_of, read_query
-from memplan.web.pages.mistakes import NO_MODEL, mistake_of, shown
+from memplan.web.pages.mistakes import NO_MODEL, mistake_of, shown, wrong_names
 from memplan.web.pages.responding import page, root_of
 from memplan.web.problems import Problem, ProblemError
 from memplan.web.settings import Settings
@@ -141,8 +141,9 @@ def _checked(request: Request) -> Query:
 
 
 async def _answered(request: Request, raw: bytes, query: Query) -> tuple[Answer | None, tuple[Mistake, ...]]:
-    if query.mistakes:
-        return None, query.mistakes
+    mistakes = (*query.mistakes, *wrong_names(query))
+    if mistakes:
+        return None, mistakes
     if "model" not in query.keys:
         return None, (NO_MODEL,) if _submitted_without_model(raw, query) else ()
     try:

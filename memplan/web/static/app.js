@@ -20,21 +20,31 @@ async function fetchHtml(url, signal) {
   return { html: await answer.text(), status: answer.status };
 }
 
+/** The messages of an answer beside their fields, as the server writes them. */
 function showMistakes(box) {
-  for (const place of document.querySelectorAll("#recipe .field-error")) {
-    place.hidden = true;
-    place.textContent = "";
+  for (const place of form.querySelectorAll(".field-error")) place.remove();
+  for (const input of form.querySelectorAll("[aria-invalid]")) {
+    input.removeAttribute("aria-invalid");
+    describe(input, "");
   }
-  for (const input of document.querySelectorAll("#recipe [aria-invalid]")) input.removeAttribute("aria-invalid");
   for (const entry of box.querySelectorAll("[data-field]")) {
-    const place = document.getElementById(`error-${entry.dataset.field}`);
     const input = document.getElementById(`f-${entry.dataset.field}`);
-    if (!place || !input) continue;
+    if (!input) continue;
+    const place = document.createElement("p");
+    place.className = "field-error";
+    place.id = `error-${input.name}`;
     place.textContent = entry.dataset.message;
-    place.hidden = false;
+    input.after(place);
     input.setAttribute("aria-invalid", "true");
+    describe(input, place.id);
     input.closest("details")?.setAttribute("open", "");
   }
+}
+
+function describe(input, error) {
+  const ids = [error, document.getElementById(`hint-${input.name}`)?.id].filter(Boolean);
+  if (ids.length) input.setAttribute("aria-describedby", ids.join(" "));
+  else input.removeAttribute("aria-describedby");
 }
 
 /** Put a new answer in place of the old one; the form, the focus and the scroll position stay. */
@@ -119,7 +129,10 @@ const watcher = new IntersectionObserver(
 );
 
 function enhance(root) {
-  for (const section of root.querySelectorAll(".later[data-src]")) watcher.observe(section);
+  for (const section of root.querySelectorAll(".later[data-src]")) {
+    if (section.dataset.eager) load(section);
+    else watcher.observe(section);
+  }
   for (const button of root.querySelectorAll("[data-copy]")) button.hidden = !navigator.clipboard;
 }
 
