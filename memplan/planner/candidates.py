@@ -1,7 +1,7 @@
 """The space that is searched: every combination of legal changes, at most one a knob, with what is known before judging.
 
-Changes of batch and sequence leave a recipe's structure as it is (up to whether gradients are accumulated), so that a step is
-recorded once for all of them.
+Changes of batch, sequence and allocator leave a recipe's structure as it is (up to whether gradients are accumulated), so that a
+step is recorded once for all of them.
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ from memplan.planner.scoring import Structure
 
 Cost = tuple[object, ...]
 
-# Knobs that leave the structure alone, and knobs that decide how base weights are stored.
+# Knobs that leave alone what is alive in a structure, up to its numbers; knobs that decide how base weights are stored.
 _NUMBERS = frozenset({"batch", "sequence"})
+_OUTSIDE = _NUMBERS | {"allocator"}
 _STORAGE = frozenset({"method", "precision"})
-# From the third micro-batch of a step on they are alike (memplan.training_step, PLAYED_MICRO_STEPS).
-_DISTINCT_MICRO_STEPS = 3
+# The walk plays a micro-batch that finds no gradients and one that does.
+_DISTINCT_MICRO_STEPS = 2
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -133,7 +134,7 @@ class CandidateSpace:
         numbers = {key: value for change in changes if change.knob in _NUMBERS for key, value in change.sets.items()}
         values = self.proposer.base.resolved.values
         steps = numbers.get("gradient_accumulation_steps", values["gradient_accumulation_steps"])
-        rest = tuple(change.id for change in changes if change.knob not in _NUMBERS)
+        rest = tuple(change.id for change in changes if change.knob not in _OUTSIDE)
         key = (rest, min(steps, _DISTINCT_MICRO_STEPS))
         if key not in self._structures:
             self._structures[key] = self.proposer.structure(changes)
