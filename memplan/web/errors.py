@@ -92,7 +92,8 @@ def add_error_handlers(app: FastAPI) -> None:
 
 def route_path(scope: Scope) -> str:
     """The path below where the service is mounted."""
-    return str(scope["path"]).removeprefix(str(scope.get("root_path", "")))
+    path, root = str(scope["path"]), str(scope.get("root_path", "")).rstrip("/")
+    return path[len(root) :] if root and (path == root or path.startswith(root + "/")) else path
 
 
 def is_api(scope: Scope) -> bool:

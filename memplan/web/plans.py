@@ -82,7 +82,9 @@ def _options(given: Mapping[str, Any]) -> PlanOptions:
     try:
         return PlanOptions(**given)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        key = str(first["loc"][0])
-        message = str(first["msg"])
-        raise InvalidValueError(key, given[key], message[:1].lower() + message[1:]) from None
+        found = error.errors(include_url=False)
+        key = str(found[0]["loc"][0])
+        # A key of several types has an error for each of them.
+        messages = dict.fromkeys(str(one["msg"]) for one in found if one["loc"][0] == key)
+        text = ", or ".join(message[:1].lower() + message[1:] for message in messages)
+        raise InvalidValueError(key, given[key], text) from None

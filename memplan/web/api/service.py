@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, FastAPI, Request
 from starlette.responses import Response
 
 from memplan import __version__
@@ -39,11 +40,17 @@ async def openapi(request: Request) -> Response:
     """The API, described."""
     query_of(request)
     app = request.app
+    if not hasattr(app.state, "openapi_body"):
+        document = await document_of(app)
+        app.state.openapi_body = json.dumps(document, indent=1, ensure_ascii=False).encode() + b"\n"
+    return conditional(request, app.state.openapi_body, "application/json")
+
+
+async def document_of(app: FastAPI) -> dict[str, Any]:
+    """The OpenAPI document of the application, made once."""
     if app.openapi_schema is None:
         app.openapi_schema = openapi_document(app, await app.state.work.run(tasks.components))
-    if not hasattr(app.state, "openapi_body"):
-        app.state.openapi_body = json.dumps(app.openapi_schema, indent=1, ensure_ascii=False).encode() + b"\n"
-    return conditional(request, app.state.openapi_body, "application/json")
+    return app.openapi_schema
 
 
 @metrics_router.get(
