@@ -67,7 +67,7 @@ class UnknownNameError(InputError):
         if hint:
             parts.append(hint)
         slug = kind.lower().replace(" ", "_").replace("-", "_")
-        super().__init__(f"unknown {kind} {name!r}", hint="\n".join(parts), code=f"unknown_{slug}")
+        super().__init__(f"unknown {kind} {_shown(name)}", hint="\n".join(parts), code=f"unknown_{slug}")
 
 
 class InvalidValueError(InputError):
@@ -84,9 +84,7 @@ class InvalidValueError(InputError):
     def __init__(self, key: str, value: object, allowed: str, *, hint: str = "") -> None:
         self.key = key
         self.value = value
-        shown = repr(value)
-        shown = shown if len(shown) <= 120 else shown[:117] + "..."
-        super().__init__(f"{key} = {shown} is not allowed: {allowed}", hint=hint)
+        super().__init__(f"{key} = {_shown(value)} is not allowed: {allowed}", hint=hint)
 
 
 class FileFormatError(InputError):
@@ -109,12 +107,23 @@ class UnavailableError(MemplanError):
     default_code = "unavailable"
 
 
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 120 else text[:117] + "..."
+
+
+# No name is longer, and comparing takes time that grows with the length.
+_LONGEST_NAME = 100
+
+
 def closest(name: str, allowed: Iterable[str], limit: int = 3) -> list[str]:
     """The entries of `allowed` that look most like `name`, best first, ignoring case.
 
     Whole names are compared first, then names that contain `name`, then the words of a name: `bacth` is near
     `micro_batch_size` by its second word alone.
     """
+    if len(name) > _LONGEST_NAME:
+        return []
     by_folded: dict[str, str] = {}
     for entry in allowed:
         by_folded.setdefault(entry.casefold(), entry)

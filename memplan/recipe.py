@@ -95,7 +95,7 @@ class Recipe(BaseModel):
     method: str | None = None
     peft: dict[str, Any] | None = None
     lora_r: Rank | None = None
-    lora_dropout: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] | None = None
+    lora_dropout: Annotated[float, Field(strict=True, ge=0, lt=1, allow_inf_nan=False)] | None = None
     target_modules: str | tuple[str, ...] | None = None
     num_virtual_tokens: Annotated[int, Field(strict=True, ge=1, le=65_536)] | None = None
     trainable: tuple[str, ...] | None = None
@@ -122,7 +122,7 @@ class Recipe(BaseModel):
     optim: str | None = None
     optim_args: dict[str, Any] | None = None
     optim_target_modules: str | tuple[str, ...] | None = None
-    max_grad_norm: Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)] | None = None
+    max_grad_norm: Annotated[float, Field(strict=True, ge=0, le=1e9, allow_inf_nan=False)] | None = None
     gradient_accumulation_steps: Annotated[int, Field(strict=True, ge=1, le=1_000_000)] | None = None
 
     micro_batch_size: BatchSize | None = None
@@ -146,7 +146,7 @@ class Recipe(BaseModel):
 
     _uncovered: tuple[str, ...] = PrivateAttr(())
 
-    def __init__(self, **data: Any) -> None:
+    def __init__(self, /, **data: Any) -> None:
         data = _accept_old_names(data)
         unknown = [key for key in data if key not in type(self).model_fields]
         if unknown:

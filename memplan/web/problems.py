@@ -20,6 +20,7 @@ from memplan.recipe import Recipe
 _FIELD_OF_KIND = {"GPU": "gpu", "optimizer": "optim", "model_type": "model"}
 _FIRST_WORD = re.compile(r"[a-z0-9_.]+")
 _LONGEST_TEXT = 2_000
+_LONGEST_FIELD = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +49,7 @@ class Problem:
         if self.hint:
             said["hint"] = _clean(self.hint)
         if self.field:
-            said["field"] = _clean(self.field)
+            said["field"] = _clean(self.field[:_LONGEST_FIELD])
         return {"error": said | {"request_id": request_id}}
 
     def body(self, request_id: str) -> bytes:

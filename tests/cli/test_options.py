@@ -38,6 +38,16 @@ OWN_OPTIONS = {
     "methods": ["--json"],
     "optimizers": ["--json"],
     "accuracy": ["--source", "--by", "--engine", "--format", "--json"],
+    "serve": [
+        "--host",
+        "--port",
+        "--workers",
+        "--rate-limit",
+        "--metrics",
+        "--root-path",
+        "--trusted-proxies",
+        "--log-requests",
+    ],
 }
 WITH_RECIPE = ("estimate", "trace", "explain")
 
