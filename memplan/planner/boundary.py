@@ -93,7 +93,16 @@ def largest(recipe: Recipe, quantity: Quantity, scorer: Scorer) -> Boundary:
         verdict=verdict(value),
         next_value=value + 1,
         next_verdict=verdict(value + 1),
+        note=_beyond_context(recipe, value) if quantity == "sequence" else "",
     )
+
+
+def _beyond_context(recipe: Recipe, length: int) -> str:
+    """A word on sequences that fit the memory but not what the model was made for; rotary positions go on."""
+    config = resolve(recipe).model.config
+    context = (config.get("text_config") or config).get("max_position_embeddings")
+    beyond = isinstance(context, int) and length > context
+    return f"longer than the model's context of {context} tokens" if beyond else ""
 
 
 def _last(holds: Callable[[int], bool], most: int) -> int:

@@ -1,7 +1,7 @@
 """The space that is searched: every combination of legal changes, at most one a knob, with what is known before judging.
 
-Changes of batch, sequence and allocator leave a recipe's structure as it is (up to whether gradients are accumulated), so that a
-step is recorded once for all of them.
+Changes of batch, sequence and allocator leave a recipe's structure as it is (up to whether gradients are accumulated), so
+that a step is recorded once for all of them.
 """
 
 from __future__ import annotations

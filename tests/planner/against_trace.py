@@ -1,7 +1,8 @@
 """`python -m tests.planner.against_trace [PART OF A NAME]`: ten plans that fit according to the trace.
 
 Each recipe is traced as given and as the plan changes it: the real model, method and optimizer on fake CUDA tensors, which
-share no code with the planner's estimates. Takes a few minutes; needs the extra `trace`. Exit code 1 where a plan does not hold.
+share no code with the planner's estimates. Takes five minutes; needs the extra `trace`. Exit code 1 where a plan does not
+hold.
 """
 
 from __future__ import annotations

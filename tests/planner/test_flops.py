@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from memplan.prepare import prepare
 from memplan.planner.flops import FlopCount, flop_model
+from memplan.prepare import prepare
 from memplan.recipe import Recipe
 from memplan.resolve import resolve
 
