@@ -242,6 +242,10 @@ def _object(key: str, text: str) -> dict[str, Any]:
     value = parse_json(text, key)
     if not isinstance(value, dict):
         raise ValueError('a JSON object, such as {"r": 16}')
+    try:
+        text_of(value).encode()
+    except UnicodeEncodeError:
+        raise ValueError("text without halves of surrogate pairs") from None
     rest: list[Any] = [value]
     for _ in range(MAX_DEPTH):
         rest = [
