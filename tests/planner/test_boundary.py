@@ -59,7 +59,7 @@ def test_the_largest_rank_is_a_boundary(said: dict[str, Any]) -> None:
 
 
 def test_the_end_of_what_is_allowed_is_said() -> None:
-    tiny = {**WIDE, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 1, "vocab_size": 64}
+    tiny = {**WIDE, "hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 1, "vocab_size": 64}
     found = largest(Recipe(model=tiny, sequence_length=1), "batch", budget_bytes=60 * GIB)
     assert found.value == 65_536
     assert found.next_value is None
