@@ -10,7 +10,7 @@ from urllib.parse import parse_qsl
 from fastapi import APIRouter
 from markupsafe import Markup
 from starlette.datastructures import UploadFile
-from starlette.formparsers import MultiPartException
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
@@ -97,22 +97,22 @@ for _path in _PAGES:
 async def read(request: Request) -> Response:
     """Put a pasted or uploaded config into the address."""
     settings: Settings = request.app.state.settings
-    try:
-        form = await request.form(max_files=1, max_fields=4, max_part_size=settings.max_upload_bytes)
-    except MultiPartException as error:
-        raise ProblemError(Problem(400, "invalid_body", error.message)) from None
-    state, text, file = (form.get(name) for name in ("state", "text", "file"))
     name = "the text"
-    if isinstance(file, UploadFile) and file.size:
-        name = (file.filename or "the file")[:80]
-        text = (await file.read()).decode("utf-8", "replace")
-    query = read_query(str(state or "").encode("ascii", "replace"))
+    try:
+        async with request.form(max_files=1, max_fields=4, max_part_size=settings.max_upload_bytes) as form:
+            state, text, file = str(form.get("state") or ""), form.get("text"), form.get("file")
+            if isinstance(file, UploadFile) and file.size:
+                name = (file.filename or "the file")[:80]
+                text = (await file.read()).decode("utf-8", "replace")
+    except HTTPException as error:
+        raise ProblemError(Problem(400, "invalid_body", str(error.detail))) from None
+    query = read_query(state.encode("ascii", "replace"))
     pasted = text.strip() if isinstance(text, str) else ""
     if not pasted:
         return _unread(request, query, "paste a config, or choose a file", "")
     try:
         answers: Answers = request.app.state.answers
-        kept = await answers.get(tasks.read_upload, pasted, name, str(state or ""), settings.max_query_bytes)
+        kept = await answers.get(tasks.read_upload, pasted, name, state, settings.max_query_bytes)
     except ProblemError as error:
         said = error.problem
         return _unread(request, query, f"{said.message}. {said.hint}".rstrip(". ") + ".", pasted)
