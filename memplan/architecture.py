@@ -66,12 +66,18 @@ class Module:
 
 @dataclass(frozen=True, slots=True)
 class Buffer:
-    """A tensor of the module that is not a parameter (rotary frequencies, position ids)."""
+    """A tensor of the module that is not a parameter (rotary frequencies, position ids).
+
+    Attributes:
+        persistent: whether it is part of the checkpoint.
+        as_loaded: whether it takes the dtype in which the weights are loaded.
+    """
 
     path: str
     shape: tuple[int, ...]
     dtype: str
     persistent: bool = False
+    as_loaded: bool = False
 
 
 @dataclass(frozen=True)

@@ -236,7 +236,7 @@ def model_state(
         groups[0 if has_weight_decay(entry, architecture) else 1].append(param)
     return ModelState(
         stored=tuple(stored),
-        buffers_bytes=_buffers_bytes(architecture, adaptation),
+        buffers_bytes=_buffers_bytes(architecture, adaptation, dtype),
         shared_code_book_bytes=PROCESS_CODE_BOOK_BYTES if quantization is not None and quantization.double_quant else 0,
         gradients_bytes=gradients,
         master_bytes=master,
@@ -337,8 +337,8 @@ class _Storing:
         return layer if layer.is_half else dtype
 
 
-def _buffers_bytes(architecture: Architecture, adaptation: Adaptation) -> int:
-    held = [(buffer.shape, buffer.dtype) for buffer in architecture.buffers]
+def _buffers_bytes(architecture: Architecture, adaptation: Adaptation, dtype: DType) -> int:
+    held = [(buffer.shape, dtype if buffer.as_loaded else buffer.dtype) for buffer in architecture.buffers]
     held += [(buffer.shape, buffer.dtype) for buffer in adaptation.buffers]
     return sum(round_to_block(prod(shape) * DType(dtype).itemsize_bytes) for shape, dtype in held)
 

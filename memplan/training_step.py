@@ -106,8 +106,13 @@ def _version(text: str) -> tuple[int, int]:
     return int(major), int(minor)
 
 
-def recorded_step(resolved: Resolved, prepared: Prepared, *, fold: bool = True) -> tuple[RecordedStep, tuple[int, ...]]:
-    """The step of a recipe, recorded now or before, and the sizes of its terms for the recipe's batch and sequence."""
+def recorded_step(
+    resolved: Resolved, prepared: Prepared, *, fold: bool | None = None
+) -> tuple[RecordedStep, tuple[int, ...]]:
+    """The step of a recipe, recorded now or before, and the sizes of its terms for the recipe's batch and sequence.
+
+    Equal layers are executed once where `fold`; None leaves that to the family.
+    """
     settings = settings_of(resolved, prepared)
     course = replace(
         settings,
@@ -130,14 +135,15 @@ def recorded_step(resolved: Resolved, prepared: Prepared, *, fold: bool = True) 
     return step, tuple(step.walker.recorded_sizes)
 
 
-def recordings(resolved: Resolved, prepared: Prepared, *, fold: bool = True) -> tuple[Recording, ...]:
-    """The first micro-step and, with gradient accumulation, one that finds gradients; equal layers once where `fold`."""
+def recordings(resolved: Resolved, prepared: Prepared, *, fold: bool | None = None) -> tuple[Recording, ...]:
+    """The first micro-step and, with gradient accumulation, one that finds gradients; `fold` as in `recorded_step`."""
     family = family_of(str(resolved.config["model_type"]))
     head = Head(resolved.task, resolved.values.get("num_labels", 2))
     settings = settings_of(resolved, prepared)
 
     def recorded(settings: StepSettings) -> Recording:
-        return record(lambda tape: family.forward(tape, resolved.config, head), prepared.sites, settings, fold=fold)
+        folds = family.folds if fold is None else fold
+        return record(lambda tape: family.forward(tape, resolved.config, head), prepared.sites, settings, fold=folds)
 
     first = recorded(settings)
     if settings.micro_batches == 1:
@@ -172,7 +178,7 @@ def walker_of(recordings: tuple[Recording, ...], resolved: Resolved, prepared: P
     )
 
 
-def walk(resolved: Resolved, prepared: Prepared, *, fold: bool = True) -> tuple[tuple[Recording, ...], Walk]:
+def walk(resolved: Resolved, prepared: Prepared, *, fold: bool | None = None) -> tuple[tuple[Recording, ...], Walk]:
     """The recordings of a step's micro-steps and the walk over them, made anew."""
     made = recordings(resolved, prepared, fold=fold)
     return made, walker_of(made, resolved, prepared).run()

@@ -11,7 +11,7 @@ from memplan.families import family_of
 from memplan.methods import AddedKind
 from memplan.prepare import Prepared
 from memplan.quantization import Scheme
-from memplan.recipe import Loss, Precision, Stack, Task
+from memplan.recipe import Loss, Precision, Stack
 from memplan.resolve import Resolved
 
 
@@ -37,7 +37,7 @@ def unsupported_parts(resolved: Resolved, prepared: Prepared) -> Unsupported:
         step.append(
             f"the step of {model_type} models (activations, temporaries); parameters and model states are exact"
         )
-    elif resolved.task is not Task.CAUSAL_LM:
+    elif resolved.task not in family_of(model_type).walked_tasks:
         step.append(f"the step under a {resolved.task} head; parameters and model states are exact")
     step += [f"the step of {resolved.method}: {text}" for text in prepared.adaptation.unwalked]
     copied = {entry.module for entry in prepared.adaptation.added if entry.kind is AddedKind.COPY}

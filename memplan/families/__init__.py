@@ -45,6 +45,8 @@ class Family:
         base_model_prefix: attribute under which the headless model sits inside a model with a head.
         tasks: heads that the family has, its usual one first.
         walked: model types (within this family) whose step is verified against the trace of the real model.
+        walked_tasks: heads for which it is.
+        folds: whether equal layers may be executed once; not where all of them read one tensor that needs a gradient.
         missing: heads that transformers does not have for a model type of this family.
     """
 
@@ -52,6 +54,8 @@ class Family:
     base_model_prefix: str
     tasks: tuple[Task, ...]
     walked: frozenset[str] = frozenset()
+    walked_tasks: frozenset[Task] = frozenset({Task.CAUSAL_LM})
+    folds: bool = True
     missing: Mapping[str, frozenset[Task]] = field(default_factory=dict)
 
     def tasks_of(self, model_type: str) -> tuple[Task, ...]:

@@ -16,9 +16,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from memplan.dtypes import DType
+from memplan.estimate import Component
 from memplan.families import Family, Head
 from memplan.recipe import Task
 from memplan.step import ops
+from memplan.step.attention import detached
 from memplan.step.builder import Builder
 from memplan.step.encoder import attend, bidirectional_mask, masked_lm_loss
 from memplan.step.encoder_decoder import end_of_sentence, shifted_labels, target_side
@@ -133,13 +135,18 @@ def feed_forward(t: Builder, x: Tensor, d: Dims, side: Side) -> Tensor:
     return x if d.norm_before else t.layer_norm("final_layer_norm", x)
 
 
-def embeddings(t: Builder, d: Dims, rows: int) -> tuple[Tensor, Tensor]:
+def embeddings(t: Builder, d: Dims, rows: int, input_ids: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Words (scaled) alone, for their type, and words and positions, normed: [B, S, H] each.
 
     The encoder looks positions up for every row, the decoder once.
     """
     words = t.embedding(
-        "embed_tokens", (t.batch, t.sequence), d.vocabulary, d.hidden, class_name=f"{d.prefix}ScaledWordEmbedding"
+        "embed_tokens",
+        (t.batch, t.sequence),
+        d.vocabulary,
+        d.hidden,
+        class_name=f"{d.prefix}ScaledWordEmbedding",
+        indices=input_ids,
     )
     words = ops.scale(t, words)
     position_ids = t.new((rows, t.sequence), DType.INT64, "add")
@@ -149,6 +156,7 @@ def embeddings(t: Builder, d: Dims, rows: int) -> tuple[Tensor, Tensor]:
         d.positions,
         d.hidden,
         class_name=f"{d.prefix}LearnedPositionalEmbedding",
+        indices=position_ids,
     )
     x = t.layer_norm("layernorm_embedding", words + positions)
     x = t.dropout(x, d.dropout)
@@ -170,10 +178,12 @@ def encoder(t: Builder, d: Dims) -> Tensor:
     return t.layer_norm("layer_norm", x) if d.norm_before else x
 
 
-def decoder(t: Builder, d: Dims, source: Tensor | None, source_mask: Tensor | None) -> Tensor:
+def decoder(
+    t: Builder, d: Dims, source: Tensor | None, source_mask: Tensor | None, input_ids: Tensor | None = None
+) -> Tensor:
     """`BartDecoder`: [B, T, H]; without a source it has its cross-attention but does not run it."""
-    words, x = embeddings(t, d, 1)
-    mask = t.causal_mask(words.dtype)
+    words, x = embeddings(t, d, 1, input_ids)
+    mask = t.causal_mask(words.dtype, padding=source is None)
 
     def layer(t: Builder, x: Tensor, index: int) -> Tensor:
         x = self_attention(t, x, d, d.decoder, mask, cached=True)
@@ -191,19 +201,21 @@ def decoder(t: Builder, d: Dims, source: Tensor | None, source_mask: Tensor | No
 # -- models -----------------------------------------------------------------------------------------------
 
 
-def model(t: Builder, d: Dims) -> Tensor:
-    """`BartModel`: [B, T, H]."""
+def model(t: Builder, d: Dims, held: list[Tensor]) -> Tensor:
+    """`BartModel`: [B, T, H]; `held` takes what the caller's variables hold until it returns."""
     t.input_path = t.join("shared")
     table(t, "shared", d.vocabulary, d.hidden, class_name=f"{d.prefix}ScaledWordEmbedding")
     if d.tied:
         for side in ("encoder", "decoder"):
             t.tie(t.join(f"{side}.embed_tokens.weight"), t.join("shared.weight"))
-    source = t.call("encoder", lambda t: encoder(t, d))
-    mask = bidirectional_mask(t, source.dtype, t.target_sequence, t.sequence)
     with target_side(t):
         input_ids = shifted_labels(t)
-        hidden = t.call("decoder", lambda t, h: decoder(t, d, h, mask), source)
-    del input_ids, source
+    source = t.call("encoder", lambda t: encoder(t, d))
+    t.outputs.append(detached(source))
+    mask = bidirectional_mask(t, source.dtype, t.target_sequence, t.sequence)
+    with target_side(t):
+        hidden = t.call("decoder", lambda t, h: decoder(t, d, h, mask, input_ids), source)
+    held.append(input_ids)
     return hidden
 
 
@@ -225,21 +237,24 @@ def decoder_only(t: Builder, d: Dims) -> Tensor:
 def forward(t: Builder, config: Mapping[str, Any], head: Head) -> Tensor:
     """The model under its head; returns the loss."""
     d = dims(config)
+    held: list[Tensor] = []
     if head.task is Task.FEATURE_EXTRACTION:
-        return model(t, d)
+        return model(t, d, held)
     if head.task is Task.CAUSAL_LM:
         hidden = t.call("model", lambda t: decoder_only(t, d))
         tied_to = "model.decoder.embed_tokens" if d.tied else None
         return masked_lm_loss(t, t.output_embedding("lm_head", hidden, d.vocabulary, tied_to=tied_to))
-    hidden = t.call("model", lambda t: model(t, d))
+    hidden = t.call("model", lambda t: model(t, d, held))
     if head.task is Task.SEQUENCE_CLASSIFICATION:
         t.head_modules.append("classification_head")
         hidden = end_of_sentence(t, hidden)
         logits = t.call("classification_head", lambda t, x: classification_head(t, x, d, head), hidden)
         return t.classification_loss(logits)
-    t.buffer("final_logits_bias", (1, d.vocabulary), persistent=True)
+    t.buffer("final_logits_bias", (1, d.vocabulary), persistent=True, as_loaded=True)
+    loaded = t.parameter("model.shared", "weight", (d.vocabulary, d.hidden)).dtype
     logits = t.output_embedding("lm_head", hidden, d.vocabulary, tied_to="model.shared" if d.tied else None)
-    logits = ops.add_scalar(t, logits)
+    with t.component(Component.LOGITS_AND_LOSS):
+        logits = logits + Tensor(t, (1, d.vocabulary), loaded, None)
     return masked_lm_loss(t, logits)
 
 
@@ -255,4 +270,7 @@ FAMILY = Family(
         Task.FEATURE_EXTRACTION,
     ),
     missing={"mbart": frozenset({Task.PRE_TRAINING})},
+    walked=frozenset({"bart", "mbart"}),
+    walked_tasks=frozenset({Task.SEQ2SEQ_LM}),
+    folds=False,
 )

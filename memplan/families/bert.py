@@ -73,9 +73,7 @@ def embeddings(t: Builder, d: Dims) -> Tensor:
         t.buffer(name, (1, d.positions), DType.INT64)
     token_types = t.new((1, t.sequence), DType.INT64, "gather")
     words = t.input_embedding("word_embeddings", (t.batch, t.sequence), d.vocabulary, d.hidden)
-    types = t.embedding(
-        "token_type_embeddings", (t.batch, t.sequence), d.token_types, d.hidden, indices=token_types
-    )
+    types = t.embedding("token_type_embeddings", (t.batch, t.sequence), d.token_types, d.hidden, indices=token_types)
     x = words + types
     positions = t.embedding("position_embeddings", (1, t.sequence), d.positions, d.hidden)
     x = x + positions
@@ -209,4 +207,6 @@ FAMILY = Family(
         Task.CAUSAL_LM,
         Task.FEATURE_EXTRACTION,
     ),
+    walked=frozenset({"bert"}),
+    walked_tasks=frozenset({Task.MASKED_LM, Task.SEQUENCE_CLASSIFICATION, Task.TOKEN_CLASSIFICATION}),
 )

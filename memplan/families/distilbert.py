@@ -123,7 +123,9 @@ def forward(t: Builder, config: Mapping[str, Any], head: Head) -> Tensor:
     x = t.activation(d.activation, t.linear("vocab_transform", hidden, d.hidden, bias=True))
     x = t.layer_norm("vocab_layer_norm", x)
     tied_to = "distilbert.embeddings.word_embeddings" if config["tie_word_embeddings"] else None
-    return masked_lm_loss(t, t.output_embedding("vocab_projector", x, d.vocabulary, tied_to=tied_to, bias=True))
+    logits = t.output_embedding("vocab_projector", x, d.vocabulary, tied_to=tied_to, bias=True)
+    del x
+    return masked_lm_loss(t, logits)
 
 
 FAMILY = Family(
@@ -136,4 +138,6 @@ FAMILY = Family(
         Task.PRE_TRAINING,
         Task.FEATURE_EXTRACTION,
     ),
+    walked=frozenset({"distilbert"}),
+    walked_tasks=frozenset({Task.MASKED_LM, Task.SEQUENCE_CLASSIFICATION, Task.TOKEN_CLASSIFICATION}),
 )

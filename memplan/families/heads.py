@@ -50,12 +50,14 @@ def sequence_classification(t: Builder, body: Body, head: Head, *, base: str) ->
     t.head_modules.append("score")
     logits = t.linear("score", hidden, Dim(head.num_labels, "C"))
     with t.component(Component.LOGITS_AND_LOSS):
-        pooled = _last_token(t, logits)
-    return t.classification_loss(pooled)
+        pooled, kept = _last_token(t, logits)
+    loss = t.classification_loss(pooled)
+    del kept
+    return loss
 
 
-def _last_token(t: Builder, logits: Tensor) -> Tensor:
-    """`logits[arange(B), last_non_pad_token]`: [B, S, C] to [B, C]."""
+def _last_token(t: Builder, logits: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """`logits[arange(B), last_non_pad_token]`, [B, S, C] to [B, C], and what forward's variables hold until it returns."""
     padding = t.new((t.batch, t.sequence), DType.BOOL, "ne")
     mask = t.new((t.batch, t.sequence), DType.INT32, "_to_copy")
     del padding
@@ -64,13 +66,13 @@ def _last_token(t: Builder, logits: Tensor) -> Tensor:
     last = t.new((t.batch,), DType.INT64, "argmax")
     del product
     rows = t.new((t.batch,), DType.INT64, "arange")
-    del mask, positions
-    return take(t, logits, (t.batch, logits.shape[2]), (rows, last))
+    return take(t, logits, (t.batch, logits.shape[2]), (rows, last)), (mask, positions)
 
 
 def token_classification(t: Builder, body: Body, head: Head, *, base: str, dropout: float = 0.1) -> Tensor:
     """Dropout and `score` with bias on every position."""
     hidden = t.call(base, body)
     t.head_modules.append("score")
-    logits = t.linear("score", t.dropout(hidden, dropout), Dim(head.num_labels, "C"), bias=True)
-    return t.classification_loss(logits)
+    dropped = t.dropout(hidden, dropout)  # forward holds the body's outputs until it returns
+    logits = t.linear("score", dropped, Dim(head.num_labels, "C"), bias=True)
+    return t.classification_loss(logits, upcast=True)

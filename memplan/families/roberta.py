@@ -31,13 +31,9 @@ def embeddings(t: Builder, d: Dims) -> Tensor:
     position_ids = t.new((t.batch, t.sequence), DType.INT64, "add")
     token_types = t.new((t.batch, t.sequence), DType.INT64, "gather")
     words = t.input_embedding("word_embeddings", (t.batch, t.sequence), d.vocabulary, d.hidden)
-    types = t.embedding(
-        "token_type_embeddings", (t.batch, t.sequence), d.token_types, d.hidden, indices=token_types
-    )
+    types = t.embedding("token_type_embeddings", (t.batch, t.sequence), d.token_types, d.hidden, indices=token_types)
     x = words + types
-    positions = t.embedding(
-        "position_embeddings", (t.batch, t.sequence), d.positions, d.hidden, indices=position_ids
-    )
+    positions = t.embedding("position_embeddings", (t.batch, t.sequence), d.positions, d.hidden, indices=position_ids)
     x = x + positions
     x = t.layer_norm("LayerNorm", x)
     x = t.dropout(x, d.dropout)
@@ -103,4 +99,6 @@ FAMILY = Family(
         Task.CAUSAL_LM,
         Task.FEATURE_EXTRACTION,
     ),
+    walked=frozenset({"roberta", "xlm-roberta"}),
+    walked_tasks=frozenset({Task.MASKED_LM, Task.SEQUENCE_CLASSIFICATION, Task.TOKEN_CLASSIFICATION}),
 )

@@ -11,21 +11,23 @@ Known limits:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from memplan.architecture import Module, ModuleKind, Parameter
 from memplan.dtypes import DType
+from memplan.estimate import Component
 from memplan.families import Family, Head
 from memplan.recipe import Task
 from memplan.step import ops
+from memplan.step.attention import detached
 from memplan.step.builder import Builder
 from memplan.step.encoder import bidirectional_mask, masked_lm_loss
 from memplan.step.encoder_decoder import end_of_sentence, shifted_labels, target_side
 from memplan.step.relative_bias import biased_attention, relative_bias
 from memplan.step.tables import table
-from memplan.step.tensor import Dim, Tensor
+from memplan.step.tensor import Dim, Leaf, Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,12 +106,21 @@ def project(t: Builder, name: str, x: Tensor, d: Dims) -> Tensor:
 
 
 def attention(
-    t: Builder, x: Tensor, keys: Tensor, d: Dims, bias: Tensor, mask: Tensor | None, *, causal: bool, cached: bool
+    t: Builder,
+    x: Tensor,
+    keys: Tensor,
+    d: Dims,
+    make_bias: Callable[[], Tensor],
+    mask: Tensor | None,
+    *,
+    causal: bool,
+    cached: bool,
 ) -> Tensor:
     """X [B, S, H] on keys [B, T, H]: [B, S, H]."""
     q, k, v = project(t, "q", x, d), project(t, "k", keys, d), project(t, "v", keys, d)
     if cached:
         k, v = t.cache_key_values(k, v)
+    bias = make_bias()
     out = biased_attention(t, q, k, v, bias, mask, d.dropout, causal=causal)
     return t.linear("o", t.view(out, (*x.shape[:-1], d.heads * d.head_size)), d.hidden)
 
@@ -120,13 +131,15 @@ def self_attention(
     """`T5LayerSelfAttention`; the first layer makes the bias that the others share."""
     normed = norm(t, "layer_norm", x, d)
 
+    def bias() -> Tensor:
+        if not first:
+            return shared[0]
+        made = relative_bias(t, "relative_attention_bias", d.buckets, d.heads, t.sequence, t.sequence)
+        if not shared:
+            shared.append(made)
+        return made
+
     def attend(t: Builder, h: Tensor) -> Tensor:
-        if first:
-            bias = relative_bias(t, "relative_attention_bias", d.buckets, d.heads, t.sequence, t.sequence)
-            if not shared:
-                shared.append(bias)
-        else:
-            bias = shared[0]
         return attention(t, h, h, d, bias, mask, causal=decoder, cached=decoder)
 
     return x + t.dropout(t.call("SelfAttention", attend, normed), d.dropout)
@@ -135,9 +148,15 @@ def self_attention(
 def cross_attention(t: Builder, x: Tensor, d: Dims, source: Source) -> Tensor:
     """`T5LayerCrossAttention`; its bias is a tensor of zeros."""
     normed = norm(t, "layer_norm", x, d)
-    if source.bias is None:
-        source.bias = t.new((1, d.heads, x.shape[1], source.hidden.shape[1]), x.dtype, "zeros")
-    bias = source.bias
+
+    def bias() -> Tensor:
+        if source.bias is None:
+            shape = (1, d.heads, x.shape[1], source.hidden.shape[1])
+            source.bias = t.new(shape, x.dtype, "zeros")
+            if t.settings.checkpointing:  # `position_bias.requires_grad = True`
+                source.bias.node = Leaf(t.module, shape, x.dtype, Component.TEMPORARIES)
+                t.held.append(source.bias)
+        return source.bias
 
     def attend(t: Builder, h: Tensor) -> Tensor:
         return attention(t, h, source.hidden, d, bias, source.mask, causal=False, cached=True)
@@ -161,11 +180,11 @@ def feed_forward(t: Builder, x: Tensor, d: Dims) -> Tensor:
     return x + t.dropout(forwarded, d.dropout)
 
 
-def stack(t: Builder, d: Dims, source: Source | None) -> Tensor:
+def stack(t: Builder, d: Dims, source: Source | None, input_ids: Tensor | None = None) -> Tensor:
     """`T5Stack`: the encoder (no source) or the decoder, [B, S, H]."""
     decoder = source is not None
-    embedded = t.embedding("embed_tokens", (t.batch, t.sequence), d.vocabulary, d.hidden)
-    mask = t.causal_mask(embedded.dtype) if decoder else bidirectional_mask(t, embedded.dtype)
+    embedded = t.embedding("embed_tokens", (t.batch, t.sequence), d.vocabulary, d.hidden, indices=input_ids)
+    mask = t.causal_mask(embedded.dtype, padding=False) if decoder else bidirectional_mask(t, embedded.dtype)
     shared: list[Tensor] = []
 
     def block(t: Builder, x: Tensor, index: int) -> Tensor:
@@ -196,15 +215,19 @@ def encode(t: Builder, d: Dims) -> Tensor:
     return t.call("encoder", lambda t: stack(t, d, None))
 
 
-def model(t: Builder, d: Dims) -> Tensor:
-    """`T5Model`: [B, T, H]. The embeddings of both stacks are the shared one, whatever `tie_word_embeddings` says."""
+def model(t: Builder, d: Dims, held: list[Tensor]) -> Tensor:
+    """`T5Model`: [B, T, H]. The embeddings of both stacks are the shared one, whatever `tie_word_embeddings` says.
+
+    `held` takes what the caller's variables hold until it returns.
+    """
     hidden = encode(t, d)
+    t.outputs.append(detached(hidden))
     mask = bidirectional_mask(t, hidden.dtype, t.target_sequence, t.sequence)
     t.tie(t.join("decoder.embed_tokens.weight"), t.join("shared.weight"))
     with target_side(t):
         input_ids = shifted_labels(t)
-        hidden = t.call("decoder", lambda t, h: stack(t, d, Source(h, mask)), hidden)
-    del input_ids
+        hidden = t.call("decoder", lambda t, h: stack(t, d, Source(h, mask), input_ids), hidden)
+    held.append(input_ids)
     return hidden
 
 
@@ -220,10 +243,11 @@ def classification_head(t: Builder, x: Tensor, d: Dims, head: Head) -> Tensor:
 def forward(t: Builder, config: Mapping[str, Any], head: Head) -> Tensor:
     """The model under its head; returns the loss."""
     d = dims(config)
+    held: list[Tensor] = []
     if head.task is Task.FEATURE_EXTRACTION:
-        return model(t, d)
+        return model(t, d, held)
     if head.task is Task.SEQUENCE_CLASSIFICATION:
-        hidden = end_of_sentence(t, t.call("transformer", lambda t: model(t, d)))
+        hidden = end_of_sentence(t, t.call("transformer", lambda t: model(t, d, held)))
         t.head_modules.append("classification_head")
         logits = t.call("classification_head", lambda t, x: classification_head(t, x, d, head), hidden)
         return t.classification_loss(logits)
@@ -231,7 +255,7 @@ def forward(t: Builder, config: Mapping[str, Any], head: Head) -> Tensor:
         hidden = t.dropout(t.call("transformer", lambda t: encode(t, d)), d.classifier_dropout)
         t.head_modules.append("classifier")
         return t.classification_loss(t.linear("classifier", hidden, Dim(head.num_labels, "C"), bias=True))
-    hidden = model(t, d)
+    hidden = model(t, d, held)
     scaled = ops.scale(t, hidden) if d.scale_outputs else hidden  # `decoder_outputs` keeps the unscaled one
     logits = t.output_embedding("lm_head", scaled, d.vocabulary, tied_to="shared" if d.tied else None)
     return masked_lm_loss(t, logits)
@@ -248,4 +272,7 @@ FAMILY = Family(
         Task.FEATURE_EXTRACTION,
     ),
     missing={"mt5": frozenset({Task.PRE_TRAINING})},
+    walked=frozenset({"t5", "mt5"}),
+    walked_tasks=frozenset({Task.SEQ2SEQ_LM}),
+    folds=False,
 )

@@ -185,4 +185,4 @@ def forward(t: Builder, config: Mapping[str, Any], head: Head) -> Tensor:
     return masked_lm_loss(t, t.output_embedding("proj_out", hidden, d.vocabulary, tied_to=tied_to))
 
 
-FAMILY = Family(forward, "model", (Task.SPEECH_SEQ2SEQ, Task.FEATURE_EXTRACTION))
+FAMILY = Family(forward, "model", (Task.SPEECH_SEQ2SEQ, Task.FEATURE_EXTRACTION), folds=False)

@@ -56,17 +56,22 @@ class AttentionOps(LayerOps):
         self.outputs += (detached(k), detached(v))
         return k, v
 
-    def causal_mask(self, dtype: DType) -> Tensor | None:
+    def causal_mask(self, dtype: DType, *, padding: bool = True) -> Tensor | None:
         """What `create_causal_mask` hands to every layer.
 
         None for sdpa without padding, a boolean [B, 1, S, S] for sdpa with padding, an additive mask for eager attention.
+
+        Args:
+            dtype: of an additive mask.
+            padding: whether the padding of the batch is in this sequence; not in the decoder's of two sequences.
         """
         settings = self.settings
+        padded = padding and settings.padding
         if settings.attn_implementation == "flash_attention_2":
             return None
-        if settings.attn_implementation == "sdpa" and not settings.padding:
+        if settings.attn_implementation == "sdpa" and not padded:
             return None
-        return _causal_mask(self, dtype)
+        return _causal_mask(self, dtype, padded)
 
     def attention(self, q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, dropout: float = 0.0) -> Tensor:
         """Attention of q [B, A, S, D] on k, v [B, K, T, D], as [B, S, A, D]; `is_causal` changes no byte."""
@@ -97,12 +102,12 @@ def _rotary_table(t: AttentionOps, dtype: DType, head_size: int, length: int) ->
     return table
 
 
-def _causal_mask(t: AttentionOps, dtype: DType) -> Tensor:
+def _causal_mask(t: AttentionOps, dtype: DType, padded: bool) -> Tensor:
     length = t.sequence
     square = (1, 1, length, length)
     positions = [t.alloc((length,), DType.INT64, "add") for _ in range(2)]
     allowed = t.new(square, DType.BOOL, "le")
-    if t.settings.padding:
+    if padded:
         both = t.new(square, DType.BOOL, "bitwise_and")
         del allowed
         allowed = t.new((t.batch, 1, length, length), DType.BOOL, "bitwise_and")

@@ -321,5 +321,8 @@ def _layer_norm_backward(tape: Tape, node: Node, grad: Tensor) -> tuple[Tensor |
 
 def _gelu_new(t: LayerOps, x: Tensor) -> Tensor:
     """Transformers' `NewGELUActivation`: 0.5 * x * (1 + tanh(c * (x + 0.044715 * x**3))), op by op."""
-    inner = ops.unary(t, "tanh", ops.scale(t, x + ops.scale(t, ops.power(t, x))), save="output")
-    return ops.scale(t, x) * ops.add_scalar(t, inner)
+    half = ops.scale(t, x)
+    base = ops.to(t, x, DType.FLOAT32) if t.settings.autocast is not None else x  # autocast runs pow in float32
+    inner = ops.unary(t, "tanh", ops.scale(t, x + ops.scale(t, ops.power(t, base))), save="output")
+    del base
+    return half * ops.add_scalar(t, inner)

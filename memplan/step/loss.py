@@ -27,11 +27,11 @@ class LossOps(AttentionOps):
             del padded
             return loss
 
-    def classification_loss(self, logits: Tensor) -> Tensor:
-        """Cross-entropy over the labels of a classification head: logits [..., C]."""
+    def classification_loss(self, logits: Tensor, *, upcast: bool = False) -> Tensor:
+        """Cross-entropy over the labels of a classification head: logits [..., C], cast to float32 first with `upcast`."""
         self.outputs.append(detached(logits))
         with self.component(Component.LOGITS_AND_LOSS):
-            return cross_entropy(self, logits, None)
+            return cross_entropy(self, ops.to(self, logits, DType.FLOAT32) if upcast else logits, None)
 
 
 def cross_entropy(t: LossOps, logits: Tensor, labels: Tensor | None) -> Tensor:

@@ -83,10 +83,18 @@ class ModuleTape(Tape):
         known = self.modules.setdefault(module.path, module)
         assert known == module, f"{module.path} is described twice, differently"
 
-    def buffer(self, name: str, shape: Shape, dtype: DType = DType.FLOAT32, *, persistent: bool = False) -> None:
+    def buffer(
+        self,
+        name: str,
+        shape: Shape,
+        dtype: DType = DType.FLOAT32,
+        *,
+        persistent: bool = False,
+        as_loaded: bool = False,
+    ) -> None:
         """Declare a buffer of the running module."""
         if self.declaring:
-            self.buffers.append(Buffer(self.join(name), shape, dtype, persistent))
+            self.buffers.append(Buffer(self.join(name), shape, dtype, persistent, as_loaded))
 
     def bare(self, name: str, shape: Shape, *, owner_class: str = "") -> Tensor:
         """A parameter that sits on the running module itself, such as `cls_token` or fused experts."""

@@ -59,6 +59,8 @@ def record(
     labels = tape.alloc(labelled, DType.INT64, "labels", Component.BUFFERS)
     attention_mask = tape.alloc(batch, DType.INT64, "attention_mask", Component.BUFFERS) if settings.padding else None
     loss = forward(tape)
+    if not settings.keep_outputs:
+        tape.outputs.clear()  # Trainer.compute_loss returns the loss alone
     if settings.micro_batches > 1:
         tape.outputs.append(loss)
         with tape.component(Component.LOGITS_AND_LOSS):

@@ -90,7 +90,7 @@ def _bias_mask(t: AttentionOps, bias: Tensor, mask: Tensor | None, causal: bool)
         allowed = mask if mask is not None else t.new((1, 1, *bias.shape[2:]), DType.BOOL, "ge")
         node = t.record("where", (bias,), (allowed,), _where_backward, (bias.shape, shape))
         bias = t.new(shape, bias.dtype, "where", node)
-    if bias.node is None and not bias.is_view:
+    elif not bias.is_view:  # made contiguous
         return bias
     return copy(t, bias, shape)
 
@@ -109,15 +109,32 @@ def _sdpa(t: AttentionOps, q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Ten
     batch, heads, length, _ = q.shape
     name = f"_scaled_dot_product_{Kernel.EFFICIENT}_attention"
     shape = (batch, length, heads, v.shape[-1])
-    if k.shape[2] % 16:  # attention.cpp, `pad_bias<16>`
-        bias = copy(t, bias, bias.shape, "constant_pad_nd")
+    given = bias  # alive until attention returns
+    last = k.shape[2]
+    if last % 8:  # attention.cpp, `pad_bias<8>`
+        bias = _padded(t, given, (*given.shape[:3], last + 8 - last % 8))
     out = t.alloc(shape, q.dtype, name)
     lse = t.alloc((batch, heads, -(-length // 32) * 32), DType.FLOAT32, name)
     random_state = [t.alloc((2,), DType.INT64, name), t.alloc((1,), DType.INT64, name)]  # philox seed and offset
     saved: tuple[Tensor | Storage, ...] = (q, k, v, bias, out, lse, *random_state)
-    metas = (meta(q), meta(k), meta(v), bias.shape)
+    metas = (meta(q), meta(k), meta(v), given.shape)
     node = t.record("sdpa", (q, k, v, bias), saved, _sdpa_backward, metas)
+    del given
     return Tensor(t, shape, q.dtype, out, node)
+
+
+def _padded(t: Tape, bias: Tensor, shape: Shape) -> Tensor:
+    """Rows padded to a multiple of 8 elements and sliced back; the gradient is scattered, then cut."""
+    node = t.record("constant_pad_nd", (bias,), (), _pad_backward, (bias.shape, shape))
+    return t.new(shape, bias.dtype, "constant_pad_nd", node)
+
+
+def _pad_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | None]:
+    shape, padded = cast(tuple[Shape, Shape], node.meta)
+    scattered = tape.new(padded, grad.dtype, "slice_backward")
+    cut = tape.new(shape, grad.dtype, "constant_pad_nd")
+    del scattered
+    return (cut,)
 
 
 def _sdpa_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | None]:

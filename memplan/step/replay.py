@@ -93,11 +93,13 @@ class Program:
             capacity_bytes: what all segments together may take; None for no limit.
         """
         table = [sizes[term] * weight for term, weight in self.table]
-        if expandable_segments or capacity_bytes is not None or native.library() is None:
+        if capacity_bytes is not None or native.library() is None:
             events = self._events(table)
             return replay(events, expandable_segments=expandable_segments, capacity_bytes=capacity_bytes)
         begins = [position for _, position in self.phases]
-        segments, figures = native.replay(self.keys, self.sizes, table, self.n_keys, begins)
+        segments, figures = native.replay(
+            self.keys, self.sizes, table, self.n_keys, begins, expandable_segments=expandable_segments
+        )
         phases = tuple(PhaseMaxima(name, *row) for (name, _), row in zip(self.phases, figures, strict=True))
         live, allocated, reserved = (max(row[figure] for row in figures) for figure in range(3))
         return AllocatorReport(live, allocated, reserved, phases, 0, segments)

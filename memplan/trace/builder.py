@@ -50,12 +50,25 @@ def build_config(spec: TraceSpec) -> Any:
         config.num_labels = spec.num_labels
         if getattr(config, "pad_token_id", None) is None:
             config.pad_token_id = 0
+    _set_tokens(config)
     if hasattr(config, "use_cache"):
         if spec.checkpointing != "none":
             config.use_cache = False
         elif spec.use_cache is not None:
             config.use_cache = spec.use_cache
     return config
+
+
+def _set_tokens(config: Any) -> None:
+    """Ids of special tokens, which a recipe's config does not keep: any will do that the vocabulary has."""
+    vocabulary = getattr(config, "vocab_size", None)
+    pad = getattr(config, "pad_token_id", None)
+    if isinstance(vocabulary, int) and isinstance(pad, int) and pad >= vocabulary:
+        config.pad_token_id = 0
+    if getattr(config, "is_encoder_decoder", False):
+        for name in ("pad_token_id", "decoder_start_token_id"):
+            if getattr(config, name, None) is None:
+                setattr(config, name, 0)
 
 
 def _with_layers(values: dict[str, Any], num_layers: int) -> dict[str, Any]:
@@ -89,7 +102,16 @@ def build_on_meta(spec: TraceSpec, config: Any) -> nn.Module:
     _keep_in_float32(model, dtype)
     if hasattr(model, "tie_weights"):
         model.tie_weights()
+    if spec.model_config.get("tie_word_embeddings") is False:
+        _keep_own_head(model)
     return model
+
+
+def _keep_own_head(model: Any) -> None:
+    """Undo the tie of the output embedding alone: T5's config forgets that its checkpoint has a head of its own."""
+    inputs, outputs = model.get_input_embeddings(), model.get_output_embeddings()
+    if inputs is not None and outputs is not None and outputs.weight is inputs.weight:
+        outputs.weight = nn.Parameter(torch.empty_like(inputs.weight), inputs.weight.requires_grad)
 
 
 def _keep_in_float32(model: nn.Module, dtype: torch.dtype) -> None:

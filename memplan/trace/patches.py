@@ -64,6 +64,8 @@ class Patches:
         torch.cuda.synchronize = lambda *_: None
         torch.cuda.empty_cache = lambda: None
         FakeTensor.data = property(torch._C.TensorBase.data.__get__, _set_data)
+        # Copying a fake's attributes copies its mode, and every op would turn a fake of another mode into a new storage.
+        FakeTensor.__deepcopy__ = _deepcopy
         # Module.to() swaps tensors in place, which FakeTensor refuses.
         torch.nn.Module._apply = _apply_by_assignment
 
@@ -109,6 +111,21 @@ def _set_data(tensor: FakeTensor, value: FakeTensor) -> None:
     """`tensor.data = value`, device included: FakeTensor keeps the device it was made with."""
     torch._C.TensorBase.data.__set__(tensor, value)
     tensor.fake_device = value.device
+
+
+def _deepcopy(tensor: FakeTensor, memo: dict[int, Any]) -> torch.Tensor:
+    """`copy.deepcopy(tensor)` as `Parameter` does it: a clone."""
+    if id(tensor) in memo:
+        return memo[id(tensor)]  # type: ignore[no-any-return]
+    with torch.no_grad():
+        copied: torch.Tensor = tensor.detach().clone(memory_format=torch.preserve_format)
+    if isinstance(tensor, torch.nn.Parameter):
+        copied = torch.nn.Parameter(copied, tensor.requires_grad)
+    else:
+        copied.requires_grad_(tensor.requires_grad)
+    copy_attributes(tensor, copied)
+    memo[id(tensor)] = copied
+    return copied
 
 
 def _apply_by_assignment(module: torch.nn.Module, fn: Any, recurse: bool = True) -> torch.nn.Module:

@@ -25,16 +25,23 @@ def library() -> ctypes.CDLL | None:
         return None
     try:
         loaded = ctypes.CDLL(str(path))
-    except OSError:  # compiled for another machine
+        play = loaded.memplan_play
+    except (OSError, AttributeError):  # compiled for another machine, or from an older source
         return None
     pointer, number = ctypes.c_void_p, ctypes.c_int64
-    loaded.memplan_replay.argtypes = [number, pointer, pointer, pointer, number, pointer, number, pointer]
-    loaded.memplan_replay.restype = ctypes.c_int
+    play.argtypes = [number, pointer, pointer, pointer, number, pointer, number, ctypes.c_int, pointer]
+    play.restype = ctypes.c_int
     return loaded
 
 
 def replay(
-    keys: array[int], sizes: array[int], table: Sequence[int], n_keys: int, begins: Sequence[int]
+    keys: array[int],
+    sizes: array[int],
+    table: Sequence[int],
+    n_keys: int,
+    begins: Sequence[int],
+    *,
+    expandable_segments: bool = False,
 ) -> tuple[int, list[list[int]]]:
     """Segments at the end, and for each phase the highest live, allocated and reserved bytes and those at its end.
 
@@ -44,6 +51,7 @@ def replay(
         table: bytes, multiples of 512.
         n_keys: one more than the largest key.
         begins: the first event of each phase.
+        expandable_segments: the allocator's mode.
 
     Raises:
         MemoryError: the library could not allocate its own tables.
@@ -52,9 +60,9 @@ def replay(
     assert loaded is not None, "ask library() first"
     table_array, begins_array = array("q", table), array("q", begins)
     out = array("q", bytes(8 * (1 + PHASE_FIGURES * len(begins))))
-    failed = loaded.memplan_replay(
+    failed = loaded.memplan_play(
         len(keys), *(entry.buffer_info()[0] for entry in (keys, sizes, table_array)), n_keys,
-        begins_array.buffer_info()[0], len(begins), out.buffer_info()[0],
+        begins_array.buffer_info()[0], len(begins), int(expandable_segments), out.buffer_info()[0],
     )  # fmt: skip
     if failed:
         raise MemoryError("the allocator's replay ran out of memory")

@@ -1,6 +1,7 @@
-/* The caching allocator's default configuration, event by event: the same model as memplan/step/allocator.py, for speed.
+/* The caching allocator, event by event: the same model as memplan/step/allocator.py, for speed.
  *
- * Source: c10/cuda/CUDACachingAllocator.cpp of PyTorch 2.13, one stream, no expandable segments, no capacity.
+ * Source: c10/cuda/CUDACachingAllocator.cpp of PyTorch 2.13, one stream, with and without expandable segments, no capacity: nothing
+ * is ever given back to the driver.
  * The Python model is the reference; tests/step/test_native.py holds the two equal on random and on real runs.
  */
 
@@ -16,11 +17,13 @@
 #define LARGE_SEGMENT (20 * MIB)   /* kLargeBuffer */
 #define SEGMENT_ROUNDING (2 * MIB) /* kRoundLarge */
 #define NONE (-1)
+/* Address space of an expandable segment, beyond any device; a multiple of both granules, as in the Python model. */
+#define ADDRESS_SPACE (LARGE_SEGMENT * ((int64_t)1 << 20))
 
 typedef struct {
     int64_t address, size;
     int32_t prev, next;
-    uint8_t small, allocated;
+    uint8_t small, allocated, mapped;
 } Block;
 
 typedef struct {
@@ -38,6 +41,8 @@ typedef struct {
     int32_t *unused; /* numbers of merged blocks, to be used again */
     int64_t count, room, unused_count, unused_room;
     Pool pools[2]; /* large, small */
+    int32_t unmapped[2]; /* the unused end of a pool's one expandable segment */
+    uint8_t expandable;
     int64_t next_address, segments, live, allocated, reserved;
 } Allocator;
 
@@ -86,7 +91,7 @@ static int32_t new_block(Allocator *a, int64_t address, int64_t size, uint8_t sm
         if (!grow((void **)&a->blocks, &a->room, a->count, sizeof(Block))) return NONE;
         number = (int32_t)a->count++;
     }
-    a->blocks[number] = (Block){address, size, NONE, NONE, small, 0};
+    a->blocks[number] = (Block){address, size, NONE, NONE, small, 0, 1};
     return number;
 }
 
@@ -96,42 +101,7 @@ static int64_t segment_size(int64_t size) { /* get_allocation_size */
     return (size + SEGMENT_ROUNDING - 1) / SEGMENT_ROUNDING * SEGMENT_ROUNDING;
 }
 
-static int32_t allocate(Allocator *a, int64_t size) { /* get_free_block, alloc_block, should_split */
-    uint8_t small = size <= SMALL_ALLOCATION;
-    Pool *pool = &a->pools[small];
-    int64_t at = place(pool, size, NONE);
-    int32_t number;
-    if (at < pool->count) {
-        number = pool->entries[at].block;
-        take(pool, at);
-    } else {
-        int64_t segment = segment_size(size);
-        number = new_block(a, a->next_address, segment, small);
-        if (number == NONE) return NONE;
-        a->next_address += segment;
-        a->reserved += segment;
-        a->segments++;
-    }
-    int64_t rest = a->blocks[number].size - size;
-    if (small ? rest >= BLOCK : rest > SMALL_ALLOCATION) {
-        int32_t cut = new_block(a, a->blocks[number].address + size, rest, small);
-        if (cut == NONE) return NONE;
-        Block *block = &a->blocks[number];
-        a->blocks[cut].prev = number;
-        a->blocks[cut].next = block->next;
-        if (block->next != NONE) a->blocks[block->next].prev = cut;
-        block->next = cut;
-        block->size = size;
-        if (!insert(a, cut)) return NONE;
-    }
-    Block *block = &a->blocks[number];
-    block->allocated = 1;
-    a->allocated += block->size;
-    a->live += size;
-    return number;
-}
-
-static int forget(Allocator *a, int32_t number) {
+static int forget(Allocator *a, int32_t number) { /* takes a free block out of its pool, and its number out of use */
     const Block *block = &a->blocks[number];
     Pool *pool = &a->pools[block->small];
     take(pool, place(pool, block->size, block->address));
@@ -140,13 +110,14 @@ static int forget(Allocator *a, int32_t number) {
     return 1;
 }
 
-static int release(Allocator *a, int32_t number, int64_t size) { /* free_block, try_merge_blocks */
+static int is_free(const Allocator *a, int32_t number) {
+    return number != NONE && !a->blocks[number].allocated && a->blocks[number].mapped;
+}
+
+static int merge_neighbours(Allocator *a, int32_t number) { /* try_merge_blocks, of a mapped block */
     Block *block = &a->blocks[number];
-    a->allocated -= block->size;
-    a->live -= size;
-    block->allocated = 0;
     int32_t before = block->prev, after = block->next;
-    if (before != NONE && !a->blocks[before].allocated) {
+    if (is_free(a, before)) {
         const Block *other = &a->blocks[before];
         block->address = other->address;
         block->size += other->size;
@@ -154,14 +125,114 @@ static int release(Allocator *a, int32_t number, int64_t size) { /* free_block, 
         if (block->prev != NONE) a->blocks[block->prev].next = number;
         if (!forget(a, before)) return 0;
     }
-    if (after != NONE && !a->blocks[after].allocated) {
+    if (is_free(a, after)) {
         const Block *other = &a->blocks[after];
         block->size += other->size;
         block->next = other->next;
         if (block->next != NONE) a->blocks[block->next].prev = number;
         if (!forget(a, after)) return 0;
     }
-    return insert(a, number);
+    return 1;
+}
+
+static int32_t cut_after(Allocator *a, int32_t number, int64_t size) { /* what is left of a block behind its first `size` */
+    const Block *whole = &a->blocks[number];
+    int32_t cut = new_block(a, whole->address + size, whole->size - size, whole->small);
+    if (cut == NONE) return NONE;
+    Block *block = &a->blocks[number];
+    a->blocks[cut].prev = number;
+    a->blocks[cut].next = block->next;
+    if (block->next != NONE) a->blocks[block->next].prev = cut;
+    block->next = cut;
+    block->size = size;
+    return cut;
+}
+
+static int map_more(Allocator *a, uint8_t small, int64_t size) { /* map_block: whole granules from the start of the unused end */
+    int32_t number = a->unmapped[small];
+    int64_t granule = small ? SMALL_SEGMENT : LARGE_SEGMENT;
+    int64_t mapped = (size + granule - 1) / granule * granule;
+    int32_t rest = cut_after(a, number, mapped);
+    if (rest == NONE) return 0;
+    a->blocks[rest].mapped = 0;
+    a->blocks[number].mapped = 1;
+    a->unmapped[small] = rest;
+    a->reserved += mapped;
+    return merge_neighbours(a, number) && insert(a, number);
+}
+
+static int32_t allocate_expandable(Allocator *a, int64_t size, uint8_t small) { /* try_allocate_expandable_block */
+    if (a->unmapped[small] == NONE) {
+        int32_t number = new_block(a, a->next_address, ADDRESS_SPACE, small);
+        if (number == NONE) return NONE;
+        a->blocks[number].mapped = 0;
+        a->unmapped[small] = number;
+        a->next_address += ADDRESS_SPACE;
+        a->segments++;
+    }
+    int32_t number = a->blocks[a->unmapped[small]].prev;
+    int64_t have = is_free(a, number) ? a->blocks[number].size : 0;
+    if (have < size) {
+        if (!map_more(a, small, size - have)) return NONE;
+        number = a->blocks[a->unmapped[small]].prev;
+    }
+    const Block *block = &a->blocks[number];
+    Pool *pool = &a->pools[small];
+    take(pool, place(pool, block->size, block->address));
+    return number;
+}
+
+static int64_t grown(const Allocator *a, int32_t number) { /* with what it can grow to at the growing end */
+    int32_t after = a->blocks[number].next;
+    return a->blocks[number].size + (after != NONE && !a->blocks[after].mapped ? a->blocks[after].size : 0);
+}
+
+static int32_t find_free(Allocator *a, int64_t size, uint8_t small) { /* get_free_block */
+    Pool *pool = &a->pools[small];
+    int64_t at = place(pool, size, NONE);
+    if (at == pool->count) return NONE;
+    while (a->expandable && at + 1 < pool->count &&
+           grown(a, pool->entries[at + 1].block) < grown(a, pool->entries[at].block))
+        at++;
+    int32_t number = pool->entries[at].block;
+    take(pool, at);
+    return number;
+}
+
+static int32_t allocate_segment(Allocator *a, int64_t size, uint8_t small) { /* alloc_block */
+    int64_t segment = segment_size(size);
+    int32_t number = new_block(a, a->next_address, segment, small);
+    if (number == NONE) return NONE;
+    a->next_address += segment;
+    a->reserved += segment;
+    a->segments++;
+    return number;
+}
+
+static int32_t allocate(Allocator *a, int64_t size) { /* malloc, should_split */
+    uint8_t small = size <= SMALL_ALLOCATION;
+    int32_t number = find_free(a, size, small);
+    if (number == NONE)
+        number = a->expandable ? allocate_expandable(a, size, small) : allocate_segment(a, size, small);
+    if (number == NONE) return NONE;
+    int64_t rest = a->blocks[number].size - size;
+    if (small || a->expandable ? rest >= BLOCK : rest > SMALL_ALLOCATION) {
+        int32_t cut = cut_after(a, number, size);
+        if (cut == NONE || !insert(a, cut)) return NONE;
+    }
+    Block *block = &a->blocks[number];
+    block->allocated = 1;
+    a->allocated += block->size;
+    a->live += size;
+    return number;
+}
+
+static int release(Allocator *a, int32_t number, int64_t size) { /* free_block */
+    Block *block = &a->blocks[number];
+    a->allocated -= block->size;
+    a->live -= size;
+    block->allocated = 0;
+    return merge_neighbours(a, number) && insert(a, number);
 }
 
 /* Plays `events` allocations and frees.
@@ -170,14 +241,18 @@ static int release(Allocator *a, int32_t number, int64_t size) { /* free_block, 
  * sizes:   an index into `table` for an allocation, -1 for a free.
  * table:   bytes, multiples of 512; an allocation of 0 bytes takes nothing.
  * begins:  the first event of each phase; the first phase begins at 0.
+ * expandable: whether segments grow.
  * out:     segments, then for each phase the highest live, allocated and reserved bytes and those at its end.
  *
  * Returns 0, or 1 where memory ran out.
  */
-int memplan_replay(int64_t events, const int32_t *keys, const int32_t *sizes, const int64_t *table, int64_t n_keys,
-                   const int64_t *begins, int64_t phases, int64_t *out) {
+int memplan_play(int64_t events, const int32_t *keys, const int32_t *sizes, const int64_t *table, int64_t n_keys,
+                 const int64_t *begins, int64_t phases, int expandable, int64_t *out) {
     Allocator a;
     memset(&a, 0, sizeof a);
+    a.unmapped[0] = a.unmapped[1] = NONE;
+    a.expandable = expandable != 0;
+    if (expandable) a.next_address = ADDRESS_SPACE;
     int32_t *held = malloc((size_t)(n_keys ? n_keys : 1) * sizeof *held);
     int64_t *bytes = malloc((size_t)(n_keys ? n_keys : 1) * sizeof *bytes);
     int failed = !held || !bytes;
