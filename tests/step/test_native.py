@@ -40,7 +40,7 @@ def random_events(draw: st.DrawFn) -> list[Event]:
     return events
 
 
-def in_c(events: list[Event]) -> tuple[int, list[list[int]]]:
+def in_c(events: list[Event], *, expandable: bool = False) -> tuple[int, list[list[int]]]:
     keys, sizes = array("i"), array("i")
     table: list[int] = []
     begins = []
@@ -52,7 +52,8 @@ def in_c(events: list[Event]) -> tuple[int, list[list[int]]]:
         sizes.append(len(table) if event[1] else -1)
         if event[1]:
             table.append(event[1])
-    return native.replay(keys, sizes, table, max(keys, default=0) + 1, begins)
+    count = max(keys, default=0) + 1
+    return native.replay(keys, sizes, table, count, begins, expandable_segments=expandable)
 
 
 def figures(report: AllocatorReport) -> list[list[int]]:
@@ -66,23 +67,24 @@ def figures(report: AllocatorReport) -> list[list[int]]:
 
 
 @settings(derandomize=True, deadline=None, max_examples=400)
-@given(random_events())
-def test_random_events(events: list[Event]) -> None:
-    segments, rows = in_c(events)
-    report = replay(events)
+@given(random_events(), st.booleans())
+def test_random_events(events: list[Event], expandable: bool) -> None:
+    segments, rows = in_c(events, expandable=expandable)
+    report = replay(events, expandable_segments=expandable)
     # The Python model leaves out a first phase in which nothing happened.
     assert rows[-len(report.phases) :] == figures(report)
     assert segments == report.segments
 
 
 @settings(derandomize=True, deadline=None, max_examples=25)
-@given(RECIPES)
-def test_runs_of_real_steps(recipe: Recipe) -> None:
+@given(RECIPES, st.booleans())
+def test_runs_of_real_steps(recipe: Recipe, expandable: bool) -> None:
     run = run_of(*prepared(recipe))
     terms = Terms(run.micro_steps[0].infos)
     program = Program(run, terms)
-    theirs = replay(program._events([terms.recorded()[term] * weight for term, weight in program.table]))
-    assert program.play(terms.recorded()) == theirs
+    events = program._events([terms.recorded()[term] * weight for term, weight in program.table])
+    theirs = replay(events, expandable_segments=expandable)
+    assert program.play(terms.recorded(), expandable_segments=expandable) == theirs
 
 
 def test_an_allocation_of_nothing_takes_nothing() -> None:
