@@ -14,6 +14,7 @@ from memplan.cli.errors import usage_message
 from memplan.cli.estimate import estimate
 from memplan.cli.explain import explain
 from memplan.cli.lists import gpus, methods, models, optimizers
+from memplan.cli.measure import measure
 from memplan.cli.options import spelled_out, with_recipe
 from memplan.cli.output import write_error, write_message, write_text
 from memplan.cli.plan import plan
@@ -106,6 +107,7 @@ for _command in (
     with_recipe(estimate),
     with_recipe(plan),
     with_recipe(trace),
+    with_recipe(measure),
     with_recipe(explain),
     models,
     gpus,

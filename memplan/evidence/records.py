@@ -105,6 +105,7 @@ class Record(_Model):
         recipe: recipe keys with everything that the source says and everything settled.
         settled: names of the file's `settled` entries that apply.
         outcome: `ok`, or `out_of_memory`, where the measured bytes are missing.
+        capacity_bytes: limit that torch's allocator ran under (`set_per_process_memory_fraction`), or None.
         unusable: why the record cannot be scored; empty where it can.
         parameters: what the source counted, `total` and `trainable`, as far as it did.
         group: runs of one configuration share it.
@@ -121,6 +122,7 @@ class Record(_Model):
     versions: Mapping[str, str] = Field(default_factory=dict)
     parameters: Mapping[str, int] = Field(default_factory=dict)
     outcome: Literal["ok", "out_of_memory"] = "ok"
+    capacity_bytes: Bytes | None = None
     confidence: Literal["high", "medium", "low"]
     date: str = ""
     group: str = ""
@@ -196,8 +198,12 @@ def read_records(path: Path) -> RecordFile:
 
 @lru_cache(maxsize=1)
 def record_files() -> tuple[RecordFile, ...]:
-    """Every committed file of records, by name."""
-    return tuple(read_records(path) for path in sorted(RECORDS_DIRECTORY.glob("*.json")))
+    """Every committed file of records, by name, and memplan's own where there are any."""
+    from memplan.evidence.measured import measured_file
+
+    published = [read_records(path) for path in sorted(RECORDS_DIRECTORY.glob("*.json"))]
+    own = measured_file()
+    return tuple([*published, own] if own is not None else published)
 
 
 def select_files(source: str | None = None) -> tuple[RecordFile, ...]:

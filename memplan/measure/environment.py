@@ -1,0 +1,56 @@
+"""What a reading depends on beside the recipe: the card, the driver, versions, allocator settings."""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from memplan.measure.nvml import Nvml
+
+_PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "flash_attn", "memplan")
+# torch 2.9 renamed the variable; both are read (c10/core/AllocatorConfig).
+_ALLOCATOR_VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_NO_CUDA_MEMORY_CACHING")
+_OTHER_VARIABLES = ("CUBLAS_WORKSPACE_CONFIG", "CUDA_MODULE_LOADING", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE")
+
+
+def environment(torch: Any, device: str, nvml: Nvml | None) -> dict[str, str]:
+    """Facts as text; a key is missing where the fact does not exist here."""
+    found = {"device": device, "python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    for name in (*_ALLOCATOR_VARIABLES, *_OTHER_VARIABLES):
+        if name in os.environ:
+            found[name] = os.environ[name]
+    if device != "cuda":
+        return found
+    properties = torch.cuda.get_device_properties(0)
+    found |= {
+        "gpu": properties.name,
+        "compute_capability": f"{properties.major}.{properties.minor}",
+        "cuda": str(torch.version.cuda),
+        "driver": nvml.driver_version() if nvml is not None else "",
+        "cudnn": str(torch.backends.cudnn.version()),
+        "allocator": torch.cuda.get_allocator_backend(),
+    }
+    return {key: value for key, value in found.items() if value}
+
+
+def host_peak_bytes() -> int:
+    """Largest resident set of this process so far (Linux counts it in KiB)."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def host_bytes() -> int:
+    """Resident set of this process now; 0 where /proc is missing."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    except (OSError, IndexError, ValueError):
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE")
