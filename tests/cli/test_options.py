@@ -31,6 +31,19 @@ RECIPE_OPTIONS = (
 )
 OWN_OPTIONS = {
     "estimate": ["--json", "--markdown", "--defaults", "--fail-on"],
+    "plan": [
+        "--budget",
+        "--keep",
+        "--allow",
+        "--max-changes",
+        "--tier",
+        "--largest",
+        "--prices",
+        "--lengths",
+        "--json",
+        "--markdown",
+        "--fail-on",
+    ],
     "trace": ["--json", "--markdown", "--defaults", "--fail-on", "--events", "--memory-viz", "--timeout"],
     "explain": ["--classic", "--component", "--top", "--json", "--markdown"],
     "models": ["--json"],
@@ -49,7 +62,7 @@ OWN_OPTIONS = {
         "--log-requests",
     ],
 }
-WITH_RECIPE = ("estimate", "trace", "explain")
+WITH_RECIPE = ("estimate", "plan", "trace", "explain")
 
 
 def _options_of(name: str) -> list[str]:
