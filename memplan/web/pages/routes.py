@@ -158,7 +158,7 @@ async def _answered(request: Request, raw: bytes, query: Query) -> tuple[Answer 
 
 
 async def _computed(request: Request, function: Callable[..., Answer], query: Query) -> str:
-    answers: Answers = request.app.state.answers
+    answers: Answers = request.app.state.later
     kept = await answers.get(function, query_of(query.keys), root_of(request))
     assert isinstance(kept.answer, Answer)
     return kept.answer.body.decode()

@@ -69,7 +69,6 @@ function replaceAnswer(html) {
   const isWrong = Boolean(fresh.querySelector("#mistakes"));
   history.replaceState(null, "", isWrong || !query ? `?${queryOf(form)}` : `?${query}`);
   if (words && !isWrong) document.title = `${words} · memplan`;
-  document.getElementById("paste-state").value = queryOf(form);
 }
 
 async function update() {
@@ -151,6 +150,7 @@ document.addEventListener("click", async ({ target }) => {
 
 if (form) {
   form.addEventListener("input", () => {
+    document.getElementById("paste-state").value = queryOf(form);
     clearTimeout(timer);
     timer = setTimeout(update, DELAY_MS);
   });
