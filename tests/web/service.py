@@ -41,14 +41,14 @@ class Service:
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
         return [self.process.pid, *map(int, children.split())]
 
-    def rss_bytes(self) -> int:
-        """Resident memory of all its processes, what they share counted in each."""
-        total = 0
+    def rss_bytes(self) -> list[int]:
+        """Resident memory of each of its processes; what they share is counted in each."""
+        found = []
         for pid in self.processes():
             with contextlib.suppress(FileNotFoundError):
                 status = Path(f"/proc/{pid}/status").read_text()
-                total += int(re.search(r"VmRSS:\s+(\d+) kB", status)[1]) * 1024  # type: ignore[index]
-        return total
+                found.append(int(re.search(r"VmRSS:\s+(\d+) kB", status)[1]) * 1024)  # type: ignore[index]
+        return found
 
 
 @contextlib.contextmanager
