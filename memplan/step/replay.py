@@ -10,7 +10,7 @@ Known limits:
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from memplan.estimate import Component, Phase
@@ -20,9 +20,6 @@ from memplan.step.forms import BYTES, Terms
 from memplan.step.optimizer_step import OptimizerEvent
 from memplan.step.recording import Recording
 from memplan.step.unfold import Instance, unfold
-
-# (key, bytes) or (key, ~storage) for an allocation, (key, None) for a free, or the phase that begins.
-Event = tuple[int, int | None] | str
 
 
 @dataclass(frozen=True)
@@ -55,7 +52,7 @@ class Program:
         terms: the sizes of its recordings' storages.
 
     Attributes:
-        keys: the storage of each event, numbered from 1 in order of birth.
+        keys: the storage of each event, numbered from 1.
         sizes: what each event allocates, as an index into `table`; -1 for a free.
         table: each size as a term and how many of it.
         phases: names, with the event that each begins at.
@@ -65,22 +62,11 @@ class Program:
         self.keys, self.sizes = array("i"), array("i")
         self.table: list[tuple[int, int]] = []
         self.phases: list[tuple[str, int]] = []
-        numbers: dict[tuple[int, int], int] = {}
-        for event in _events(run):
-            if isinstance(event, str):
-                self.phases.append((event, len(self.keys)))
-                continue
-            key, size = event
-            self.keys.append(key)
-            if size is None:
-                self.sizes.append(-1)
-                continue
-            entry = (BYTES, size) if size >= 0 else terms.of[~size]
-            number = numbers.setdefault(entry, len(numbers))
-            if number == len(self.table):
-                self.table.append(entry)
-            self.sizes.append(number)
-        self.n_keys = max(self.keys, default=0) + 1
+        self._terms = terms
+        self._numbers: dict[tuple[int, int], int] = {}
+        self._last_key = run.last_key
+        self._write(run)
+        self.n_keys = self._last_key + 1
 
     def play(
         self, sizes: Sequence[int], *, expandable_segments: bool = False, capacity_bytes: int | None = None
@@ -104,6 +90,102 @@ class Program:
         live, allocated, reserved = (max(row[figure] for row in figures) for figure in range(3))
         return AllocatorReport(live, allocated, reserved, phases, 0, segments)
 
+    def _write(self, run: Run) -> None:
+        """Every event of the run, in order."""
+        self._phase("load")
+        for key, size in run.load_events:
+            self._add(key, size or None)
+        self._optimizer(run.construction, 1)
+        known: list[int] = []  # table entry of each storage, once it is asked for
+
+        def number(index: int) -> int:
+            if not known:
+                known.extend([-1] * len(self._terms.of))
+            if known[index] < 0:
+                known[index] = self._number(self._terms.of[index])
+            return known[index]
+
+        written: dict[int, _MicroStep] = {}
+        named: list[int] = []
+        for step in range(1, run.steps + 1):
+            gradients: list[int] = []
+            batch: list[int] = []
+            for place, recording in enumerate(run.micro_steps):
+                if id(recording) not in written:
+                    written[id(recording)] = _MicroStep(recording, number)
+                played = written[id(recording)]
+                offset = self._last_key + 1
+                self._last_key += played.births
+                for phase in (Phase.FORWARD, Phase.BACKWARD):
+                    self._phase(f"{phase} {step}")
+                    self._play(played, phase, offset, recording if step == 1 and not place else None)
+                    if phase is Phase.FORWARD:
+                        self._free(named)
+                        named = []
+                for key, index in played.left:
+                    is_gradient = recording.infos[index].component is Component.GRADIENTS
+                    (gradients if is_gradient else named if index in recording.named else batch).append(offset + key)
+                if place < len(run.micro_steps) - 1:
+                    self._free(batch)
+                    batch = []
+            self._phase(f"{Phase.OPTIMIZER_STEP} {step}")
+            self._optimizer(run.clipping, step)
+            self._optimizer(run.optimizer_events, step)
+            # zero_grad(set_to_none=True), then the batch gives way to the next one.
+            self._free(gradients)
+            self._free(batch)
+
+    def _play(self, played: _MicroStep, phase: Phase, offset: int, first: Recording | None) -> None:
+        """One phase of a micro-step; `first` is the recording where it allocates its workspaces."""
+        begin = 0
+        for position, index in played.workspaces[phase] if first is not None else ():
+            self._extend(played, phase, offset, begin, position)
+            assert first is not None
+            self._add(self._new_key(), first.infos[index].size_bytes)
+            begin = position
+        self._extend(played, phase, offset, begin, len(played.keys[phase]))
+
+    def _extend(self, played: _MicroStep, phase: Phase, offset: int, begin: int, end: int) -> None:
+        self.keys.extend([key + offset for key in played.keys[phase][begin:end]])
+        self.sizes.extend(played.sizes[phase][begin:end])
+
+    def _optimizer(self, events: Iterable[OptimizerEvent], step: int) -> None:
+        alive: dict[str, list[int]] = {}
+        for event in events:
+            if event.once and step > 1:
+                continue
+            if not event.allocates:
+                self._free(alive.pop(event.label))
+                continue
+            made = alive.setdefault(event.label, [])
+            for size, count in event.blocks:
+                for _ in range(count):
+                    made.append(self._new_key())
+                    self._add(made[-1], size)
+
+    def _phase(self, name: str) -> None:
+        self.phases.append((name, len(self.keys)))
+
+    def _new_key(self) -> int:
+        self._last_key += 1
+        return self._last_key
+
+    def _add(self, key: int, size_bytes: int | None) -> None:
+        """An allocation, or a free where the size is None."""
+        self.keys.append(key)
+        self.sizes.append(-1 if size_bytes is None else self._number((BYTES, size_bytes)))
+
+    def _free(self, keys: Iterable[int]) -> None:
+        for key in keys:
+            self._add(key, None)
+
+    def _number(self, entry: tuple[int, int]) -> int:
+        """The place of a size in the table."""
+        number = self._numbers.setdefault(entry, len(self.table))
+        if number == len(self.table):
+            self.table.append(entry)
+        return number
+
     def _events(self, table: Sequence[int]) -> Iterator[tuple[int, int] | str]:
         names = {position: name for name, position in reversed(self.phases)}
         empty: set[int] = set()
@@ -126,80 +208,40 @@ def play(run: Run, *, expandable_segments: bool = False, capacity_bytes: int | N
     )
 
 
-class _Keys:
-    """Numbers for storages, unique over the whole run."""
+class _MicroStep:
+    """One micro-step written down once, with keys that count from 0; every repetition has the same events.
 
-    def __init__(self, last: int) -> None:
-        self.last = last
+    Attributes:
+        keys, sizes: of each phase's events, as a program has them.
+        workspaces: of each phase, the storages that only a run's first micro-step allocates, by the event they precede.
+        births: how many keys there are.
+        left: what is not freed, as (key, storage).
+    """
 
-    def new(self) -> int:
-        self.last += 1
-        return self.last
-
-
-def _events(run: Run) -> Iterator[Event]:
-    keys = _Keys(run.last_key)
-    yield "load"
-    yield from ((key, size or None) for key, size in run.load_events)
-    yield from _optimizer(run.construction, keys, 1)
-    named: list[int] = []
-    for step in range(1, run.steps + 1):
-        gradients: list[int] = []
-        batch: list[int] = []
-        for number, recording in enumerate(run.micro_steps):
-            held: dict[Instance, int] = {}
-            for phase in (Phase.FORWARD, Phase.BACKWARD):
-                yield f"{phase} {step}"
-                yield from _micro_step(recording, phase, held, keys, first=step == 1 and not number)
-                if phase is Phase.FORWARD:
-                    yield from ((key, None) for key in named)
-                    named = []
-            infos = recording.infos
-            for instance, key in held.items():
-                is_gradient = infos[instance[0]].component is Component.GRADIENTS
-                (gradients if is_gradient else named if instance[0] in recording.named else batch).append(key)
-            if number < len(run.micro_steps) - 1:
-                yield from ((key, None) for key in batch)
-                batch = []
-        yield f"{Phase.OPTIMIZER_STEP} {step}"
-        yield from _optimizer(run.clipping, keys, step)
-        yield from _optimizer(run.optimizer_events, keys, step)
-        # zero_grad(set_to_none=True), then the batch gives way to the next one.
-        yield from ((key, None) for key in gradients)
-        yield from ((key, None) for key in batch)
-
-
-def _micro_step(
-    recording: Recording, phase: Phase, held: dict[Instance, int], keys: _Keys, *, first: bool
-) -> Iterator[Event]:
-    infos = recording.infos
-    for instance, allocates in unfold(recording, phase):
-        if not allocates:
-            key = held.pop(instance, None)
-            if key is not None:
-                yield key, None
-            continue
-        index = instance[0]
-        if index in recording.workspaces:
-            if first:
-                yield keys.new(), infos[index].size_bytes
-        elif infos[index].size_bytes:
-            key = held[instance] = keys.new()
-            yield key, ~index
-
-
-def _optimizer(events: Iterable[OptimizerEvent], keys: _Keys, step: int) -> Iterator[Event]:
-    alive: dict[str, list[int]] = {}
-    for event in events:
-        if event.once and step > 1:
-            continue
-        if event.allocates:
-            made = alive.setdefault(event.label, [])
-            for size, count in event.blocks:
-                for _ in range(count):
-                    key = keys.new()
-                    made.append(key)
-                    yield key, size
-        else:
-            for key in alive.pop(event.label):
-                yield key, None
+    def __init__(self, recording: Recording, number: Callable[[int], int]) -> None:
+        self.keys: dict[Phase, array[int]] = {}
+        self.sizes: dict[Phase, array[int]] = {}
+        self.workspaces: dict[Phase, list[tuple[int, int]]] = {}
+        infos, workspaces = recording.infos, recording.workspaces
+        held: dict[Instance, int] = {}
+        births = 0
+        for phase in (Phase.FORWARD, Phase.BACKWARD):
+            keys, sizes = self.keys[phase], self.sizes[phase] = array("i"), array("i")
+            made = self.workspaces[phase] = []
+            for instance, allocates in unfold(recording, phase):
+                if not allocates:
+                    key = held.pop(instance, -1)
+                    if key >= 0:
+                        keys.append(key)
+                        sizes.append(-1)
+                    continue
+                index = instance[0]
+                if index in workspaces:
+                    made.append((len(keys), index))
+                elif infos[index].size_bytes:
+                    held[instance] = births
+                    keys.append(births)
+                    sizes.append(number(index))
+                    births += 1
+        self.births = births
+        self.left = [(key, instance[0]) for instance, key in held.items()]
