@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from memplan.dtypes import DType
 from memplan.errors import UnsupportedError
 from memplan.families import family_of
 from memplan.methods import AddedKind
@@ -13,6 +14,9 @@ from memplan.prepare import Prepared
 from memplan.quantization import Scheme
 from memplan.recipe import Loss, Precision, Stack
 from memplan.resolve import Resolved
+
+# Layers that clamp their results in float16 and keep `wo` in float32 (transformers 5.23 modeling_t5.py).
+FLOAT16_CLAMPS = frozenset({"t5", "mt5"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +43,13 @@ def unsupported_parts(resolved: Resolved, prepared: Prepared) -> Unsupported:
         )
     elif resolved.task not in family_of(model_type).walked_tasks:
         step.append(f"the step under a {resolved.task} head; parameters and model states are exact")
+    elif not family_of(model_type).folds and values["activation_checkpointing"] == "reentrant":
+        step.append(f"reentrant checkpointing of {model_type}, whose decoder layers read the encoder's result")
     step += [f"the step of {resolved.method}: {text}" for text in prepared.adaptation.unwalked]
+    if resolved.quantization is not None and not family_of(model_type).is_decoder:
+        step.append(f"the step of {model_type} on quantized weights; their storage is exact")
+    if model_type in FLOAT16_CLAMPS and resolved.dtype is DType.FLOAT16:
+        step.append(f"{model_type} in float16, whose layers clamp their results and keep `wo` in float32")
     copied = {entry.module for entry in prepared.adaptation.added if entry.kind is AddedKind.COPY}
     tied = {name.rpartition(".")[0] for pair in prepared.architecture.tied.items() for name in pair}
     if copied & tied:

@@ -26,6 +26,27 @@ TIED = {**LLAMA, "tie_word_embeddings": True}
 # More than 1536 rows: bitsandbytes always dequantizes there, whatever the GPU.
 MANY_ROWS = {"micro_batch_size": 13, "sequence_length": 129}
 
+BERT: dict[str, Any] = {
+    "hidden_size": 384, "intermediate_size": 1000, "num_hidden_layers": 3, "num_attention_heads": 6, "vocab_size": 5003,
+    "max_position_embeddings": 514, "dtype": "bfloat16",
+}  # fmt: skip
+DISTILBERT = {
+    "model_type": "distilbert", "dim": 384, "n_layers": 3, "n_heads": 6, "hidden_dim": 1000, "vocab_size": 5003,
+    "dtype": "bfloat16",
+}  # fmt: skip
+T5 = {
+    "model_type": "t5", "d_model": 384, "d_kv": 64, "d_ff": 1000, "num_heads": 6, "vocab_size": 5003, "num_layers": 3,
+    "dtype": "bfloat16",
+}  # fmt: skip
+T5_1_1 = {**T5, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
+BART = {
+    "model_type": "bart", "d_model": 384, "encoder_layers": 3, "decoder_layers": 3, "encoder_attention_heads": 6,
+    "decoder_attention_heads": 6, "encoder_ffn_dim": 1000, "decoder_ffn_dim": 1000, "vocab_size": 5003,
+    "max_position_embeddings": 512, "dtype": "bfloat16",
+}  # fmt: skip
+CLASSIFY = {"task": "sequence-classification", "micro_batch_size": 5, "sequence_length": 37}
+TAG = {**CLASSIFY, "task": "token-classification"}
+
 RECIPES: dict[str, dict[str, Any]] = {
     "full": {},
     "full, tied": {"model": TIED},
@@ -93,6 +114,36 @@ RECIPES: dict[str, dict[str, Any]] = {
     },
     "cohere": {"model": {"model_type": "cohere", **DECODER}},
     "olmo": {"model": {"model_type": "olmo", **DECODER}, "attn_implementation": "eager"},
+    "BERT": {"model": {"model_type": "bert", **BERT}},
+    "BERT, classified, amp, padded": {
+        "model": {"model_type": "bert", **BERT}, "precision": "amp", "padding": True, **CLASSIFY,
+    },
+    "BERT, tagged, LoRA in eager attention": {
+        "model": {"model_type": "bert", **BERT}, "attn_implementation": "eager", "method": "lora", **CLASSIFY,
+    },
+    "BERT, tagged, accumulated": {"model": {"model_type": "bert", **BERT}, "gradient_accumulation_steps": 2, **TAG},
+    "RoBERTa, classified, checkpointed in eager attention": {
+        "model": {"model_type": "roberta", **BERT}, "attn_implementation": "eager", "activation_checkpointing": True,
+        **CLASSIFY,
+    },
+    "XLM-RoBERTa, fp32": {"model": {"model_type": "xlm-roberta", **BERT}, "precision": "fp32"},
+    "DistilBERT, amp, outputs kept": {"model": DISTILBERT, "precision": "amp", "keep_outputs": True},
+    "DistilBERT, classified, reentrant": {"model": DISTILBERT, "activation_checkpointing": "reentrant", **CLASSIFY},
+    "ModernBERT, padded": {"model": {"model_type": "modernbert", **BERT}, "padding": True},
+    "Llama, classified": {**CLASSIFY},
+    "Llama, classified, LoRA, checkpointed": {"method": "lora", "activation_checkpointing": True, **CLASSIFY},
+    "Qwen3, tagged, amp": {"model": {"model_type": "qwen3", **DECODER}, "precision": "amp", **TAG},
+    "T5, padded": {"model": T5, "padding": True},
+    "T5, amp, checkpointed": {"model": T5, "precision": "amp", "activation_checkpointing": True},
+    "T5 1.1, LoRA": {"model": T5_1_1, "method": "lora"},
+    "T5 1.1, amp, eager, two lengths": {
+        "model": T5_1_1, "precision": "amp", "attn_implementation": "eager", "target_length": 41,
+    },
+    "BART": {"model": BART},
+    "BART, LoRA on all linears, checkpointed": {
+        "model": BART, "method": "lora", "target_modules": "all-linear", "activation_checkpointing": True,
+    },
+    "mBART, amp, outputs kept": {"model": {**BART, "model_type": "mbart"}, "precision": "amp", "keep_outputs": True},
 }  # fmt: skip
 
 

@@ -54,9 +54,14 @@ class Family:
     base_model_prefix: str
     tasks: tuple[Task, ...]
     walked: frozenset[str] = frozenset()
-    walked_tasks: frozenset[Task] = frozenset({Task.CAUSAL_LM})
+    walked_tasks: frozenset[Task] = frozenset({Task.CAUSAL_LM, Task.SEQUENCE_CLASSIFICATION, Task.TOKEN_CLASSIFICATION})
     folds: bool = True
     missing: Mapping[str, frozenset[Task]] = field(default_factory=dict)
+
+    @property
+    def is_decoder(self) -> bool:
+        """Whether these are language models first of all."""
+        return self.tasks[0] is Task.CAUSAL_LM
 
     def tasks_of(self, model_type: str) -> tuple[Task, ...]:
         """The heads that a model type of this family has, its usual one first."""

@@ -148,7 +148,7 @@ def embeddings(t: Builder, d: Dims, rows: int, input_ids: Tensor | None = None) 
         class_name=f"{d.prefix}ScaledWordEmbedding",
         indices=input_ids,
     )
-    words = ops.scale(t, words)
+    words = t.require_input_gradient(ops.scale(t, words))
     position_ids = t.new((rows, t.sequence), DType.INT64, "add")
     positions = t.embedding(
         "embed_positions",

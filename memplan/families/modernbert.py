@@ -187,4 +187,6 @@ FAMILY = Family(
     forward,
     "model",
     (Task.MASKED_LM, Task.SEQUENCE_CLASSIFICATION, Task.TOKEN_CLASSIFICATION, Task.FEATURE_EXTRACTION),
+    walked=frozenset({"modernbert"}),
+    walked_tasks=frozenset({Task.MASKED_LM}),
 )

@@ -152,9 +152,10 @@ def cross_attention(t: Builder, x: Tensor, d: Dims, source: Source) -> Tensor:
     def bias() -> Tensor:
         if source.bias is None:
             shape = (1, d.heads, x.shape[1], source.hidden.shape[1])
-            source.bias = t.new(shape, x.dtype, "zeros")
+            dtype = t.settings.autocast or x.dtype  # that of the query
+            source.bias = t.new(shape, dtype, "zeros")
             if t.settings.checkpointing:  # `position_bias.requires_grad = True`
-                source.bias.node = Leaf(t.module, shape, x.dtype, Component.TEMPORARIES)
+                source.bias.node = Leaf(t.module, shape, dtype, Component.TEMPORARIES)
                 t.held.append(source.bias)
         return source.bias
 
@@ -184,6 +185,7 @@ def stack(t: Builder, d: Dims, source: Source | None, input_ids: Tensor | None =
     """`T5Stack`: the encoder (no source) or the decoder, [B, S, H]."""
     decoder = source is not None
     embedded = t.embedding("embed_tokens", (t.batch, t.sequence), d.vocabulary, d.hidden, indices=input_ids)
+    t.require_input_gradient(embedded)  # either stack is a PreTrainedModel with an input embedding
     mask = t.causal_mask(embedded.dtype, padding=False) if decoder else bidirectional_mask(t, embedded.dtype)
     shared: list[Tensor] = []
 

@@ -181,6 +181,7 @@ def eager_attention(t: AttentionOps, q: Tensor, k: Tensor, v: Tensor, mask: Tens
         weights = weights + mask
     weights = ops.to(t, softmax(t, weights, DType.FLOAT32), q.dtype)
     weights = ops.dropout(t, weights, dropout)
+    t.layer_locals.append(detached(weights))  # `hidden_states, _ = self.self_attn(...)`
     out = require_contiguous_gradient(t, autocast_matmul(t, weights, value, (batch, heads, length, size)))
     return merge_heads(t, out)
 

@@ -101,6 +101,7 @@ class Builder(LossOps):
                 return layer(self, h, index)
             finally:
                 self.path = self.module = outer
+                self.layer_locals.clear()
 
         if not checkpointed:
             return forward(x)

@@ -55,6 +55,7 @@ def attend(t: AttentionOps, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None
         weights = weights + mask
     weights = ops.to(t, softmax(t, weights, DType.FLOAT32 if t.settings.autocast else weights.dtype), v.dtype)
     weights = ops.dropout(t, weights, dropout)
+    t.layer_locals.append(detached(weights))  # returned up to the layer, which drops it
     out = require_contiguous_gradient(t, autocast_matmul(t, weights, value, (batch, heads, length, size)))
     return merge_heads(t, out)
 

@@ -10,7 +10,7 @@ Symbols: B micro batch, S sequence length, T target length of encoder-decoder mo
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from operator import ge
+from operator import ge, mul
 
 from memplan.step.dim import scale_of, terms_of
 from memplan.step.tensor import StorageInfo
@@ -108,15 +108,22 @@ def covers(form: Form, other: Form) -> bool:
     )
 
 
-def highest(forms: Iterable[Form]) -> list[int]:
-    """Positions of the forms that can be the highest for some sizes, in order; of equal ones the first."""
+def highest(forms: Iterable[Form], sizes: Sequence[int] | None = None) -> list[int]:
+    """Positions of the forms that can be the highest for some sizes, in order; of equal ones the first.
+
+    Args:
+        forms: to compare.
+        sizes: any likely sizes of the terms, all positive; they change nothing but how soon the answer is there.
+    """
     listed = list(forms)
     terms = sorted({term for form in listed for term in form})
     counts = [tuple([form.get(term, 0) for term in terms]) for form in listed]
     kept: list[int] = []
     tall: list[tuple[int, ...]] = []
-    # The largest at equal weights first: most others are covered by one of them.
-    for position in sorted(range(len(listed)), key=lambda place: (-sum(counts[place]), place)):
+    # The largest first: most others are covered by one of them, and none of them by a later one.
+    weights = [1] * len(terms) if sizes is None else [sizes[term] for term in terms]
+    heights = [sum(map(mul, form, weights)) for form in counts]
+    for position in sorted(range(len(listed)), key=lambda place: (-heights[place], place)):
         form = counts[position]
         if not any(all(map(ge, other, form)) for other in tall):
             kept.append(position)

@@ -32,6 +32,7 @@ class ModuleTape(Tape):
         head_modules: top-level modules that the task head adds, output embedding excluded.
         frozen: full names of parameters that the model itself does not train.
         outputs: what the model's output object holds besides the loss: logits, past key/values.
+        layer_locals: attention weights that eager attention returns and that a variable of the layer holds until its end.
     """
 
     def __init__(self, settings: StepSettings, sites: Mapping[str, Site] | None = None) -> None:
@@ -49,6 +50,7 @@ class ModuleTape(Tape):
         self.head_modules: list[str] = []
         self.frozen: set[str] = set()
         self.outputs: list[Tensor] = []
+        self.layer_locals: list[Tensor] = []
         self.class_names: dict[str, str] = {}
         self.parameters: dict[str, Tensor] = {}
         self.batch = Dim.variable(settings.batch, "B")

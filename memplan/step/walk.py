@@ -192,8 +192,8 @@ class Walker:
         self.skipped: frozenset[int] = frozenset()
         self.profiles: dict[tuple[int, bool], Profile] = {}
         self.courses: dict[object, Profile] = {}
-        self.phases = self._walk(steps)
         self.recorded_sizes = self.terms.recorded()
+        self.phases = self._walk(steps)
 
     @cached_property
     def _heights(self) -> Callable[[Sequence[int]], tuple[tuple[tuple[int, ...], int], ...]]:
@@ -204,6 +204,15 @@ class Walker:
         )
         found: Callable[[Sequence[int]], tuple[tuple[tuple[int, ...], int], ...]]
         found = eval(f"lambda s: ({phases},)", {"__builtins__": {}})  # of our own numbers only
+        return found
+
+    @cached_property
+    def peak_bytes(self) -> Callable[[Sequence[int]], int]:
+        """For the sizes of the terms: the live peak alone, without saying where it is."""
+        forms = [entry.form for phase in self.phases for entry in phase.candidates]
+        heights = ", ".join(code(forms[position]) for position in highest(forms, self.recorded_sizes))
+        found: Callable[[Sequence[int]], int]
+        found = eval(f"lambda s: max(({heights},))", {"__builtins__": {"max": max}})  # of our own numbers only
         return found
 
     def run(self, sizes: Sequence[int] | None = None) -> Walk:
@@ -226,7 +235,7 @@ class Walker:
                 if played:
                     self._next_batch()
                 played.append([self._play(recording, step, phase) for phase in (Phase.FORWARD, Phase.BACKWARD)])
-            phases += [_together(alike) for alike in zip(*played, strict=True)]
+            phases += [_together(alike, self.recorded_sizes) for alike in zip(*played, strict=True)]
             phases.append(self._optimize(step))
         return tuple(phases)
 
@@ -270,7 +279,7 @@ class Walker:
             self._settle_gradients()
         else:
             self._forget_named()
-        kept = highest(entry.form for entry in found)
+        kept = highest((entry.form for entry in found), self.recorded_sizes)
         return PhaseForms(tuple(found[position] for position in kept), dict(self.live))
 
     def _settle_gradients(self) -> None:
@@ -362,7 +371,7 @@ class Walker:
                 rising = position
         if rising >= 0:
             tops.append((dict(height), rising))
-        kept = highest(form for form, _ in tops)
+        kept = highest((form for form, _ in tops), self.recorded_sizes)
         profile = Profile(height, tuple(tops[position] for position in kept))
         self.profiles[key] = self.courses[course] = profile
         return profile
@@ -386,10 +395,12 @@ def _situation(
     return alive
 
 
-def _together(phases: Sequence[PhaseForms]) -> PhaseForms:
+def _together(phases: Sequence[PhaseForms], sizes: Sequence[int]) -> PhaseForms:
     """The same phase of every micro-step as one: the highest moment of all, and the end of the last."""
+    if len(phases) == 1:
+        return phases[0]
     candidates = [candidate for phase in phases for candidate in phase.candidates]
-    kept = highest(candidate.form for candidate in candidates)
+    kept = highest((candidate.form for candidate in candidates), sizes)
     return PhaseForms(tuple(candidates[position] for position in kept), phases[-1].end)
 
 

@@ -116,7 +116,7 @@ def _set_data(tensor: FakeTensor, value: FakeTensor) -> None:
 def _deepcopy(tensor: FakeTensor, memo: dict[int, Any]) -> torch.Tensor:
     """`copy.deepcopy(tensor)` as `Parameter` does it: a clone."""
     if id(tensor) in memo:
-        return memo[id(tensor)]  # type: ignore[no-any-return]
+        return memo[id(tensor)]
     with torch.no_grad():
         copied: torch.Tensor = tensor.detach().clone(memory_format=torch.preserve_format)
     if isinstance(tensor, torch.nn.Parameter):
