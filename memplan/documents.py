@@ -278,7 +278,7 @@ def _parse_yaml(text: str, name: str) -> Document:
         def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
             nonlocal aliases, first_alias
             if self.check_event(yaml.AliasEvent):
-                line = self.peek_event().start_mark.line + 1
+                line = self.peek_event().start_mark.line + 1  # type: ignore[no-untyped-call]
                 aliases += 1
                 first_alias = first_alias or line
                 if aliases > MAX_ALIASES:

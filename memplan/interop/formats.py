@@ -8,7 +8,7 @@ from typing import Any
 
 from memplan.documents import Document
 from memplan.errors import FileFormatError, UnknownNameError
-from memplan.interop import peft, trainer, trl
+from memplan.interop import accelerate, axolotl, llamafactory, peft, torchtitan, torchtune, trainer, trl
 from memplan.interop.reading import Draft, Source
 from memplan.recipe import Recipe
 
@@ -43,6 +43,17 @@ def _read_nothing(source: Source, draft: Draft) -> None:
     raise AssertionError("recipe files are read by Recipe.from_file")
 
 
+def _read_model_config(source: Source, draft: Draft) -> None:
+    """The whole object is the model; it says more than a name in another file."""
+    draft.keys["model"] = dict(source.data)
+    draft.note(source, "model_type", "model")
+    source.take(*map(str, source.data))
+
+
+def _is_model_config(data: Mapping[str, Any]) -> bool:
+    return isinstance(data.get("model_type"), str) and any(key in data for key in _MODEL_SIZES)
+
+
 _MODEL_SIZES = ("hidden_size", "n_embd", "d_model", "dim", "text_config", "num_hidden_layers")
 
 FORMATS: tuple[Format, ...] = (
@@ -53,6 +64,7 @@ FORMATS: tuple[Format, ...] = (
         lambda data: (
             "model_name_or_path" not in data
             and not trl.is_trl(data)
+            and not llamafactory.is_llamafactory(data)
             and any(key in data for key in ("per_device_train_batch_size", "optim_target_modules", "adam_epsilon"))
         ),
         trainer.read,
@@ -66,7 +78,35 @@ FORMATS: tuple[Format, ...] = (
         lambda data: "quant_method" in data or "_load_in_4bit" in data or "_load_in_8bit" in data,
         peft.read_bitsandbytes,
     ),
+    Format("model-config", "a model's config.json", _is_model_config, _read_model_config),
+    Format(
+        "accelerate",
+        "accelerate's YAML",
+        lambda data: "compute_environment" in data or "distributed_type" in data,
+        accelerate.read,
+        accelerate.HARMLESS,
+    ),
+    Format(
+        "deepspeed",
+        "DeepSpeed's JSON",
+        lambda data: "zero_optimization" in data or "train_micro_batch_size_per_gpu" in data,
+        accelerate.read_deepspeed,
+        accelerate.HARMLESS_DEEPSPEED,
+    ),
+    Format("axolotl", "axolotl's YAML", lambda data: "base_model" in data, axolotl.read, axolotl.HARMLESS, "axolotl"),
+    Format(
+        "llamafactory",
+        "LLaMA-Factory's YAML",
+        llamafactory.is_llamafactory,
+        llamafactory.read,
+        llamafactory.HARMLESS,
+        "llamafactory",
+    ),
     Format("trl", "TRL's command line YAML", trl.is_trl, trl.read, trl.HARMLESS, "trl"),
+    Format("torchtune", "torchtune's YAML", torchtune.is_torchtune, torchtune.read, torchtune.HARMLESS, "torchtune"),
+    Format(
+        "torchtitan", "torchtitan's TOML", torchtitan.is_torchtitan, torchtitan.read, torchtitan.HARMLESS, "torchtitan"
+    ),
 )
 _BY_NAME = {entry.name: entry for entry in FORMATS}
 

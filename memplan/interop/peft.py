@@ -30,9 +30,8 @@ def read_adapter(source: Source, draft: Draft) -> None:
         else:
             config[key] = sorted(value) if isinstance(value, set | frozenset) else value
     draft.use(source, "peft_type", "peft", config)
-    if source.has("base_model_name_or_path") and "model" not in draft.keys:
-        draft.ignored.remove("base_model_name_or_path")
-        draft.use(source, "base_model_name_or_path", "model")
+    if source.has("base_model_name_or_path"):
+        draft.facts["adapter_base"] = (source, "base_model_name_or_path")  # unless another file names the model
     for key in config:
         if key != "peft_type":
             draft.note(source, key, f"peft.{key}")

@@ -269,7 +269,7 @@ class Draft:
         """
         raw = source.get(key)
         value = raw if value is _MISSING else value
-        if value is None:
+        if value is None or (recipe_key == "model" and isinstance(self.keys.get("model"), dict)):
             return
         before = next((entry for entry in self.used if entry.recipe_key == recipe_key), None)
         if before is not None and self.keys.get(recipe_key, value) != value:

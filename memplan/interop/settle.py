@@ -21,9 +21,16 @@ def settle(draft: Draft) -> None:
         loop: framework whose default load dtype applies.
         amp: autocast dtype that the training loop asks for; absent where it says nothing.
         launcher_amp: what accelerate asks for, if the loop does not.
-        master: precision policy of an engine that keeps fp32 master weights.
+        adapter_base: source and key of the base model in an adapter config.
+        engine: deepspeed, which keeps 16-bit weights with an fp32 copy wherever anything asks for 16 bits;
+            engine_dtype and engine_policy are what its own file says.
     """
     keys, facts = draft.keys, draft.facts
+    if "model" not in keys and "adapter_base" in facts:
+        source, key = facts["adapter_base"]
+        draft.ignored.remove(source.full(key))
+        draft.use(source, key, "model")
+    _engine(facts)
     if "dtype" not in keys and "loop" in facts and "master" not in facts:
         keys["dtype"] = draft.default(facts["loop"], "dtype", "dtype")
     _quantization(draft)
@@ -32,12 +39,20 @@ def settle(draft: Draft) -> None:
     amp = facts.get("amp") or facts.get("launcher_amp")
     if "master" in facts:
         keys["precision"] = facts["master"]
-        if keys.get("dtype") in (None, "auto", "float32"):
-            keys["dtype"] = facts["master_dtype"]
+        keys["dtype"] = facts["master_dtype"]
     elif amp:
         keys["precision"], keys["autocast_dtype"] = "amp", amp
     elif "loop" in facts:
         _without_autocast(keys)
+
+
+def _engine(facts: dict[str, Any]) -> None:
+    """DeepSpeed casts the model itself instead of running autocast."""
+    if "engine" not in facts:
+        return
+    dtype = facts.get("engine_dtype") or facts.get("amp") or facts.get("launcher_amp")
+    if dtype:
+        facts["master"], facts["master_dtype"] = facts.get("engine_policy", "master"), dtype
 
 
 def _without_autocast(keys: dict[str, Any]) -> None:
