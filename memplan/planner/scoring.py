@@ -78,11 +78,11 @@ class Structure:
         for step in self._steps:
             sizes = step.sizes(settings)
             if sizes is not None:
-                return step.walker.run(sizes).peak.peak_bytes
+                return step.walker.peak_bytes(sizes)
         resolved = resolve(self.recipe.replace(micro_batch_size=batch, sequence_length=sequence))
         step, sizes = recorded_step(resolved, self.prepared)
         self._steps.append(step)
-        return step.walker.run(sizes).peak.peak_bytes
+        return step.walker.peak_bytes(sizes)
 
 
 class Scorer:
