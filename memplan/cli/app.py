@@ -13,6 +13,7 @@ from memplan.cli.accuracy import accuracy
 from memplan.cli.errors import usage_message
 from memplan.cli.estimate import estimate
 from memplan.cli.explain import explain
+from memplan.cli.explain_oom import explain_oom
 from memplan.cli.lists import gpus, methods, models, optimizers
 from memplan.cli.measure import measure
 from memplan.cli.options import spelled_out, with_recipe
@@ -109,6 +110,7 @@ for _command in (
     with_recipe(trace),
     with_recipe(measure),
     with_recipe(explain),
+    with_recipe(explain_oom, file_option="--recipe"),
     models,
     gpus,
     methods,
@@ -116,4 +118,4 @@ for _command in (
     accuracy,
     serve,
 ):
-    app.command(_command.__name__, cls=MemplanCommand)(_command)
+    app.command(_command.__name__.replace("_", "-"), cls=MemplanCommand)(_command)

@@ -69,14 +69,18 @@ def option_name(key: str) -> str:
     return "--" + key.replace("_", "-")
 
 
-def with_recipe(command: Callable[..., int]) -> Callable[..., int]:
+def with_recipe(command: Callable[..., int], *, file_option: str = "") -> Callable[..., int]:
     """`command(recipe, **own options)` as a typer command with RECIPE_FILE and all recipe options.
 
     A command whose recipe may be None is called with None where no file and no recipe option is given.
+
+    Args:
+        command: what to call.
+        file_option: name of an option that takes the recipe's file, for a command with an argument of its own.
     """
     recipe, *own = inspect.signature(command, eval_str=True).parameters.values()
     optional = types.NoneType in get_args(recipe.annotation)
-    given = [*_recipe_parameters(), *own]
+    given = [*own, *_recipe_parameters(file_option)] if file_option else [*_recipe_parameters(), *own]
 
     def run(**values: Any) -> int:
         mine = {parameter.name: values.pop(parameter.name) for parameter in own}
@@ -176,11 +180,11 @@ def _members(annotation: Any) -> list[Any]:
 
 
 @cache
-def _recipe_parameters() -> tuple[inspect.Parameter, ...]:
-    file = Annotated[
-        Path | None,
-        typer.Argument(metavar="RECIPE_FILE", help="YAML, TOML or JSON with recipe keys; options replace them."),
-    ]
+def _recipe_parameters(file_option: str = "") -> tuple[inspect.Parameter, ...]:
+    text = "YAML, TOML or JSON with recipe keys; options replace them."
+    argument = typer.Argument(metavar="RECIPE_FILE", help=text)
+    option = typer.Option(file_option, metavar="RECIPE_FILE", help=text, show_default=False)
+    file = Annotated[Path | None, option if file_option else argument]
     parameters = [_parameter("recipe_file", file)]
     for panel, keys in RECIPE_HELP.items():
         parameters += [_parameter(key, _option(key, panel, text)) for key, text in keys.items()]
