@@ -42,7 +42,6 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
-        root_path=settings.root_path,
         lifespan=lifespan,
     )
     app.state.settings = settings

@@ -172,7 +172,7 @@ def openapi_document(app: FastAPI, components: dict[str, Schema]) -> dict[str, A
             {"name": "service", "description": "The service itself."},
         ],
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
-        servers=[{"url": app.root_path or "/"}],
+        servers=[{"url": app.state.settings.root_path or "/"}],
     )
     document["components"] = {"schemas": components}
     return document

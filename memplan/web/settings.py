@@ -26,7 +26,7 @@ class Settings:
         cache_bytes: of answers kept; 0 keeps none.
         rate_limit: requests a minute and client; None sets no limit.
         metrics: whether `/metrics` exists.
-        root_path: where a proxy mounts the service, without a slash at the end.
+        root_path: where a proxy mounts the service, without a slash at the end; the server must be told as well.
     """
 
     max_body_bytes: int = 64 * KIB

@@ -191,7 +191,7 @@ def rss_row(service: Service, name: str = "RSS") -> None:
 async def measure(service: Service, seconds: float, memory: int) -> None:
     port = service.port
     rss_row(service, "RSS at first")
-    await saturated(port, posts("new"), 4, count=200)  # every model and method once
+    await saturated(port, posts("new"), 4, count=1000)  # every model and method, with batches of one and more
     for kind in ("new", "repeated"):
         load = await steady(port, posts(kind), 100, seconds)
         latency_row(f"POST /estimate, {kind}, 100 a second", load, GOALS["p50"], GOALS["p99"])
