@@ -179,6 +179,38 @@ class Recipe(BaseModel):
 
         return read(path, format).recipe
 
+    @classmethod
+    def from_objects(
+        cls,
+        *,
+        model_config: Any = None,
+        training_args: Any = None,
+        peft_config: Any = None,
+        quantization_config: Any = None,
+        **keys: Any,
+    ) -> Recipe:
+        """The recipe of a run's own objects, read by attribute: none of their libraries is imported.
+
+        Args:
+            model_config: `model.config`, a mapping as in config.json, or a model's name.
+            training_args: a TrainingArguments or SFTConfig.
+            peft_config: a LoraConfig or any other config of PEFT.
+            quantization_config: a BitsAndBytesConfig.
+            keys: recipe keys that no object says, such as `sequence_length` and `gpu`.
+
+        Raises:
+            InputError: nothing is given, or a value cannot stand there.
+        """
+        from memplan.interop import read_objects  # not needed for a recipe made of keys
+
+        reading = read_objects(
+            model_config=model_config,
+            training_args=training_args,
+            peft_config=peft_config,
+            quantization_config=quantization_config,
+        )
+        return reading.recipe_with(**keys)
+
     def said(self) -> dict[str, Any]:
         """The keys that the user gave, in the model's order."""
         return {key: value for key, value in self if value is not None}

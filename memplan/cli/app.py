@@ -19,6 +19,7 @@ from memplan.cli.measure import measure
 from memplan.cli.options import spelled_out, with_recipe
 from memplan.cli.output import write_error, write_message, write_text
 from memplan.cli.plan import plan
+from memplan.cli.read import read
 from memplan.cli.serve import serve
 from memplan.cli.trace import trace
 from memplan.errors import MemplanError
@@ -111,6 +112,7 @@ for _command in (
     with_recipe(measure),
     with_recipe(explain),
     with_recipe(explain_oom, file_option="--recipe"),
+    read,
     models,
     gpus,
     methods,

@@ -80,14 +80,15 @@ def with_recipe(command: Callable[..., int], *, file_option: str = "") -> Callab
     """
     recipe, *own = inspect.signature(command, eval_str=True).parameters.values()
     optional = types.NoneType in get_args(recipe.annotation)
-    given = [*own, *_recipe_parameters(file_option)] if file_option else [*_recipe_parameters(), *own]
+    arguments = [parameter for parameter in own if parameter.kind is not inspect.Parameter.KEYWORD_ONLY]
+    given = [*arguments, *_recipe_parameters(file_option), *own[len(arguments) :]]
 
     def run(**values: Any) -> int:
         mine = {parameter.name: values.pop(parameter.name) for parameter in own}
-        file = values.pop("recipe_file")
+        file, file_format = values.pop("recipe_file"), values.pop("file_format")
         if optional and file is None and not any(_is_said(text) for text in values.values()):
             return command(None, **mine)
-        return command(recipe_of(file, values), **mine)
+        return command(recipe_of(file, values, file_format), **mine)
 
     run.__name__, run.__doc__ = command.__name__, command.__doc__
     run.__signature__ = inspect.Signature(given, return_annotation=int)  # type: ignore[attr-defined]
@@ -95,8 +96,10 @@ def with_recipe(command: Callable[..., int], *, file_option: str = "") -> Callab
     return run
 
 
-def recipe_of(file: Path | None, texts: Mapping[str, Any]) -> Recipe:
+def recipe_of(file: Path | None, texts: Mapping[str, Any], file_format: str | None = None) -> Recipe:
     """The recipe of a file and options; an option replaces what the file says.
+
+    The file is a recipe or any config that `memplan.interop` reads; its format is detected where none is named.
 
     Raises:
         InputError: the recipe or one of its values is wrong, or no model is named.
@@ -108,7 +111,7 @@ def recipe_of(file: Path | None, texts: Mapping[str, Any]) -> Recipe:
         return Recipe(**said)
     from memplan.interop import read
 
-    reading = read(file)
+    reading = read(file, file_format)
     if "model" not in {**reading.keys, **said}:
         raise no_model()
     return reading.recipe_with(**said)
@@ -181,11 +184,12 @@ def _members(annotation: Any) -> list[Any]:
 
 @cache
 def _recipe_parameters(file_option: str = "") -> tuple[inspect.Parameter, ...]:
-    text = "YAML, TOML or JSON with recipe keys; options replace them."
+    text = "A recipe, or a config of your framework (`memplan read`): YAML, TOML or JSON. Options replace its keys."
     argument = typer.Argument(metavar="RECIPE_FILE", help=text)
     option = typer.Option(file_option, metavar="RECIPE_FILE", help=text, show_default=False)
     file = Annotated[Path | None, option if file_option else argument]
-    parameters = [_parameter("recipe_file", file)]
+    named = typer.Option("--format", metavar="NAME", help="Format of the file; by default it is detected.")
+    parameters = [_parameter("recipe_file", file), _parameter("file_format", Annotated[str | None, named])]
     for panel, keys in RECIPE_HELP.items():
         parameters += [_parameter(key, _option(key, panel, text)) for key, text in keys.items()]
     return tuple(parameters)

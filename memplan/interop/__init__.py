@@ -14,12 +14,24 @@ from pathlib import Path
 
 from memplan.documents import Document, Syntax, parse, read_document, syntax_of
 from memplan.errors import InputError
+from memplan.interop.callback import trainer_callback
 from memplan.interop.formats import Format, detect, format_names, get_format
+from memplan.interop.objects import read_objects
 from memplan.interop.reading import DefaultUsed, Draft, Reading, Source, UsedKey
 from memplan.interop.settle import settle
 from memplan.recipe import mapping_of
 
-__all__ = ["DefaultUsed", "Reading", "UsedKey", "format_names", "read", "read_many", "read_text"]
+__all__ = [
+    "DefaultUsed",
+    "Reading",
+    "UsedKey",
+    "format_names",
+    "read",
+    "read_many",
+    "read_objects",
+    "read_text",
+    "trainer_callback",
+]
 
 
 def read(path: str | Path, format: str | None = None, *, version: str | None = None) -> Reading:  # noqa: A002

@@ -198,7 +198,5 @@ def _read_checkpointing(section: Source, draft: Draft) -> None:
     elif mode == "none":
         draft.use(section, "mode", "activation_checkpointing", False)
     else:
-        draft.refuse(
-            section if section.data else section, "mode", f"{mode} checkpointing ({option or 'its default option'})"
-        )
+        draft.refuse(section, "mode", f"{mode} checkpointing ({option or 'its default option'})")
     section.take(*map(str, section.data))

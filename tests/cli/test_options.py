@@ -16,7 +16,7 @@ from memplan.recipe import Precision, Recipe
 
 # A contract: scripts and CI files call these. Adding one is a decision; removing one breaks somebody.
 RECIPE_OPTIONS = (
-    "--model --task --num-labels --num-added-tokens --tie-word-embeddings --no-tie-word-embeddings "
+    "--format --model --task --num-labels --num-added-tokens --tie-word-embeddings --no-tie-word-embeddings "
     "--method --peft --lora-r --lora-dropout --target-modules --num-virtual-tokens --trainable "
     "--autocast-adapter-dtype --no-autocast-adapter-dtype "
     "--prepare-model-for-kbit-training --no-prepare-model-for-kbit-training "
@@ -45,7 +45,29 @@ OWN_OPTIONS = {
         "--fail-on",
     ],
     "trace": ["--json", "--markdown", "--defaults", "--fail-on", "--events", "--memory-viz", "--timeout"],
+    "measure": [
+        "--json",
+        "--markdown",
+        "--defaults",
+        "--fail-on",
+        "--device",
+        "--steps",
+        "--capacity",
+        "--history",
+        "--timeout",
+        "--suite",
+        "--list",
+        "--only",
+        "--minutes",
+        "--repeats",
+        "--skip-recorded",
+        "--out",
+        "--bundle",
+        "--unpack",
+    ],
     "explain": ["--classic", "--component", "--top", "--json", "--markdown"],
+    "explain-oom": ["--json", "--markdown"],
+    "read": ["--format", "--framework-version", "--json"],
     "models": ["--json"],
     "gpus": ["--json"],
     "methods": ["--json"],
@@ -62,7 +84,9 @@ OWN_OPTIONS = {
         "--log-requests",
     ],
 }
-WITH_RECIPE = ("estimate", "plan", "trace", "explain")
+WITH_RECIPE = ("estimate", "plan", "trace", "measure", "explain", "explain-oom")
+# Commands whose argument is another file: the recipe's is an option.
+RECIPE_FILE_OPTION = {"explain-oom": ["--recipe"]}
 
 
 def _options_of(name: str) -> list[str]:
@@ -76,7 +100,8 @@ def test_commands_are_frozen() -> None:
 
 @pytest.mark.parametrize("name", list(OWN_OPTIONS))
 def test_options_are_frozen(name: str) -> None:
-    expected = [*(RECIPE_OPTIONS.split() if name in WITH_RECIPE else ()), *OWN_OPTIONS[name]]
+    recipe = RECIPE_OPTIONS.split() if name in WITH_RECIPE else ()
+    expected = [*RECIPE_FILE_OPTION.get(name, ()), *recipe, *OWN_OPTIONS[name]]
     assert [text for text in _options_of(name) if text.startswith("--")] == expected
 
 
