@@ -57,11 +57,12 @@ def gpus_for(recipe: Recipe, prices: Mapping[str, float] | None = None) -> tuple
     return tuple(fitting_gpus(recipe, by_price(known) if known else by_size(), known))
 
 
-def best_gpus(recipe: Recipe, prices: Mapping[str, float]) -> tuple[GpuOption, ...]:
-    """The smallest GPU on which the recipe fits, and before it the cheapest where prices are given."""
+def best_gpus(recipe: Recipe, prices: Mapping[str, float], least_bytes: int) -> tuple[GpuOption, ...]:
+    """The smallest GPU of `least_bytes` or more on which the recipe fits, and before it the cheapest where there are prices."""
     known = checked_prices(prices)
+    larger = [gpu for gpu in by_size() if gpu.usable_bytes >= least_bytes]
     found = [next(fitting_gpus(recipe, by_price(known), known), None)] if known else []
-    found.append(next(fitting_gpus(recipe, by_size(), known), None))
+    found.append(next(fitting_gpus(recipe, larger, known), None))
     return tuple(dict.fromkeys(one for one in found if one is not None))
 
 

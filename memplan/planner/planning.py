@@ -15,7 +15,7 @@ from memplan.planner.lengths import Lengths
 from memplan.planner.lengths import longest_sample as find_longest_sample
 from memplan.planner.limit import Limit, limit_of
 from memplan.planner.proposals import Proposer
-from memplan.planner.result import Boundary, LengthReport, Plan, Quantity, Space, Tier
+from memplan.planner.result import Boundary, GpuOption, LengthReport, Plan, Quantity, Space, Tier
 from memplan.planner.scoring import Scorer
 from memplan.planner.search import Search
 from memplan.recipe import Recipe
@@ -85,7 +85,9 @@ def plan(
     cheapest = None if fits_already else search.cheapest()
     front = search.front()
     has_gpus = highest_tier == Tier.HARDWARE and (known_prices or not fits_already)
-    gpus = best_gpus(proposer.recipe, known_prices) if has_gpus and "gpu" not in keys_kept(keep, allow) else ()
+    gpus: tuple[GpuOption, ...] = ()
+    if has_gpus and "gpu" not in keys_kept(keep, allow):
+        gpus = best_gpus(proposer.recipe, known_prices, 0 if fits_already else limit.usable_bytes)
     return Plan(
         gpu=limit.gpu.id if limit.gpu else None,
         usable_bytes=limit.usable_bytes,

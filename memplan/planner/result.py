@@ -207,7 +207,8 @@ class Plan(_Model):
         cheapest: lowest tier that fits; among those the fewest changes.
         uncertain: proposals that might fit; none of them is a solution.
         pareto: no other proposal needs less memory, less compute and a lower tier together.
-        gpus: on which the recipe fits unchanged: the cheapest by the user's prices, and the smallest.
+        gpus: on which the recipe fits unchanged: the cheapest by the user's prices, and the smallest of those with more memory
+            than the limit (of all, where the recipe fits as it is).
         largest: answers to the inverse questions that were asked.
         lengths: answer for the lengths that were given.
     """

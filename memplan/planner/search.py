@@ -46,10 +46,9 @@ class Search:
         for options in self.space.knobs.values():
             for ladder in ladders(options):
                 rungs = self.space.candidates(((change,) for change in ladder), holding=False)
-                for rung in rungs:
-                    if rung.best() is not Fits.DOES_NOT_FIT:
-                        self.propose(rung.changes)
-                        break
+                might = next((rung for rung in rungs if len(rungs) == 1 or rung.best() is not Fits.DOES_NOT_FIT), None)
+                if might:
+                    self.propose(might.changes)
                 chosen = next((rung for rung in rungs if self.fits(rung)), rungs[-1] if rungs else None)
                 proposal = self.propose(chosen.changes) if chosen else None
                 if chosen and proposal:
@@ -73,7 +72,7 @@ class Search:
 
     def fits(self, candidate: Candidate) -> bool:
         """Whether a candidate fits, by its full estimate unless its screen rules it out."""
-        if candidate.best() is not Fits.FITS:
+        if candidate.names not in self._proposals and candidate.best() is not Fits.FITS:
             return False
         proposal = self.propose(candidate.changes)
         return proposal is not None and proposal.fits is Fits.FITS
