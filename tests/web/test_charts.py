@@ -54,4 +54,5 @@ def test_the_timeline_holds_every_phase_and_one_peak() -> None:
 
 
 def test_without_a_walk_there_is_no_timeline() -> None:
-    assert timeline_of(estimate(**KEYS | {"method": "dora"})) is None
+    answer = estimate(**KEYS)
+    assert timeline_of(answer.model_copy(update={"timeline": ()})) is None

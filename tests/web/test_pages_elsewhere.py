@@ -83,8 +83,32 @@ def test_only_what_fits_is_offered_as_fitting() -> None:
 
 def test_where_nothing_fits_it_says_so() -> None:
     page = changes_html({"model": "meta-llama/Llama-3.1-405B", "method": "full", "gpu": "rtx-3060-12gb"}, "")
-    assert "No combination of up to" in page
+    assert "Nothing that was tried can be said to fit." in page
     assert "fits on no single GPU of the catalogue" in page
+
+
+def test_where_it_fits_the_room_is_told() -> None:
+    recipe = Recipe(model="TinyLlama/TinyLlama-1.1B-Chat-v1.0", method="lora", lora_r=4, sequence_length=256, gpu="t4")
+    changes = changes_of(recipe)
+    assert changes.fits_already
+    found = {room.boundary.key: room for room in changes.room}
+    assert set(found) >= {"micro_batch_size", "sequence_length"}
+    for key, room in found.items():
+        assert estimate(**room.keys).verdict().fits is Fits.FITS
+        if room.boundary.next_value is not None:
+            assert estimate(**{**room.keys, key: room.boundary.next_value}).verdict().fits is not Fits.FITS
+
+
+def test_what_is_not_covered_is_never_said_to_fit() -> None:
+    keys = {"model": "TinyLlama/TinyLlama-1.1B-Chat-v1.0", "method": "lora", "gpu": "mi300x"}
+    changes = changes_of(Recipe(**keys))
+    assert changes.not_covered
+    assert not changes.room
+    assert not changes.best
+    assert all(place.gpu.vendor == "NVIDIA" for place in changes.gpus)
+    page = changes_html(keys, "")
+    assert "Nothing that was tried can be said to fit." in page
+    assert "Not covered here: the kernels of MI300X" in page
 
 
 def test_without_a_gpu_there_is_nothing_to_search() -> None:

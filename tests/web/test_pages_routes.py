@@ -68,9 +68,11 @@ def test_the_verdict_comes_first(client: TestClient, query: str, word: str) -> N
 
 
 def test_what_is_not_covered_is_said_and_never_fits(client: TestClient) -> None:
-    page = client.get("/?model=mistralai/Mistral-7B-v0.1&method=dora&gpu=h100-sxm-80gb").text
+    page = client.get("/?model=mistralai/Mistral-7B-v0.1&method=lora&gpu=mi300x").text
     assert 'data-fits="uncertain"' in page
-    assert "not covered: the step of dora" in page
+    assert "not covered: the kernels of MI300X" in page
+    assert "at least" in page.partition('id="verdict"')[2].partition("</h2>")[0]
+    assert "at most" not in page.partition('<svg class="bar"')[2].partition("</svg>")[0]
 
 
 def test_a_page_with_style_and_script_is_small(client: TestClient) -> None:

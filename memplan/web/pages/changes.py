@@ -9,20 +9,39 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from memplan.engine import estimate as analytic
+from memplan.errors import InputError, MemplanError
 from memplan.estimate import Fits
-from memplan.planner import Plan, Proposal, Tier, plan
+from memplan.planner import Boundary, Plan, Proposal, Quantity, Tier, plan
 from memplan.recipe import Recipe
 from memplan.web.pages.elsewhere import Place, every_gpu
 from memplan.web.pages.rendering import render
 from memplan.web.recipes import recipe_of
 
 _SHOWN = 6
+# Where a recipe fits already, a change that saves less is not worth a line.
+_WORTH_SAYING = 0.02
 TIERS = {
     Tier.SAME_RESULT: "same result",
     Tier.SLOWER: "slower, same result",
     Tier.DIFFERENT_TRAINING: "another training run",
     Tier.HARDWARE: "other hardware",
 }
+_WHAT = {"batch": "micro-batches of", "sequence": "sequences of", "rank": "rank"}
+_UNITS = {"batch": "", "sequence": " tokens", "rank": ""}
+
+
+@dataclass(frozen=True)
+class Room:
+    """How far one quantity can go.
+
+    Attributes:
+        keys: recipe keys that lead there.
+    """
+
+    boundary: Boundary
+    text: str
+    keys: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -32,12 +51,14 @@ class Changes:
     Attributes:
         best: changes that make it fit, mildest first; where it fits already, what leaves more room.
         uncertain: changes that might.
+        room: where it fits already, how far quantities can go.
         gpus: the smallest GPUs on which it fits unchanged.
     """
 
     plan: Plan
     best: tuple[Proposal, ...]
     uncertain: tuple[Proposal, ...]
+    room: tuple[Room, ...]
     gpus: tuple[Place, ...]
 
     @property
@@ -45,11 +66,18 @@ class Changes:
         """Whether nothing has to change."""
         return self.plan.current.fits is Fits.FITS
 
+    @property
+    def not_covered(self) -> tuple[str, ...]:
+        """What keeps the recipe itself from ever being said to fit."""
+        return self.plan.current.unsupported
+
 
 def changes_of(recipe: Recipe) -> Changes:
     """The planner's proposals for a recipe with a GPU."""
-    found = plan(recipe)
-    fitting = [proposal for proposal in found.singles if proposal.fits is Fits.FITS and (proposal.saves_bytes or 0) > 0]
+    fits_already = analytic(recipe).verdict().fits is Fits.FITS
+    found = _plan(recipe, ("batch", "sequence", "rank") if fits_already else ())
+    least = int(_WORTH_SAYING * found.current.peak.device_bytes) if fits_already else 0
+    fitting = [entry for entry in found.singles if entry.fits is Fits.FITS and (entry.saves_bytes or 0) > least]
     picked = {proposal.title: proposal for proposal in (found.smallest, found.cheapest) if proposal is not None}
     for proposal in sorted(fitting, key=lambda entry: (entry.tier, -(entry.saves_bytes or 0))):
         picked.setdefault(proposal.title, proposal)
@@ -57,7 +85,32 @@ def changes_of(recipe: Recipe) -> Changes:
     places = [place for place in every_gpu(recipe) if place.verdict and place.verdict.fits is Fits.FITS]
     places.sort(key=lambda place: place.gpu.usable_bytes)
     others = tuple(place for place in places if not place.is_current)
-    return Changes(found, tuple(best), found.uncertain[:_SHOWN], others[:3])
+    room = tuple(entry for entry in (_room(recipe, boundary) for boundary in found.largest) if entry is not None)
+    return Changes(found, tuple(best), found.uncertain[:_SHOWN], room, others[:3])
+
+
+def _plan(recipe: Recipe, largest: tuple[Quantity, ...]) -> Plan:
+    try:
+        return plan(recipe, largest=largest)
+    except InputError:
+        if "rank" not in largest:
+            raise
+        return plan(recipe, largest=tuple(quantity for quantity in largest if quantity != "rank"))
+
+
+def _room(recipe: Recipe, boundary: Boundary) -> Room | None:
+    """The boundary as a recipe; None where it is the recipe as given, or the flat key cannot say it."""
+    if boundary.value is None:
+        return None
+    keys = {**recipe.said(), boundary.key: boundary.value}
+    try:
+        answer, given = analytic(recipe_of(keys)), analytic(recipe)
+    except MemplanError:
+        return None
+    if answer.recipe == given.recipe or answer.verdict().fits is not Fits.FITS:
+        return None
+    quantity = boundary.quantity
+    return Room(boundary, f"{_WHAT[quantity]} {boundary.value:,}{_UNITS[quantity]}", keys)
 
 
 def changes_html(keys: Mapping[str, Any], root: str) -> str:

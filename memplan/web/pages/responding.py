@@ -10,6 +10,7 @@ from starlette.responses import Response
 from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
+from memplan.web.caching import conditional
 from memplan.web.errors import request_id_of
 from memplan.web.pages.rendering import STATIC, render, static_digest
 from memplan.web.problems import Problem
@@ -25,8 +26,10 @@ def root_of(request: Request) -> str:
 def page(request: Request, template: str, status: int = 200, /, **context: Any) -> Response:
     """A template as an answer."""
     path = str(request.scope["path"]).removeprefix(root_of(request))
-    html = render(template, root=root_of(request), here=path, **context)
-    return Response(html.encode(), status, {"Cache-Control": "no-cache"}, "text/html")
+    html = render(template, root=root_of(request), here=path, **context).encode()
+    if status == 200 and request.method == "GET":
+        return conditional(request, html, "text/html", 0)
+    return Response(html, status, {"Cache-Control": "no-store"}, "text/html")
 
 
 def error_page(request: Request, problem: Problem) -> Response:

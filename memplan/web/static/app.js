@@ -13,6 +13,13 @@ function queryOf(form) {
   return new URLSearchParams(said).toString();
 }
 
+/** Whether an input's text makes sense while it is typed: numbers and choices do, half a name does not. */
+function isWhole(input) {
+  if (input.tagName === "SELECT" || input.inputMode === "numeric" || !input.value.trim()) return true;
+  const known = input.list?.options ?? [];
+  return [...known].some((option) => option.value.toLowerCase() === input.value.trim().toLowerCase());
+}
+
 async function fetchHtml(url, signal) {
   const answer = await fetch(url, { signal, headers: { Accept: "text/html" } });
   const type = answer.headers.get("content-type") ?? "";
@@ -65,9 +72,9 @@ function replaceAnswer(html) {
   const words = fresh.querySelector("#verdict, #mistakes-title")?.textContent.trim() ?? "";
   announce.textContent = words;
   showStrip(fresh);
-  const query = fresh.dataset.query;
   const isWrong = Boolean(fresh.querySelector("#mistakes"));
-  history.replaceState(null, "", isWrong || !query ? `?${queryOf(form)}` : `?${query}`);
+  const query = isWrong ? queryOf(form) : fresh.dataset.query;
+  history.replaceState(null, "", location.pathname + (query && `?${query}`));
   if (words && !isWrong) document.title = `${words} · memplan`;
 }
 
@@ -149,10 +156,16 @@ document.addEventListener("click", async ({ target }) => {
 });
 
 if (form) {
-  form.addEventListener("input", () => {
-    document.getElementById("paste-state").value = queryOf(form);
+  const soon = () => {
     clearTimeout(timer);
     timer = setTimeout(update, DELAY_MS);
+  };
+  form.addEventListener("input", ({ target }) => {
+    document.getElementById("paste-state").value = queryOf(form);
+    if (isWhole(target)) soon();
+  });
+  form.addEventListener("change", ({ target }) => {
+    if (!isWhole(target)) soon();
   });
   // A short address: what is empty is not said. The model stays, so that its absence is noticed.
   form.addEventListener("formdata", ({ formData }) => {

@@ -14,7 +14,7 @@ NewPage = Callable[..., Page]
 
 FITS = "/?model=TinyLlama/TinyLlama-1.1B-Chat-v1.0&method=qlora&lora_r=16&gpu=rtx-4090"
 TOO_MUCH = "/?model=openai-community/gpt2-xl&method=full&gpu=rtx-5060"
-UNSURE = "/?model=openai-community/gpt2&method=dora&gpu=rtx-4090"
+UNSURE = "/?model=TinyLlama/TinyLlama-1.1B-Chat-v1.0&method=lora&gpu=mi300x"
 WRONG = "/?model=llama3&method=lora&lora_r=x&gpu=rtx-4099"
 PAGES = (
     "/", FITS, TOO_MUCH, UNSURE, WRONG, "/models", "/models/openai-community/gpt2", "/gpus", "/methods", "/about",
