@@ -105,6 +105,14 @@ def test_static_files_are_kept_by_their_digest(client: TestClient) -> None:
     assert client.get("/static/%2e%2e/app.py").status_code == 404
 
 
+def test_a_page_that_is_known_is_not_sent_again(client: TestClient) -> None:
+    first = client.get(f"/?{SMALL}")
+    again = client.get(f"/?{SMALL}", headers={"If-None-Match": first.headers["etag"]})
+    assert again.status_code == 304
+    assert not again.content
+    assert client.get("/?model=nope").headers["cache-control"] == "no-store"
+
+
 # -- the address ------------------------------------------------------------------------------------------
 
 

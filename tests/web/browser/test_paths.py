@@ -90,6 +90,20 @@ def test_live_answers_leave_the_form_alone(page: Page) -> None:
     assert page.locator("#f-micro_batch_size").input_value() == "2"
 
 
+def test_half_a_name_is_no_mistake(page: Page) -> None:
+    page.goto("/?gpu=t4")
+    model = page.locator("#f-model")
+    model.press_sequentially("gpt2-me")
+    page.wait_for_timeout(600)
+    assert page.locator("#error-model").count() == 0
+    assert page.locator("#verdict").count() == 0
+    model.fill("openai-community/gpt2-medium")
+    expect(page.locator("#verdict")).to_contain_text("Tesla T4")
+    model.fill("gpt2-me")
+    model.press("Tab")
+    expect(page.locator("#error-model")).to_contain_text("unknown model")
+
+
 def test_a_shared_link_is_the_same_page(new_page: NewPage) -> None:
     mine = new_page()
     mine.goto("/?model=gpt2&method=lora&lora_r=4&gpu=t4&padding=true")
