@@ -2,22 +2,30 @@
 
     python -m tests.web.fuzz --examples 2000
     python -m tests.web.fuzz --examples 2000 --operation estimate
+    python -m tests.web.fuzz --recipes 2000
 
 The document is narrowed for half of the requests, so that they name models, methods and GPUs that exist and get as far as
-the engine; the other half stays as wild as the document allows. Ends with 0 where no answer was a server error and every
-answer was one that the document describes.
+the engine; the other half stays as wild as the document allows. `--recipes` sends recipes many of which are answered: random
+choices of every model, method, optimizer, GPU and setting, and small configs of every size. Ends with 0 where no answer was a
+server error and every answer was one that the document describes.
 """
 
 from __future__ import annotations
 
 import argparse
+import http.client
 import json
+import random
 import subprocess
 import sys
 import tempfile
+import time
 import urllib.request
+from collections import Counter
 from pathlib import Path
 from typing import Any
+
+import jsonschema_rs
 
 from memplan.cards import card_ids
 from memplan.catalog.gpus import list_gpus
@@ -122,13 +130,125 @@ def fuzz(examples: int, operation: str | None = None, seed: int | None = None, p
         return code
 
 
+CONFIG_CHOICES: dict[str, tuple[Any, ...]] = {
+    "model_type": (
+        "llama",
+        "mistral",
+        "qwen2",
+        "qwen3",
+        "gemma2",
+        "mixtral",
+        "phi3",
+        "olmo2",
+        "gpt_neox",
+        "stablelm",
+        "phi",
+    ),
+    "hidden_size": (64, 256, 1024, 4096, 8192),
+    "intermediate_size": (1, 64, 1000, 11008),
+    "num_hidden_layers": (1, 2, 3, 31, 64, 1024),
+    "num_attention_heads": (4, 8, 64),
+    "num_key_value_heads": (1, 2, 4),
+    "vocab_size": (100, 32000, 262144, 4000000),
+    "tie_word_embeddings": (True, False),
+    "sliding_window": (None, 16, 4096),
+    "num_local_experts": (2, 8, 64),
+}
+RECIPE_CHOICES: dict[str, tuple[Any, ...]] = {
+    "micro_batch_size": (1, 2, 3, 8, 64, 65536),
+    "sequence_length": (1, 2, 17, 128, 512, 4096, 131072, 16777216),
+    "target_length": (1, 64),
+    "gradient_accumulation_steps": (1, 2, 3, 1000000),
+    "activation_checkpointing": (True, False, "reentrant", "non-reentrant"),
+    "attn_implementation": ("eager", "sdpa", "flash_attention_2"),
+    "padding": (True, False),
+    "packing": (True, False),
+    "use_cache": (True, False),
+    "keep_outputs": (True, False),
+    "expandable_segments": (True, False),
+    "num_added_tokens": (0, 1, 1000000),
+    "num_labels": (1, 3, 1000000),
+    "tie_word_embeddings": (True, False),
+    "max_grad_norm": (0, 1.0),
+    "torch_version": ("2.11", "2.12", "2.13", "2.14"),
+    "precision": ("fp32", "amp", "pure", "master", "master-fp32-grads"),
+    "dtype": _DTYPES,
+    "task": ("causal-lm", "sequence-classification", "token-classification", "feature-extraction", "masked-lm"),
+    "loss": ("default", "chunked", "fused_linear"),
+    "stack": ("transformers", "trl", "liger", "unsloth", "torchtune"),
+    "load_in_4bit": (True, False),
+    "load_in_8bit": (True, False),
+    "bnb_4bit_quant_type": ("nf4", "fp4"),
+    "bnb_4bit_use_double_quant": (True, False),
+    "lora_r": (1, 8, 16384),
+    "target_modules": ("all-linear", ["q_proj", "v_proj"], ".*proj", ["query_key_value"]),
+    "num_virtual_tokens": (1, 20, 65536),
+    "prepare_model_for_kbit_training": (True, False),
+    "autocast_adapter_dtype": (True, False),
+    "gpus": (1, 8, 65536),
+}
+
+
+def random_recipe(chosen: random.Random) -> dict[str, Any]:
+    """A recipe that is likely to be answered."""
+    if chosen.random() < 0.7:
+        model: Any = chosen.choice(card_ids())
+    else:
+        needed = ("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
+        model = {key: chosen.choice(CONFIG_CHOICES[key]) for key in needed}
+        model |= {key: chosen.choice(values) for key, values in CONFIG_CHOICES.items() if chosen.random() < 0.4}
+    recipe = {"model": model, "sequence_length": chosen.choice((16, 128, 512))}
+    known = {
+        "method": tuple(method.name for method in list_methods()),
+        "optim": tuple(name for name, row in optimizer_rows().items() if not row.unsupported),
+        "gpu": tuple(gpu.id for gpu in list_gpus()),
+    }
+    recipe |= {key: chosen.choice(names) for key, names in known.items() if chosen.random() < 0.6}
+    return recipe | {key: chosen.choice(values) for key, values in RECIPE_CHOICES.items() if chosen.random() < 0.07}
+
+
+def send_recipes(count: int, seed: int | None = None, path: str = "estimate") -> int:
+    """Send random recipes; returns 1 where an answer was a server error or not what the document says."""
+    chosen = random.Random(seed)
+    seen: Counter[str] = Counter()
+    slow: list[tuple[float, str]] = []
+    with running_service() as service:
+        with urllib.request.urlopen(service.url + "/openapi.json", timeout=10) as answer:
+            document = json.load(answer)
+        checks = {
+            status: jsonschema_rs.Draft202012Validator({"$ref": f"#/components/schemas/{name}", **document})
+            for status, name in ((200, path.capitalize()), (422, "Error"))
+        }
+        connection = http.client.HTTPConnection("127.0.0.1", service.port, timeout=30)
+        for _ in range(count):
+            recipe = random_recipe(chosen)
+            started = time.perf_counter()
+            connection.request("POST", f"/api/v1/{path}", json.dumps(recipe), {"Content-Type": "application/json"})
+            response = connection.getresponse()
+            body = json.loads(response.read())
+            slow.append((time.perf_counter() - started, json.dumps(recipe)))
+            good = response.status in checks and checks[response.status].is_valid(body)
+            seen[f"{response.status}" if good else f"{response.status}, not as documented"] += 1
+            if not good:
+                print(response.status, json.dumps(recipe), json.dumps(body)[:300])
+        connection.close()
+        print(*(line for line in service.log if " ERROR " in line or "Error" in line), sep="")
+    for seconds, text in sorted(slow, reverse=True)[:5]:
+        print(f"slow: {seconds:.2f} s {text}")
+    print(dict(seen))
+    return int(bool(set(seen) - {"200", "422"}))
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--examples", type=int, default=100, help="for each operation")
     parser.add_argument("--operation", help="only this operation id")
     parser.add_argument("--seed", type=int)
     parser.add_argument("--phases", help="of schemathesis, with commas between them")
+    parser.add_argument("--recipes", type=int, default=0, metavar="N", help="send N random recipes instead")
     given = parser.parse_args()
+    if given.recipes:
+        return send_recipes(given.recipes, given.seed, given.operation or "estimate")
     return fuzz(given.examples, given.operation, given.seed, given.phases)
 
 
