@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from memplan.errors import InputError, InvalidValueError, UnknownNameError
+from memplan.families import WITHOUT_SDPA
 from memplan.planner.optimizer_changes import optimizer_changes
 from memplan.planner.result import Change, Skipped, Tier
 from memplan.planner.training_changes import adapter_changes, method_changes, precision_changes
@@ -70,7 +71,7 @@ def loss(base: Resolved) -> Iterator[Change]:
 
 def attention(base: Resolved) -> Iterator[Change]:
     """A fused attention kernel instead of one that keeps every score."""
-    if base["attn_implementation"] == Attention.EAGER:
+    if base["attn_implementation"] == Attention.EAGER and base.config["model_type"] not in WITHOUT_SDPA:
         yield Change(
             id="sdpa",
             knob="attention",
@@ -191,7 +192,7 @@ def setting_peft(base: Resolved, key: str, flat: str, value: Any) -> dict[str, A
 KNOBS = (
     Knob("allocator", allocator, "segments can grow already"),
     Knob("loss", loss, "the loss is chunked or fused already, or is not that of a language model"),
-    Knob("attention", attention, "the attention kernel is fused already"),
+    Knob("attention", attention, "the attention kernel is fused already, or the model has no fused one"),
     Knob("outputs", caches, "neither outputs nor a key/value cache are kept"),
     Knob("optimizer", optimizer_changes, "no milder form of this optimizer is known"),
     Knob("batch", batch, "the micro-batch is one sequence"),
