@@ -52,5 +52,5 @@ def is_off(value: Any) -> bool:
 
 def nearest(key: str, known: Iterable[str]) -> str:
     """` (did you mean ...?)`, or nothing."""
-    found = closest(key, known, limit=1)
+    found = closest(key, sorted(known), limit=1)
     return f" (did you mean {found[0]}?)" if found else ""

@@ -75,6 +75,7 @@ class Reading:
         ignored: keys that have no bearing on memory.
         unknown_memory_like: keys that memplan does not know and whose names sound as if they had, with file and line.
         unsupported: what the files ask for and memplan has no rule for; with any, no verdict is `fits`.
+        open_length: why no file says the sequence length of a training loop, which then must be given.
     """
 
     keys: Mapping[str, Any]
@@ -84,6 +85,7 @@ class Reading:
     ignored: tuple[str, ...] = ()
     unknown_memory_like: tuple[str, ...] = ()
     unsupported: tuple[str, ...] = ()
+    open_length: str = ""
 
     @cached_property
     def recipe(self) -> Recipe:
@@ -106,7 +108,10 @@ class Reading:
                 f"no model is named in what was read ({self.format})",
                 hint="add the model, for example --model mistralai/Mistral-7B-v0.1, or its config.json",
             )
-        return Recipe(**keys).with_uncovered(self.uncovered)
+        texts = self.uncovered
+        if self.open_length and keys.get("sequence_length") is None:
+            texts = (*texts, self.open_length)
+        return Recipe(**keys).with_uncovered(texts)
 
     @property
     def uncovered(self) -> tuple[str, ...]:
@@ -300,9 +305,13 @@ class Draft:
         return found.value
 
     def use_or_default(self, source: Source, key: str, recipe_key: str, framework: str) -> Any:
-        """The value of `key`, or the framework's default, as `recipe_key`."""
+        """The value of `key`, of the type that the framework's default has, or that default, as `recipe_key`."""
+        from memplan.interop.defaults import framework_default
+
         if source.has(key):
-            self.use(source, key, recipe_key)
+            kind = type(framework_default(framework, key).value)
+            readers = {bool: source.flag, int: source.integer, float: source.number, str: source.text}
+            self.use(source, key, recipe_key, readers[kind](key))
         elif recipe_key not in self.keys:
             source.take(key)
             self.keys[recipe_key] = self.default(framework, key, recipe_key)
@@ -329,6 +338,12 @@ class Draft:
         for child in source.children.values():
             self.sort_rest(child, harmless)
 
+    def _open_length(self) -> str:
+        if "sequence_length" in self.keys or not ("open_length" in self.facts or "loop" in self.facts):
+            return ""
+        why = self.facts.get("open_length", "no file says how long sequences are")
+        return f"{why}: the longest one decides, give its sequence_length"
+
     def reading(self, formats: Sequence[str]) -> Reading:
         """What was read."""
         order = [*(key for key in Recipe.model_fields if key in self.keys), *self.keys]
@@ -340,4 +355,5 @@ class Draft:
             ignored=tuple(dict.fromkeys(self.ignored)),
             unknown_memory_like=tuple(dict.fromkeys(self.unknown)),
             unsupported=tuple(dict.fromkeys(self.unsupported)),
+            open_length=self._open_length(),
         )

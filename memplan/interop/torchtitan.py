@@ -70,11 +70,11 @@ def read(source: Source, draft: Draft) -> None:
     _read_parallelism(source, draft)
     _read_optimizer(source.sub("optimizer"), draft)
     _read_checkpointing(source.sub("activation_checkpoint"), draft)
-    for key in ("float8", "mx", "quantize"):
-        section = source.sub(key)
-        if section.get("enable_float8_linear") or section.get("enable_fsdp_float8_all_gather") or section.get("linear"):
-            draft.refuse(source, key, f"training in {key}")
-        section.take(*map(str, section.data))
+    old = source.sub("float8")
+    if old.flag("enable_float8_linear"):
+        draft.refuse(old, "enable_float8_linear", "training in fp8")
+    for key in ("float8", "mx", "quantize"):  # options of converters, which model.converters switches on
+        source.sub(key).take(*map(str, source.sub(key).data))
     for key in (
         "job",
         "profiling",
@@ -103,6 +103,9 @@ def _read_model(model: Source, draft: Draft) -> None:
         key,
         f"torchtitan's own {name or 'model'} {flavor}: the step is walked as transformers runs it".replace(" :", ":"),
     )
+    converters = model.get("converters")
+    if converters:
+        draft.refuse(model, "converters", f"converters {converters}")
     model.take(*map(str, model.data))
 
 

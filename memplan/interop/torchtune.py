@@ -210,7 +210,7 @@ def _read_data(source: Source, draft: Draft) -> None:
     if length is not None:
         draft.use(tokenizer, "max_seq_len", "sequence_length", length)
     else:
-        draft.refuse(tokenizer, "max_seq_len", "max_seq_len = null: no sequence is cut, so the longest one decides")
+        draft.facts["open_length"] = f"{tokenizer.place('max_seq_len')}: max_seq_len = null cuts no sequence"
     dataset = source.data.get("dataset")
     if isinstance(dataset, Mapping):
         section = source.sub("dataset")

@@ -63,7 +63,7 @@ def _read_lengths(source: Source, draft: Draft) -> None:
     if source.has(key):
         draft.use(source, key, "sequence_length", source.integer(key))
     elif key in source.data:
-        draft.refuse(source, key, "max_length = null: no sequence is cut, so the longest one decides")
+        draft.facts["open_length"] = f"{source.place(key)}: {key} = null cuts no sequence"
     else:
         draft.keys["sequence_length"] = draft.default("trl", "max_length", "sequence_length")
     source.take("max_length", "pad_to_multiple_of", "padding_free")

@@ -16,6 +16,8 @@ def reading_report(reading: Reading) -> Report:
     blocks.append(Facts(tuple((key, value_text(value)) for key, value in reading.keys.items()), "Recipe"))
     if reading.unsupported:
         blocks.append(Bullets("Not covered: no answer about this run is `fits`", reading.unsupported, "unsure"))
+    if reading.open_length:
+        blocks.append(Bullets("To be given", (reading.open_length,), "unsure"))
     if reading.unknown_memory_like:
         blocks.append(Bullets("Unknown, and sounds like memory", reading.unknown_memory_like, "unsure"))
     if reading.used:
@@ -59,4 +61,5 @@ def reading_json(reading: Reading) -> dict[str, Any]:
         "ignored": list(reading.ignored),
         "unknown_memory_like": list(reading.unknown_memory_like),
         "unsupported": list(reading.unsupported),
+        "open_length": reading.open_length,
     }
