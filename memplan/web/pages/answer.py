@@ -13,7 +13,7 @@ from memplan.report.estimate import headline
 from memplan.report.tree import Headline
 from memplan.report.wording import component_name, gib, model_name, moment
 from memplan.resolve import USER
-from memplan.units import format_bytes
+from memplan.units import GIB, format_bytes
 from memplan.web.charts import Bar, Timeline, bar_of, timeline_of
 from memplan.web.pages.copying import Copy, copies
 from memplan.web.pages.known import Known, family_and_method, known
@@ -74,6 +74,12 @@ class Answer:
         """`fits`, `uncertain`, `does_not_fit`, or `none` where no GPU is named."""
         report = self.estimate.verdict_report
         return report.fits.value if report is not None else "none"
+
+    @property
+    def short(self) -> str:
+        """Need and card in as few words as a small screen has room for."""
+        report, need = self.estimate.verdict_report, self.estimate.peak.device_bytes
+        return gib(need) if report is None else f"{need / GIB:,.1f} of {report.usable_bytes / GIB:,.1f} GiB"
 
     @property
     def at(self) -> str:

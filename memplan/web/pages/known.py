@@ -25,12 +25,14 @@ class Known:
 
     Attributes:
         about: which records, in words.
+        source, title: of the records, short and in words.
         runs: how many were measured.
         lowest, highest: signed errors in percent; negative where memory was under-predicted.
     """
 
     about: str
     source: str
+    title: str
     level: str
     runs: int
     lowest: float
@@ -86,9 +88,10 @@ def _summed(about: str, found: list[Row]) -> Iterator[Known]:
     groups: dict[tuple[str, str], list[Row]] = {}
     for row in found:
         groups.setdefault((row.source, row.level), []).append(row)
+    titles = {file.name: file.title for file in record_files()}
     for (source, level), members in groups.items():
         errors = [error for row in members for error in row.errors]
-        yield Known(about, source, level, sum(row.runs for row in members), min(errors), max(errors))
+        yield Known(about, source, titles[source], level, sum(row.runs for row in members), min(errors), max(errors))
 
 
 @lru_cache(maxsize=1)

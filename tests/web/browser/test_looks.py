@@ -17,7 +17,7 @@ TOO_MUCH = "/?model=openai-community/gpt2-xl&method=full&gpu=rtx-5060"
 UNSURE = "/?model=TinyLlama/TinyLlama-1.1B-Chat-v1.0&method=lora&gpu=mi300x"
 WRONG = "/?model=llama3&method=lora&lora_r=x&gpu=rtx-4099"
 PAGES = (
-    "/", FITS, TOO_MUCH, UNSURE, WRONG, "/models", "/models/openai-community/gpt2", "/gpus", "/methods", "/about",
+    "/", FITS, TOO_MUCH, UNSURE, WRONG, "/models", "/models/openai-community/gpt2", "/gpus", "/methods", "/about", "/api/docs",
     FITS.replace("/?", "/receipt?"),
 )  # fmt: skip
 AXE = files("axe_playwright_python").joinpath("axe.min.js").read_text(encoding="utf-8")
@@ -33,7 +33,7 @@ def _show_all(page: Page) -> None:
 
 
 _LOOKED_AT = {
-    "light": ("/", FITS, TOO_MUCH, UNSURE, WRONG, "/models/openai-community/gpt2", "/methods", "/about"),
+    "light": ("/", FITS, TOO_MUCH, UNSURE, WRONG, "/models/openai-community/gpt2", "/methods", "/about", "/api/docs"),
     "dark": ("/", FITS, WRONG),
 }
 
