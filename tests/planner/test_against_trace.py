@@ -23,11 +23,6 @@ LORA = {**FULL, "method": "lora", "lora_r": 8, "target_modules": "all-linear", "
 CASES: dict[str, tuple[dict[str, Any], float, set[str]]] = {
     "full": (FULL, 3.6, {"batch", "method"}),
     "LoRA": (LORA, 3.3, {"batch", "sequence"}),
-    "eager in float32": (
-        {**FULL, "dtype": "float32", "attn_implementation": "eager", "optim": "adamw_torch", "micro_batch_size": 4},
-        4.2,
-        {"batch", "optimizer"},
-    ),
 }
 
 

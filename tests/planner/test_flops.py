@@ -59,7 +59,6 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     ),
     "last layer only": (LLAMA, {"trainable": ["model.layers.2"]}),
     "head only": (LLAMA, {"trainable": ["lm_head"]}),
-    "phi3": (PHI3, {"attn_implementation": "eager"}),
     "phi3, LoRA": (PHI3, {**ALL_LINEAR}),
     "gpt2, checkpointed": (GPT2, {"attn_implementation": "eager", "activation_checkpointing": True}),
     "gpt_neox": (NEOX, {"attn_implementation": "eager"}),

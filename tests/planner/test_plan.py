@@ -102,7 +102,7 @@ KEEPABLE = (
 )  # fmt: skip
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=6, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     keep=st.sets(st.sampled_from(KEEPABLE), max_size=5),
     keys=st.sampled_from([FULL, LORA, QLORA, EAGER]),

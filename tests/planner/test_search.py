@@ -109,7 +109,11 @@ def _tiers_and_severity(one: Tried) -> tuple[Any, ...]:
     return (tiers, sum(change.strength for change in one.changes if change.tier is Tier.DIFFERENT_TRAINING))
 
 
-@pytest.mark.parametrize(("name", "gib"), [(name, gib) for name, (_, budgets) in CASES.items() for gib in budgets])
+# The other recipes and combinations of three take minutes.
+IN_CI = ("LoRA", "eager", "accumulated")
+
+
+@pytest.mark.parametrize(("name", "gib"), [(name, gib) for name in IN_CI for gib in CASES[name][1]])
 def test_no_smaller_and_no_cheaper_combination_is_missed(name: str, gib: float) -> None:
     limit = limit_of(None, budget(gib))
     found = plan(Recipe(**CASES[name][0]), budget_bytes=budget(gib), max_changes=2)
@@ -124,7 +128,7 @@ def test_nor_among_combinations_of_three(name: str, gib: float) -> None:
     check(found, everything(name, 3), limit)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", IN_CI)
 def test_budgets_divide_the_space(name: str) -> None:
     """The test above would prove little if everything fitted, or nothing."""
     _, budgets = CASES[name]
@@ -133,7 +137,9 @@ def test_budgets_divide_the_space(name: str) -> None:
     assert max(counts) > 10 * max(min(counts), 1)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name", [name if name in IN_CI else pytest.param(name, marks=pytest.mark.full_matrix) for name in CASES]
+)
 def test_nothing_in_the_front_is_beaten_and_all_else_is(name: str) -> None:
     keys, budgets = CASES[name]
     recipe = Recipe(**keys)
@@ -164,7 +170,7 @@ def _ratio(recipe: Recipe, one: Tried) -> float:
     return round(per_token(recipe.replace(**merged(one.changes, recipe))) / per_token(recipe), 3)
 
 
-QUICK = ("Llama-3.2-1B, full, RTX 4090", "Llama-3.1-8B, full, H100", "Phi-3-mini, full, A100 40GB")
+QUICK = ("Llama-3.2-1B, full, RTX 4090", "Llama-3.1-8B, full, H100")
 
 
 @pytest.mark.parametrize(
