@@ -21,7 +21,8 @@ class LossOps(AttentionOps):
             batch, length, vocabulary = logits.shape
             logits = ops.to(self, logits, DType.FLOAT32)
             padded = self.new((batch, length + 1), DType.INT64, "constant_pad_nd")
-            labels = self.new((batch, length), DType.INT64, "clone")
+            # `labels[..., 1:].contiguous()`: a single row is contiguous as it is.
+            labels = padded if batch == 1 else self.new((batch, length), DType.INT64, "clone")
             logits = self.view(logits, (batch * length, vocabulary))
             loss = cross_entropy(self, logits, labels)
             del padded

@@ -133,6 +133,22 @@ class AttentionChooser:
             target = torch.get_autocast_dtype("cuda")
             query, key, value = (_autocast(tensor, target) for tensor in (query, key, value))
             attn_mask = _autocast(attn_mask, target) if attn_mask is not None else None
+            # Autocast's wrapper takes itself out of the dispatch, so what the math path calls is not cast once more.
+            with torch.autocast("cuda", enabled=False):
+                return self._attend(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
+        return self._attend(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
+
+    def _attend(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attn_mask: torch.Tensor | None,
+        dropout_p: float,
+        is_causal: bool,
+        scale: float | None,
+        enable_gqa: bool,
+    ) -> torch.Tensor:
         backend = self.backend
         if backend is AttentionBackend.AUTO:
             backend = self.choose(query, key, value, attn_mask, dropout_p, is_causal)
