@@ -22,6 +22,8 @@ from memplan.resolve import Resolved
 # The shortest sequence and the lowest rank that are proposed.
 SHORTEST_SEQUENCE = 128
 LOWEST_RANK = 4
+# A batch with more divisors than this is divided by halvings.
+MOST_PARTS = 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +99,7 @@ def caches(base: Resolved) -> Iterator[Change]:
 def batch(base: Resolved) -> Iterator[Change]:
     """Smaller micro-batches: with their product kept by accumulation, or without."""
     size, steps = base["micro_batch_size"], base["gradient_accumulation_steps"]
-    smaller = [part for part in range(size - 1, 0, -1) if size % part == 0]
+    smaller = _parts(size)
     for strength, part in enumerate(smaller):
         yield Change(
             id=f"micro-batch-{part}",
@@ -126,6 +128,15 @@ def batch(base: Resolved) -> Iterator[Change]:
             strength=strength,
             note=f"a step sees {part * steps} sequences instead of {size * steps}",
         )
+
+
+def _parts(size: int) -> list[int]:
+    """Smaller batches that divide `size`, largest first; where there are many, one for each halving."""
+    parts = [part for part in range(size // 2, 0, -1) if size % part == 0]
+    if len(parts) <= MOST_PARTS:
+        return parts
+    halvings = [size >> power for power in range(1, size.bit_length())]
+    return list(dict.fromkeys(next(part for part in parts if part <= half) for half in halvings))
 
 
 def checkpointing(base: Resolved) -> Iterator[Change]:

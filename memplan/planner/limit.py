@@ -9,7 +9,7 @@ from memplan.catalog.gpus import Gpu, get_gpu
 from memplan.errors import InputError, InvalidValueError
 from memplan.estimate import Estimate, Fits, VerdictReport
 from memplan.units import format_bytes
-from memplan.verdict import judge
+from memplan.verdict import judge, run_of_estimate
 
 BUDGET = "budget"
 # Nothing trains within less than a CUDA context; a smaller number is a unit mistaken.
@@ -42,7 +42,7 @@ class Limit:
         """The verdict on an estimate that was made for `gpu`."""
         if self.judged is self.gpu:
             return estimate.verdict(self.judged.id)
-        return judge(self.judged, estimate.peak.reserved_bytes, bool(estimate.unsupported))
+        return judge(self.judged, estimate.peak.reserved_bytes, bool(estimate.unsupported), run_of_estimate(estimate))
 
     def best_case(self, live_bytes: int) -> Fits:
         """The best verdict that a run can have whose live peak is `live_bytes`: as if the allocator added nothing."""

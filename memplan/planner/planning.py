@@ -22,7 +22,7 @@ from memplan.recipe import Recipe
 from memplan.resolve import resolve
 
 DEFAULT_MAX_CHANGES = 3
-MOST_CHANGES = 6
+MOST_CHANGES = 4
 # Keys whose complete value is no value that a user could have said.
 _NOT_PINNED = frozenset({"model", "peft", "method", "quantization_config", "task"})
 

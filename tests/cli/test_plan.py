@@ -101,7 +101,7 @@ def test_lengths(run: Run, tmp_path: Path) -> None:
         (("--gpu", "t4", "--prices", "t4=free"), "above 0"),
         (("--gpu", "t4", "--lengths", "lengths.txt"), "no such file"),
         (("--gpu", "t4", "--max-changes", "many"), "whole number"),
-        (("--gpu", "t4", "--max-changes", "9"), "1 to 6"),
+        (("--gpu", "t4", "--max-changes", "9"), "1 to 4"),
         (("--gpu", "t4", "--tier", "7"), "hardware"),
         (("--gpu", "t4", "--json", "--markdown"), "exclude"),
         (("--gpu", "t4", "--fail-on", "doubt"), "uncertain"),

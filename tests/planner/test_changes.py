@@ -64,6 +64,15 @@ def test_accumulation_keeps_the_product(size: int, steps: int) -> None:
     assert ("no-accumulation" in found) == (steps > 1)
 
 
+def test_a_batch_of_many_divisors_is_halved() -> None:
+    found = changes(**{**FULL, "micro_batch_size": 55_440})
+    parts = [one.sets["micro_batch_size"] for one in found.values() if one.id.startswith("micro-batch-")]
+    assert all(55_440 % part == 0 for part in parts)
+    assert parts == sorted(parts, reverse=True)
+    assert (parts[0], parts[-1]) == (27_720, 1)
+    assert len(parts) <= 16
+
+
 def test_fused_attention_only_where_scores_are_kept_and_the_model_has_it() -> None:
     assert "sdpa" not in changes(**FULL)
     assert changes(**EAGER)["sdpa"].tier is Tier.SAME_RESULT
