@@ -92,7 +92,7 @@ def test_where_it_fits_the_room_is_told() -> None:
     changes = changes_of(recipe)
     assert changes.fits_already
     found = {room.boundary.key: room for room in changes.room}
-    assert set(found) >= {"micro_batch_size", "sequence_length"}
+    assert set(found) == {"micro_batch_size", "sequence_length"}
     for key, room in found.items():
         assert estimate(**room.keys).verdict().fits is Fits.FITS
         if room.boundary.next_value is not None:
@@ -100,7 +100,7 @@ def test_where_it_fits_the_room_is_told() -> None:
 
 
 def test_what_is_not_covered_is_never_said_to_fit() -> None:
-    keys = {"model": "TinyLlama/TinyLlama-1.1B-Chat-v1.0", "method": "lora", "gpu": "mi300x"}
+    keys = {"model": "openai-community/gpt2", "method": "lora", "gpu": "mi300x"}
     changes = changes_of(Recipe(**keys))
     assert changes.not_covered
     assert not changes.room
@@ -108,7 +108,8 @@ def test_what_is_not_covered_is_never_said_to_fit() -> None:
     assert all(place.gpu.vendor == "NVIDIA" for place in changes.gpus)
     page = changes_html(keys, "")
     assert "Nothing that was tried can be said to fit." in page
-    assert "Not covered here: the kernels of MI300X" in page
+    assert "Not covered here: " in page
+    assert "the kernels of MI300X" in page
 
 
 def test_without_a_gpu_there_is_nothing_to_search() -> None:

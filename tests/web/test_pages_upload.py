@@ -79,6 +79,14 @@ def test_an_adapter_becomes_the_method(client: TestClient) -> None:
     assert 'data-name="adapters"' in page.text
 
 
+def test_a_mistake_in_the_form_is_not_lost(client: TestClient) -> None:
+    answer = _send(client, json.dumps(LLAMA), state="micro_batch_size=four&gpu=t4")
+    page = client.get(answer.headers["location"])
+    assert page.status_code == 422
+    assert 'value="four"' in page.text
+    assert "&#34;model_type&#34;:&#34;llama&#34;" in page.text
+
+
 @pytest.mark.parametrize("card_id", card_ids()[::9])
 def test_the_shortest_config_is_the_same_model(card_id: str) -> None:
     config = load_card(card_id).config

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from memplan.engine import estimate as analytic
-from memplan.errors import InputError, MemplanError
+from memplan.errors import MemplanError
 from memplan.estimate import Fits
 from memplan.planner import Boundary, Plan, Proposal, Quantity, Tier, plan
 from memplan.recipe import Recipe
@@ -27,8 +27,9 @@ TIERS = {
     Tier.DIFFERENT_TRAINING: "another training run",
     Tier.HARDWARE: "other hardware",
 }
-_WHAT = {"batch": "micro-batches of", "sequence": "sequences of", "rank": "rank"}
-_UNITS = {"batch": "", "sequence": " tokens", "rank": ""}
+# What costs milliseconds to search, and what people ask for: each rank is another adapter to describe, each model a walk.
+_ASKED: tuple[Quantity, ...] = ("batch", "sequence")
+_WORDS = {"batch": "micro-batches of {:,}", "sequence": "sequences of {:,} tokens"}
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ class Changes:
 def changes_of(recipe: Recipe) -> Changes:
     """The planner's proposals for a recipe with a GPU."""
     fits_already = analytic(recipe).verdict().fits is Fits.FITS
-    found = _plan(recipe, ("batch", "sequence", "rank") if fits_already else ())
+    found = plan(recipe, largest=_ASKED if fits_already else ())
     least = int(_WORTH_SAYING * found.current.peak.device_bytes) if fits_already else 0
     fitting = [entry for entry in found.singles if entry.fits is Fits.FITS and (entry.saves_bytes or 0) > least]
     picked = {proposal.title: proposal for proposal in (found.smallest, found.cheapest) if proposal is not None}
@@ -89,17 +90,8 @@ def changes_of(recipe: Recipe) -> Changes:
     return Changes(found, tuple(best), found.uncertain[:_SHOWN], room, others[:3])
 
 
-def _plan(recipe: Recipe, largest: tuple[Quantity, ...]) -> Plan:
-    try:
-        return plan(recipe, largest=largest)
-    except InputError:
-        if "rank" not in largest:
-            raise
-        return plan(recipe, largest=tuple(quantity for quantity in largest if quantity != "rank"))
-
-
 def _room(recipe: Recipe, boundary: Boundary) -> Room | None:
-    """The boundary as a recipe; None where it is the recipe as given, or the flat key cannot say it."""
+    """The boundary as a recipe; None where it is the recipe as given."""
     if boundary.value is None:
         return None
     keys = {**recipe.said(), boundary.key: boundary.value}
@@ -109,8 +101,7 @@ def _room(recipe: Recipe, boundary: Boundary) -> Room | None:
         return None
     if answer.recipe == given.recipe or answer.verdict().fits is not Fits.FITS:
         return None
-    quantity = boundary.quantity
-    return Room(boundary, f"{_WHAT[quantity]} {boundary.value:,}{_UNITS[quantity]}", keys)
+    return Room(boundary, _WORDS[boundary.quantity].format(boundary.value), keys)
 
 
 def changes_html(keys: Mapping[str, Any], root: str) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import quote_plus
 
 from memplan import interop
 from memplan.documents import parse_json
@@ -38,10 +39,12 @@ def read_upload(text: str, name: str, state: str, max_query_bytes: int) -> Answe
         InputError: it says what an address cannot hold.
     """
     found = keys_of(text, name)
-    kept = dict(read_query(state.encode("ascii", "replace")).keys)
-    if "peft" in found or "method" in found:
-        kept = {key: value for key, value in kept.items() if key not in _OF_AN_ADAPTER}
-    query = query_of({**kept, **found})
+    before = read_query(state.encode("ascii", "replace"))
+    replaced = {*found, *(_OF_AN_ADAPTER if {"peft", "method"} & set(found) else ())}
+    query = query_of({**{key: value for key, value in before.keys.items() if key not in replaced}, **found})
+    for key, text in before.texts.items():
+        if key not in before.keys and key not in replaced:  # a mistake that the page shows, and must not lose
+            query += f"&{key}={quote_plus(text)}"
     if len(query) > max_query_bytes:
         raise InputError(
             f"this config takes {len(query):,} characters of an address, and the service allows {max_query_bytes:,}",

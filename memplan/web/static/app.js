@@ -117,6 +117,9 @@ async function load(section) {
     const { html } = await fetchHtml(section.dataset.src);
     body.innerHTML = html;
     section.classList.add("loaded");
+    const current = body.querySelector("tr.current");
+    const region = current?.closest(".scroll");
+    if (region) region.scrollTop = current.offsetTop - region.clientHeight / 2;
   } catch {
     // the link stays
   }

@@ -13,8 +13,8 @@ from playwright.sync_api import Page, expect
 NewPage = Callable[..., Page]
 
 FITS = "/?model=TinyLlama/TinyLlama-1.1B-Chat-v1.0&method=qlora&lora_r=16&gpu=rtx-4090"
-TOO_MUCH = "/?model=openai-community/gpt2-xl&method=full&gpu=rtx-5060"
-UNSURE = "/?model=TinyLlama/TinyLlama-1.1B-Chat-v1.0&method=lora&gpu=mi300x"
+TOO_MUCH = "/?model=TinyLlama/TinyLlama-1.1B-Chat-v1.0&method=full&gpu=rtx-5060"
+UNSURE = "/?model=TinyLlama/TinyLlama-1.1B-Chat-v1.0&method=qlora&lora_r=16&gpu=mi300x"
 WRONG = "/?model=llama3&method=lora&lora_r=x&gpu=rtx-4099"
 PAGES = (
     "/", FITS, TOO_MUCH, UNSURE, WRONG, "/models", "/models/openai-community/gpt2", "/gpus", "/methods", "/about", "/api/docs",
@@ -28,7 +28,7 @@ def _show_all(page: Page) -> None:
     """Load every section, and open what is folded."""
     for section in page.locator(".later").all():
         section.scroll_into_view_if_needed()
-        expect(section).to_have_class("card later loaded")
+        expect(section).to_have_class("card later loaded", timeout=20_000)
     page.evaluate("document.querySelectorAll('details:not([name])').forEach((entry) => (entry.open = true))")
 
 
