@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from memplan.dtypes import DType
+from memplan.errors import InvalidValueError
 from memplan.step.attention import AttentionOps
 from memplan.step.tensor import Tensor
 
@@ -53,6 +54,9 @@ def layer_masks(t: AttentionOps, dtype: DType, config: Mapping[str, Any]) -> lis
         t: the tape.
         dtype: of the embeddings; additive masks have it.
         config: normalised; `layer_types` and `sliding_window` may be absent.
+
+    Raises:
+        InvalidValueError: layers slide, and no window is given.
     """
     window: int | None = config.get("sliding_window")
     types = config.get("layer_types")
@@ -60,7 +64,9 @@ def layer_masks(t: AttentionOps, dtype: DType, config: Mapping[str, Any]) -> lis
         mask = sliding_window_mask(t, dtype, window) if window else t.causal_mask(dtype)
         return [mask] * config["num_hidden_layers"]
     masks = {"full_attention": t.causal_mask(dtype)}
-    if "sliding_attention" in types and window:
+    if "sliding_attention" in types:
+        if not window:  # masking_utils.py, create_sliding_window_causal_mask refuses it as well
+            raise InvalidValueError("sliding_window", window, "the width of the window: some of its layers slide")
         masks["sliding_attention"] = sliding_window_mask(t, dtype, window)
     return [masks[layer_type] for layer_type in types]
 

@@ -52,13 +52,13 @@ class Answers:
         self.hits = 0
         self._asked: dict[bytes, asyncio.Task[Kept]] = {}
 
-    async def get(self, function: Callable[..., Answer], /, *args: Any, apart_seconds: float | None = None) -> Kept:
+    async def get(self, function: Callable[..., Answer], /, *args: Any, slow: bool = False) -> Kept:
         """What `function(*args)` answers, with its ETag.
 
         Args:
             function: of `memplan.web.tasks`.
             args: bytes, text and numbers.
-            apart_seconds: for what takes longer than others should wait: it gets a process of its own, for so long.
+            slow: whether it may take seconds; estimates do not wait for it then.
 
         Raises:
             ProblemError: the question is wrong, or there was no answer in time.
@@ -69,17 +69,15 @@ class Answers:
         if kept is not None:
             self.hits += 1
         else:
-            kept = await self._asked_once(key, function, args, apart_seconds)
+            kept = await self._asked_once(key, function, args, slow)
         if isinstance(kept.answer, Problem):
             raise ProblemError(kept.answer)
         return kept
 
-    async def _asked_once(
-        self, key: bytes, function: Callable[..., Answer], args: tuple[Any, ...], apart_seconds: float | None
-    ) -> Kept:
+    async def _asked_once(self, key: bytes, function: Callable[..., Answer], args: tuple[Any, ...], slow: bool) -> Kept:
         task = self._asked.get(key)
         if task is None:
-            task = asyncio.create_task(self._compute(key, function, args, apart_seconds))
+            task = asyncio.create_task(self._compute(key, function, args, slow))
             self._asked[key] = task
             task.add_done_callback(lambda done: self._finish(key, done))
         # One of those who wait may go away; the others still want the answer.
@@ -90,15 +88,10 @@ class Answers:
         if not task.cancelled():
             task.exception()  # seen, even where all who waited have gone
 
-    async def _compute(
-        self, key: bytes, function: Callable[..., Answer], args: tuple[Any, ...], apart_seconds: float | None
-    ) -> Kept:
+    async def _compute(self, key: bytes, function: Callable[..., Answer], args: tuple[Any, ...], slow: bool) -> Kept:
         answer: Answer | Problem
         try:
-            if apart_seconds is None:
-                answer = await self.work.run(function, *args)
-            else:
-                answer = await self.work.run_apart(function, *args, timeout_seconds=apart_seconds)
+            answer = await self.work.run(function, *args, slow=slow)
         except ProblemError as error:
             if error.problem.status >= 500:
                 raise

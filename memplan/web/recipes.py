@@ -10,8 +10,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from memplan.cards import resolve_model
+from memplan.errors import InvalidValueError
 from memplan.recipe import Recipe
 from memplan.web.patterns import check_patterns
+
+# The work grows with the layers; the largest published models have about half of these.
+MAX_LAYERS = 256
+_LAYER_KEYS = (("depth", "encoder_layers", "num_hidden_layers", "num_layers"), ("decoder_layers", "num_decoder_layers"))
+_LOCALLY = "`memplan` on your own machine takes it"
 
 # Keys whose texts may be matched against module names as regular expressions.
 _PATTERN_KEYS = (
@@ -32,11 +38,23 @@ def recipe_of(keys: Mapping[str, Any]) -> Recipe:
         keys: recipe keys with plain values.
 
     Raises:
-        InputError: as for `Recipe`; a model that is no card and no config object; a pattern that could take forever.
+        InputError: as for `Recipe`; a model that is no card and no config object; a pattern that could take
+            forever; more layers than this service walks.
     """
     recipe = Recipe(**keys)
     for key in _PATTERN_KEYS:
         check_patterns(key, getattr(recipe, key))
     model = resolve_model(recipe.model, allow_paths=False)  # raises; a card stays the same card when paths are allowed
     check_patterns("model", model.config.get("quantization_config"))
+    layers = _layers_of(model.config)
+    if layers > MAX_LAYERS:
+        raise InvalidValueError(
+            "model", f"{layers} layers", f"at most {MAX_LAYERS} layers in this service", hint=_LOCALLY
+        )
     return recipe
+
+
+def _layers_of(config: Mapping[str, Any]) -> int:
+    """Layers of a model, towers and decoders included."""
+    own = sum(max((config[key] for key in keys if isinstance(config.get(key), int)), default=0) for keys in _LAYER_KEYS)
+    return own + sum(_layers_of(part) for part in config.values() if isinstance(part, Mapping))

@@ -19,9 +19,11 @@ class Settings:
         max_depth: of nested objects and lists in JSON.
         max_batch: recipes in one batch.
         timeout_seconds: for one answer, waiting included.
+        slow_timeout_seconds: for one answer that takes many estimates, such as a plan.
+        slow_idle_seconds: after which the process for those ends.
         batch_timeout_seconds: for all answers of a batch.
         body_timeout_seconds: for a request's body to arrive.
-        processes: that compute answers, beside the one that speaks HTTP.
+        processes: that compute estimates, beside the one that speaks HTTP and the one for plans.
         max_waiting: requests that may wait for a process before others are turned away.
         cache_bytes: of answers kept; 0 keeps none.
         rate_limit: requests a minute and client; None sets no limit.
@@ -36,6 +38,8 @@ class Settings:
     max_depth: int = 32
     max_batch: int = 1000
     timeout_seconds: float = 5.0
+    slow_timeout_seconds: float = 20.0
+    slow_idle_seconds: float = 60.0
     batch_timeout_seconds: float = 60.0
     body_timeout_seconds: float = 10.0
     processes: int = 1

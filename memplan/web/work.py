@@ -90,91 +90,50 @@ class _Worker:
         self.process.wait()
 
 
-class Work:
-    """The computing processes of one service. Belongs to one event loop at a time."""
+class _Lane:
+    """Processes that take jobs from one queue, first come first served.
 
-    def __init__(self, settings: Settings) -> None:
-        self.settings = settings
-        self._loop: asyncio.AbstractEventLoop | None = None
+    Args:
+        processes: how many.
+        max_waiting: jobs that may wait.
+        idle_seconds: after so long without a job its processes end, and start again with the next; None keeps them.
+    """
+
+    def __init__(self, processes: int, max_waiting: int, idle_seconds: float | None = None) -> None:
+        self.processes = processes
+        self.max_waiting = max_waiting
+        self.idle_seconds = idle_seconds
+        self.waiters: deque[asyncio.Future[_Worker]] = deque()
         self._idle: list[_Worker] = []
         self._all: set[_Worker] = set()
-        self._waiters: deque[asyncio.Future[_Worker]] = deque()
         self._exchanges: set[asyncio.Task[bytes | Problem]] = set()
-        self._apart = asyncio.Semaphore(1)
+        self._end: asyncio.TimerHandle | None = None
+        self._stopped = False
 
     def start(self) -> None:
-        """Start the processes; `run` does it where nobody did."""
-        self._loop = asyncio.get_running_loop()
-        for _ in range(self.settings.processes):
-            self._begin()
+        while len(self._all) < self.processes:
+            worker = _Worker()
+            self._all.add(worker)
+            self._give(worker)
 
-    def stop(self) -> None:
-        """End the processes."""
-        running, self._loop = self._loop, None
-        if running is asyncio.get_running_loop():
+    def stop(self, *, same_loop: bool) -> None:
+        self._stopped = True
+        if same_loop:
             for exchange in self._exchanges:
                 exchange.cancel()
-        self._exchanges.clear()
-        while self._all:
-            self._all.pop().end()
-        self._idle.clear()
-        self._waiters.clear()
+            self._keep()
+        self._end_all()
 
-    @property
-    def waiting(self) -> int:
-        """Requests that wait for a process."""
-        return len(self._waiters)
-
-    async def run(self, function: Callable[..., Answer], /, *args: Any, timeout_seconds: float | None = None) -> Answer:
-        """What `function(*args)` returns, computed in another process.
-
-        Args:
-            function: of a module, not nested.
-            args: plain values.
-            timeout_seconds: for waiting and computing together; by default that of the settings.
-
-        Raises:
-            ProblemError: a deliberate error, or no answer in time.
-            WorkerBugError: any other exception.
-        """
+    async def run(self, job: bytes, deadline: float) -> bytes | Problem:
         loop = asyncio.get_running_loop()
-        if self._loop is not loop:
-            self.stop()
-            self.start()
-        seconds = self.settings.timeout_seconds if timeout_seconds is None else timeout_seconds
-        deadline = loop.time() + seconds
+        self._keep()
+        self.start()
         worker = await self._take(loop, deadline)
         # Who waits may go away; the process is free again when it has answered, and not before.
-        exchange = loop.create_task(self._exchange(worker, frame((function, args)), deadline))
+        exchange = loop.create_task(self._exchange(worker, job, deadline))
         self._exchanges.add(exchange)
-        exchange.add_done_callback(self._exchanges.discard)
-        reply = await asyncio.shield(exchange)
-        if isinstance(reply, Problem):
-            log.warning("%s: %s", function.__name__, reply.message)
-        answer: Answer = _unwrap(reply)
-        return answer
-
-    async def run_apart(self, function: Callable[..., Answer], /, *args: Any, timeout_seconds: float) -> Answer:
-        """As `run`, in a process of its own that ends with the job: for what would keep others waiting for seconds.
-
-        Raises:
-            ProblemError: a deliberate error, or no answer in time.
-            WorkerBugError: any other exception.
-        """
-        deadline = asyncio.get_running_loop().time() + timeout_seconds
-        try:
-            async with asyncio.timeout_at(deadline), self._apart:
-                worker = _Worker()
-                try:
-                    reply: bytes | Problem = await worker.ask(frame((function, args)))
-                finally:
-                    worker.end()
-        except TimeoutError:
-            reply = TIMEOUT
-        except (EOFError, OSError):
-            reply = LOST
-        answer: Answer = _unwrap(reply)
-        return answer
+        exchange.add_done_callback(self._finish)
+        return await asyncio.shield(exchange)
 
     async def _exchange(self, worker: _Worker, job: bytes, deadline: float) -> bytes | Problem:
         try:
@@ -192,16 +151,32 @@ class Work:
         self._give(worker)
         return reply
 
+    def _finish(self, exchange: asyncio.Task[bytes | Problem]) -> None:
+        self._exchanges.discard(exchange)
+        if self.idle_seconds is not None and not self._exchanges and not self.waiters and not self._stopped:
+            self._keep()
+            self._end = asyncio.get_running_loop().call_later(self.idle_seconds, self._end_all)
+
+    def _keep(self) -> None:
+        if self._end is not None:
+            self._end.cancel()
+            self._end = None
+
+    def _end_all(self) -> None:
+        self._idle.clear()
+        while self._all:
+            self._all.pop().end()
+
     async def _take(self, loop: asyncio.AbstractEventLoop, deadline: float) -> _Worker:
         while self._idle:
             worker = self._idle.pop()
             if worker.process.poll() is None:
                 return worker
             self._replace(worker)  # ended by somebody else
-        if len(self._waiters) >= self.settings.max_waiting:
+        if len(self.waiters) >= self.max_waiting:
             raise ProblemError(OVERLOADED)
         waiter: asyncio.Future[_Worker] = loop.create_future()
-        self._waiters.append(waiter)
+        self.waiters.append(waiter)
         try:
             async with asyncio.timeout_at(deadline):
                 return await waiter
@@ -210,29 +185,93 @@ class Work:
                 self._give(waiter.result())
             else:
                 with contextlib.suppress(ValueError):
-                    self._waiters.remove(waiter)
+                    self.waiters.remove(waiter)
             if isinstance(error, TimeoutError):
                 raise ProblemError(OVERLOADED) from None
             raise
 
     def _give(self, worker: _Worker) -> None:
-        while self._waiters:
-            waiter = self._waiters.popleft()
+        while self.waiters:
+            waiter = self.waiters.popleft()
             if not waiter.done():
                 waiter.set_result(worker)
                 return
         self._idle.append(worker)
 
-    def _begin(self) -> None:
-        worker = _Worker()
-        self._all.add(worker)
-        self._give(worker)
-
     def _replace(self, worker: _Worker) -> None:
         self._all.discard(worker)
         worker.end()
-        if self._loop is not None:
-            self._begin()
+        if not self._stopped:
+            self.start()
+
+
+class Work:
+    """The computing processes of one service, in two lanes. Belongs to one event loop at a time.
+
+    Estimates take milliseconds; a search over many recipes takes seconds and has a process of its own, so that estimates do
+    not wait for it.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._make_lanes()
+
+    def _make_lanes(self) -> None:
+        waiting = self.settings.max_waiting
+        self._lane = _Lane(self.settings.processes, waiting)
+        self._slow_lane = _Lane(1, waiting, self.settings.slow_idle_seconds)
+
+    def start(self) -> None:
+        """Start the processes; `run` does it where nobody did."""
+        self._loop = asyncio.get_running_loop()
+        self._lane.start()
+
+    def stop(self) -> None:
+        """End the processes."""
+        same_loop = self._loop is asyncio.get_running_loop()
+        self._loop = None
+        for lane in (self._lane, self._slow_lane):
+            lane.stop(same_loop=same_loop)
+        self._make_lanes()
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for a process."""
+        return len(self._lane.waiters) + len(self._slow_lane.waiters)
+
+    async def run(
+        self,
+        function: Callable[..., Answer],
+        /,
+        *args: Any,
+        slow: bool = False,
+        timeout_seconds: float | None = None,
+    ) -> Answer:
+        """What `function(*args)` returns, computed in another process.
+
+        Args:
+            function: of a module, not nested.
+            args: plain values.
+            slow: whether it may take seconds; others do not wait for it then.
+            timeout_seconds: for waiting and computing together; by default that of the settings.
+
+        Raises:
+            ProblemError: a deliberate error, or no answer in time.
+            WorkerBugError: any other exception.
+        """
+        loop = asyncio.get_running_loop()
+        if self._loop is not loop:
+            self.stop()
+            self.start()
+        lane = self._slow_lane if slow else self._lane
+        usual = self.settings.slow_timeout_seconds if slow else self.settings.timeout_seconds
+        deadline = loop.time() + (usual if timeout_seconds is None else timeout_seconds)
+        reply = await lane.run(frame((function, args)), deadline)
+        if isinstance(reply, Problem):
+            log.warning("%s: %s", function.__name__, reply.message)
+        answer: Answer = _unwrap(reply)
+        return answer
 
 
 def _unwrap(reply: bytes | Problem) -> Any:

@@ -16,13 +16,15 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from memplan.errors import MemplanError
+from memplan.cards import card_ids
+from memplan.errors import InputError, MemplanError
 from memplan.recipe import Recipe
 from memplan.web import tasks
 from memplan.web.body import read_json
 from memplan.web.headers import SECURITY_HEADERS
 from memplan.web.limits import Limits
 from memplan.web.problems import ProblemError, problem_of
+from memplan.web.recipes import recipe_of
 from memplan.web.settings import Settings
 
 ESTIMATE = "/api/v1/estimate"
@@ -131,6 +133,34 @@ def test_sizes_of_a_config_have_bounds(client: TestClient, size: str, value: Any
     assert response.status_code in (200, 422)
     if value is not None:
         assert response.status_code == 422, response.text
+
+
+@pytest.mark.parametrize(
+    ("config", "taken"),
+    [
+        (SMALL | {"num_hidden_layers": 256}, True), (SMALL | {"num_hidden_layers": 257}, False),
+        ({"model_type": "t5", "num_layers": 128, "num_decoder_layers": 128, "d_model": 64}, True),
+        ({"model_type": "t5", "num_layers": 128, "num_decoder_layers": 129, "d_model": 64}, False),
+        ({"model_type": "bart", "encoder_layers": 200, "decoder_layers": 100}, False),
+    ],
+)  # fmt: skip
+def test_the_work_for_one_answer_is_bounded(config: dict[str, Any], taken: bool) -> None:
+    if taken:
+        recipe_of({"model": config})
+    else:
+        with pytest.raises(InputError, match="at most 256 layers in this service"):
+            recipe_of({"model": config})
+
+
+def test_every_card_is_within_the_bound() -> None:
+    for card_id in card_ids():
+        recipe_of({"model": card_id})
+
+
+def test_layers_that_slide_need_a_window(client: TestClient) -> None:
+    response = post(client, {"model": SMALL | {"model_type": "gemma2", "sliding_window": None}})
+    assert response.status_code == 422
+    assert error_of(response)["field"] == "sliding_window"
 
 
 @pytest.mark.parametrize("key", ["bacth", "batch_size", "learning_rate", "__class__", "self", "data", "recipe", ""])

@@ -171,14 +171,28 @@ def test_several_processes_work_at_once() -> None:
 
 def test_what_takes_seconds_keeps_nobody_waiting() -> None:
     async def check(work: Work) -> None:
-        job = asyncio.create_task(work.run_apart(time.sleep, 0.5, timeout_seconds=30))
+        job = asyncio.create_task(work.run(time.sleep, 30, slow=True))
+        await asyncio.sleep(0)
         assert await work.run(abs, -1) == 1
         assert not job.done()
-        await job
+        job.cancel()
         with pytest.raises(ProblemError):
-            await work.run_apart(time.sleep, 30, timeout_seconds=0.1)
+            await work.run(time.sleep, 30, slow=True, timeout_seconds=0.1)
 
     with_work(check)
+
+
+def test_the_process_for_what_takes_seconds_ends_when_idle() -> None:
+    async def check(work: Work) -> None:
+        first = await work.run(os.getpid, slow=True)
+        assert await work.run(os.getpid, slow=True) == first
+        await asyncio.sleep(0.3)
+        with pytest.raises(ProcessLookupError):
+            os.kill(first, 0)
+        assert await work.run(os.getpid, slow=True) != first
+        assert await work.run(os.getpid) != first
+
+    with_work(check, slow_idle_seconds=0.1)
 
 
 def test_stopping_leaves_no_process() -> None:

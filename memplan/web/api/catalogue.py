@@ -19,11 +19,9 @@ router = APIRouter(prefix="/api/v1", tags=["catalogue"])
 _MODEL_EXAMPLE = "mistralai/Mistral-7B-v0.1"
 
 
-async def _kept(
-    request: Request, function: Callable[..., tasks.Answer], *args: str, apart_seconds: float | None = None
-) -> Response:
+async def _kept(request: Request, function: Callable[..., tasks.Answer], *args: str, slow: bool = False) -> Response:
     answers: Answers = request.app.state.answers
-    kept = await answers.get(function, *args, apart_seconds=apart_seconds)
+    kept = await answers.get(function, *args, slow=slow)
     assert isinstance(kept.answer, tasks.Answer)
     return conditional(request, kept.answer.body, "application/json", etag=kept.etag)
 
@@ -131,5 +129,4 @@ async def accuracy(request: Request) -> Response:
     """How far estimates are from measured runs, on the records that come with memplan."""
     query = query_of(request, ("source", "by", "engine"))
     names = (query.get(key, "") for key in ("source", "by", "engine"))
-    seconds = request.app.state.settings.batch_timeout_seconds
-    return await _kept(request, tasks.accuracy, *names, apart_seconds=seconds)
+    return await _kept(request, tasks.accuracy, *names, slow=True)

@@ -81,7 +81,7 @@ async def plan(request: Request) -> Response:
     body = await json_body_of(request)
     settings: Settings = request.app.state.settings
     answers: Answers = request.app.state.answers
-    return answered(request, (await answers.get(tasks.plan_body, body, settings.max_depth)).answer)
+    return answered(request, (await answers.get(tasks.plan_body, body, settings.max_depth, slow=True)).answer)
 
 
 @router.post(
