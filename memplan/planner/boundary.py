@@ -69,8 +69,16 @@ def largest(recipe: Recipe, quantity: Quantity, scorer: Scorer) -> Boundary:
             verdicts[value] = scorer.limit.verdict(estimate)
         return verdicts[value]
 
+    refused: dict[int, str] = {}
+
     def fits(value: int) -> bool:
-        return verdict(value).fits is Fits.FITS
+        try:
+            return verdict(value).fits is Fits.FITS
+        except InvalidValueError as error:
+            if value == 1:
+                raise
+            refused[value] = error.message
+            return False
 
     top = scale.most
     if scale.screen is not None:
@@ -83,8 +91,8 @@ def largest(recipe: Recipe, quantity: Quantity, scorer: Scorer) -> Boundary:
     value = _last(fits, top)
     while value < scale.most and fits(value + 1):  # bisection stops at some boundary; a fitting neighbour moves it up
         value += 1
-    if value == scale.most:
-        note = f"the largest that is allowed: {scale.limit}"
+    if value == scale.most or value + 1 in refused:
+        note = f"the largest that is allowed: {refused.get(value + 1, scale.limit)}"
         return Boundary(quantity=quantity, key=scale.key, value=value, verdict=verdict(value), note=note)
     return Boundary(
         quantity=quantity,

@@ -66,6 +66,15 @@ def test_the_end_of_what_is_allowed_is_said() -> None:
     assert "micro_batch_size" in found.note
 
 
+def test_a_rank_ends_where_its_matrices_do() -> None:
+    found = largest(Recipe(**{**LORA, "micro_batch_size": 1, "sequence_length": 64}), "rank", budget_bytes=60 * GIB)
+    assert isinstance(found.value, int)
+    assert found.next_value is None
+    assert "largest that is allowed" in found.note
+    with pytest.raises(InvalidValueError):
+        memplan.estimate(**{**LORA, "lora_r": found.value + 1})
+
+
 def test_a_sequence_beyond_the_context_is_said() -> None:
     one = {**FULL, "micro_batch_size": 1}
     assert "context of 4096" in largest(Recipe(**one), "sequence", budget_bytes=60 * GIB).note
