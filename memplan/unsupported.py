@@ -46,7 +46,7 @@ def unsupported_parts(resolved: Resolved, prepared: Prepared) -> Unsupported:
     elif not family_of(model_type).folds and values["activation_checkpointing"] == "reentrant":
         step.append(f"reentrant checkpointing of {model_type}, whose decoder layers read the encoder's result")
     step += [f"the step of {resolved.method}: {text}" for text in prepared.adaptation.unwalked]
-    if resolved.quantization is not None and not family_of(model_type).is_decoder:
+    if resolved.quantization is not None and not family_of(model_type).walked_quantized:
         step.append(f"the step of {model_type} on quantized weights; their storage is exact")
     if model_type in FLOAT16_CLAMPS and resolved.dtype is DType.FLOAT16:
         step.append(f"{model_type} in float16, whose layers clamp their results and keep `wo` in float32")

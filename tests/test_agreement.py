@@ -44,6 +44,16 @@ BART = {
     "decoder_attention_heads": 6, "encoder_ffn_dim": 1000, "decoder_ffn_dim": 1000, "vocab_size": 5003,
     "max_position_embeddings": 512, "dtype": "bfloat16",
 }  # fmt: skip
+GPT2: dict[str, Any] = {
+    "n_embd": 384, "n_layer": 3, "n_head": 6, "vocab_size": 5003, "n_positions": 512, "dtype": "bfloat16",
+}  # fmt: skip
+OPT = {
+    "model_type": "opt", "hidden_size": 384, "num_hidden_layers": 3, "num_attention_heads": 6, "ffn_dim": 1000,
+    "word_embed_proj_dim": 384, "vocab_size": 5003, "max_position_embeddings": 512, "dtype": "bfloat16",
+}  # fmt: skip
+BLOOM = {
+    "model_type": "bloom", "hidden_size": 384, "n_layer": 3, "n_head": 6, "vocab_size": 5003, "dtype": "bfloat16",
+}  # fmt: skip
 CLASSIFY = {"task": "sequence-classification", "micro_batch_size": 5, "sequence_length": 37}
 TAG = {**CLASSIFY, "task": "token-classification"}
 
@@ -114,6 +124,24 @@ RECIPES: dict[str, dict[str, Any]] = {
     },
     "cohere": {"model": {"model_type": "cohere", **DECODER}},
     "olmo": {"model": {"model_type": "olmo", **DECODER}, "attn_implementation": "eager"},
+    "GPT-2, checkpointed": {"model": {"model_type": "gpt2", **GPT2}, "activation_checkpointing": True},
+    "GPT-2, amp, eager": {"model": {"model_type": "gpt2", **GPT2}, "precision": "amp", "attn_implementation": "eager"},
+    "GPT-BigCode, padded": {"model": {"model_type": "gpt_bigcode", **GPT2}, "padding": True},
+    "GPT-BigCode, fp32, LoRA": {"model": {"model_type": "gpt_bigcode", **GPT2}, "precision": "fp32", "method": "lora"},
+    "GPT-NeoX on H100": {"model": {"model_type": "gpt_neox", **BERT}, "gpu": "h100"},
+    "GPT-NeoX, LoRA, reentrant": {
+        "model": {"model_type": "gpt_neox", **BERT}, "method": "lora", "activation_checkpointing": "reentrant",
+    },
+    "GPT-J, amp": {
+        "model": {"model_type": "gptj", **GPT2, "rotary_dim": 32}, "precision": "amp", "attn_implementation": "eager",
+    },
+    "OPT, padded, amp": {"model": OPT, "precision": "amp", "padding": True},
+    "OPT, LoRA on all linears, checkpointed": {
+        "model": OPT, "method": "lora", "target_modules": "all-linear", "activation_checkpointing": True,
+    },
+    "BLOOM, fp32, accumulated": {
+        "model": BLOOM, "precision": "fp32", "gradient_accumulation_steps": 2, "attn_implementation": "eager",
+    },
     "BERT": {"model": {"model_type": "bert", **BERT}},
     "BERT, classified, amp, padded": {
         "model": {"model_type": "bert", **BERT}, "precision": "amp", "padding": True, **CLASSIFY,

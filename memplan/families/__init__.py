@@ -46,6 +46,7 @@ class Family:
         tasks: heads that the family has, its usual one first.
         walked: model types (within this family) whose step is verified against the trace of the real model.
         walked_tasks: heads for which it is.
+        walked_quantized: whether it is on weights that bitsandbytes quantized, too.
         folds: whether equal layers may be executed once; not where all of them read one tensor that needs a gradient.
         missing: heads that transformers does not have for a model type of this family.
     """
@@ -55,13 +56,9 @@ class Family:
     tasks: tuple[Task, ...]
     walked: frozenset[str] = frozenset()
     walked_tasks: frozenset[Task] = frozenset({Task.CAUSAL_LM, Task.SEQUENCE_CLASSIFICATION, Task.TOKEN_CLASSIFICATION})
+    walked_quantized: bool = True
     folds: bool = True
     missing: Mapping[str, frozenset[Task]] = field(default_factory=dict)
-
-    @property
-    def is_decoder(self) -> bool:
-        """Whether these are language models first of all."""
-        return self.tasks[0] is Task.CAUSAL_LM
 
     def tasks_of(self, model_type: str) -> tuple[Task, ...]:
         """The heads that a model type of this family has, its usual one first."""

@@ -272,5 +272,6 @@ FAMILY = Family(
     missing={"mbart": frozenset({Task.PRE_TRAINING})},
     walked=frozenset({"bart", "mbart"}),
     walked_tasks=frozenset({Task.SEQ2SEQ_LM}),
+    walked_quantized=False,
     folds=False,
 )

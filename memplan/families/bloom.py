@@ -17,6 +17,7 @@ from typing import Any
 from memplan.dtypes import DType
 from memplan.families import Family, Head
 from memplan.families.classic_heads import DECODER_TASKS, decoder_head, token_classifier_dropout
+from memplan.recipe import Task
 from memplan.step import ops
 from memplan.step.alibi import alibi_bias, baddbmm, bloom_gelu
 from memplan.step.builder import Builder
@@ -124,4 +125,11 @@ def forward(t: Builder, config: Mapping[str, Any], head: Head) -> Tensor:
     )
 
 
-FAMILY = Family(forward, "transformer", DECODER_TASKS)
+FAMILY = Family(
+    forward,
+    "transformer",
+    DECODER_TASKS,
+    walked=frozenset({"bloom"}),
+    walked_tasks=frozenset({Task.CAUSAL_LM}),
+    walked_quantized=False,
+)

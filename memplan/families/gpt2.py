@@ -18,7 +18,9 @@ from typing import Any
 from memplan.dtypes import DType
 from memplan.families import Family, Head
 from memplan.families.classic_heads import DECODER_TASKS, decoder_head, token_classifier_dropout
+from memplan.recipe import Task
 from memplan.step.builder import Builder
+from memplan.step.encoder import attend
 from memplan.step.split import split
 from memplan.step.tensor import Dim, Tensor
 
@@ -88,7 +90,10 @@ def attention(t: Builder, x: Tensor, d: Dims, mask: Tensor | None) -> Tensor:
     q, k, v = split_fused(t, fused, d)
     del fused
     k, v = t.cache_key_values(k, v)
-    out = t.attention(q, k, v, mask=mask, dropout=d.attention_dropout)
+    if d.big_code:
+        out = t.attention(q, k, v, mask=mask, dropout=d.attention_dropout)
+    else:
+        out = attend(t, q, k, v, mask, d.attention_dropout)  # softmax in the scores' own type
     out = t.view(out, (*x.shape[:-1], d.hidden))
     return t.dropout(projection(t, "c_proj", out, d.hidden, d), d.residual_dropout)
 
@@ -120,10 +125,12 @@ def model(t: Builder, config: Mapping[str, Any]) -> Tensor:
         t.buffer("bias", (d.positions, d.positions), DType.BOOL)
     embedded = t.input_embedding("wte", (t.batch, t.sequence), d.vocabulary, d.hidden)
     position_ids = t.position_ids(t.sequence)
-    positions = t.embedding("wpe", (1, t.sequence), d.positions, d.hidden)
+    positions = t.embedding("wpe", (1, t.sequence), d.positions, d.hidden, indices=position_ids)
     x = t.dropout(embedded + positions, d.embedding_dropout)
     mask = t.causal_mask(x.dtype)
-    x = t.layers("h", d.layers, lambda t, h, _: block(t, h, d, mask), x)
+    # GPT-2's layers are given the position ids, so a checkpointed layer keeps them until its backward.
+    given = None if d.big_code else position_ids
+    x = t.layers("h", d.layers, lambda t, h, _, held=given: block(t, h, d, mask), x)
     x = t.layer_norm("ln_f", x)
     del embedded, positions, position_ids
     return x
@@ -142,4 +149,11 @@ def forward(t: Builder, config: Mapping[str, Any], head: Head) -> Tensor:
     )
 
 
-FAMILY = Family(forward, "transformer", DECODER_TASKS)
+FAMILY = Family(
+    forward,
+    "transformer",
+    DECODER_TASKS,
+    walked=frozenset({"gpt2", "gpt_bigcode"}),
+    walked_tasks=frozenset({Task.CAUSAL_LM}),
+    walked_quantized=False,
+)

@@ -13,6 +13,7 @@ from typing import Any
 
 from memplan.families import Family, Head
 from memplan.families.classic_heads import DECODER_TASKS, decoder_head
+from memplan.recipe import Task
 from memplan.step.builder import Builder
 from memplan.step.split import rotate_part, split
 from memplan.step.tensor import Dim, Tensor
@@ -98,7 +99,8 @@ def model(t: Builder, config: Mapping[str, Any]) -> Tensor:
     for name in ("inv_freq", "original_inv_freq"):
         t.buffer(f"rotary_emb.{name}", ((d.rotary_size + 1) // 2,))
     cos, sin = t.rotary_table(x.dtype, d.rotary_size, t.sequence)
-    x = t.layers("layers", d.layers, lambda t, h, _: layer(t, h, d, cos, sin, mask), x)
+    # Every layer is given the position ids, so a checkpointed layer keeps them until its backward.
+    x = t.layers("layers", d.layers, lambda t, h, _, held=position_ids: layer(t, h, d, cos, sin, mask), x)
     x = t.layer_norm("final_layer_norm", x)
     del embedded, position_ids
     return x
@@ -117,4 +119,11 @@ def forward(t: Builder, config: Mapping[str, Any], head: Head) -> Tensor:
     )
 
 
-FAMILY = Family(forward, "gpt_neox", DECODER_TASKS)
+FAMILY = Family(
+    forward,
+    "gpt_neox",
+    DECODER_TASKS,
+    walked=frozenset({"gpt_neox"}),
+    walked_tasks=frozenset({Task.CAUSAL_LM}),
+    walked_quantized=False,
+)

@@ -17,8 +17,9 @@ from memplan.families import Family, Head
 from memplan.families.classic_heads import decoder_head
 from memplan.recipe import Task
 from memplan.step import ops
+from memplan.step.attention import autocast_matmul
 from memplan.step.builder import Builder
-from memplan.step.matmul import matmul, merge_heads, softmax, transpose_last
+from memplan.step.matmul import merge_heads, softmax, transpose_last
 from memplan.step.split import rotate_part
 from memplan.step.tensor import Dim, Tensor
 from memplan.step.written_masks import additive_causal_mask
@@ -97,13 +98,13 @@ def attention(t: Builder, x: Tensor, d: Dims, mask: Tensor) -> Tensor:
 def attend(t: Builder, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, d: Dims) -> Tensor:
     """`_attn`: q, k, v [B, A, S, D] to [B, A, S, D]."""
     q, k = ops.to(t, q, DType.FLOAT32), ops.to(t, k, DType.FLOAT32)
-    weights = matmul(t, q, transpose_last(t, k), (*q.shape[:-1], k.shape[2]))
+    weights = autocast_matmul(t, q, transpose_last(t, k), (*q.shape[:-1], k.shape[2]))
     weights = ops.scale(t, weights, "div")
     weights = weights + mask
     weights = softmax(t, weights, DType.FLOAT32)
     weights = ops.to(t, weights, v.dtype)
     weights = t.dropout(weights, d.attention_dropout)
-    return matmul(t, weights, v, q.shape)
+    return autocast_matmul(t, weights, v, q.shape)
 
 
 def mlp(t: Builder, x: Tensor, d: Dims) -> Tensor:
@@ -130,7 +131,8 @@ def model(t: Builder, config: Mapping[str, Any]) -> Tensor:
     position_ids = t.position_ids(t.sequence)
     mask = additive_causal_mask(t, embedded.dtype)
     x = t.dropout(embedded, d.embedding_dropout)
-    x = t.layers("h", d.layers, lambda t, h, _: block(t, h, d, mask), x)
+    # Every layer is given the position ids, so a checkpointed layer keeps them until its backward.
+    x = t.layers("h", d.layers, lambda t, h, _, held=position_ids: block(t, h, d, mask), x)
     x = t.layer_norm("ln_f", x)
     del embedded, position_ids
     return x
@@ -141,4 +143,11 @@ def forward(t: Builder, config: Mapping[str, Any], head: Head) -> Tensor:
     return decoder_head(t, lambda t: model(t, config), config, head, base="transformer", embedding="wte", bias=True)
 
 
-FAMILY = Family(forward, "transformer", (Task.CAUSAL_LM, Task.SEQUENCE_CLASSIFICATION, Task.FEATURE_EXTRACTION))
+FAMILY = Family(
+    forward,
+    "transformer",
+    (Task.CAUSAL_LM, Task.SEQUENCE_CLASSIFICATION, Task.FEATURE_EXTRACTION),
+    walked=frozenset({"gptj"}),
+    walked_tasks=frozenset({Task.CAUSAL_LM}),
+    walked_quantized=False,
+)

@@ -115,13 +115,21 @@ def decoder(t: Builder, config: Mapping[str, Any]) -> Tensor:
     ones = t.new((t.batch, t.sequence), DType.FLOAT32, "ones")
     position_ids = t.new((t.batch, t.sequence), DType.INT64, "_to_copy")
     mask = t.causal_mask(embedded.dtype)
+    indices = t.new((t.batch, t.sequence), DType.INT64, "add")  # OPTLearnedPositionalEmbedding.offset
     positions = t.embedding(
-        "embed_positions", (t.batch, t.sequence), d.positions, d.hidden, class_name="OPTLearnedPositionalEmbedding"
+        "embed_positions",
+        (t.batch, t.sequence),
+        d.positions,
+        d.hidden,
+        class_name="OPTLearnedPositionalEmbedding",
+        indices=indices,
     )
+    del indices
     if d.word != d.hidden:
         embedded = t.linear("project_in", embedded, d.hidden)
     x = embedded + positions
-    x = t.layers("layers", d.layers, lambda t, h, _: layer(t, h, d, mask), x)
+    # Every layer is given the position ids, so a checkpointed layer keeps them until its backward.
+    x = t.layers("layers", d.layers, lambda t, h, _, held=position_ids: layer(t, h, d, mask), x)
     if d.final_norm:
         x = norm(t, "final_layer_norm", x, d)
     if d.word != d.hidden:
@@ -139,4 +147,11 @@ def forward(t: Builder, config: Mapping[str, Any], head: Head) -> Tensor:
     return decoder_head(t, body, config, head, base="model", embedding="decoder.embed_tokens")
 
 
-FAMILY = Family(forward, "model", (Task.CAUSAL_LM, Task.SEQUENCE_CLASSIFICATION, Task.FEATURE_EXTRACTION))
+FAMILY = Family(
+    forward,
+    "model",
+    (Task.CAUSAL_LM, Task.SEQUENCE_CLASSIFICATION, Task.FEATURE_EXTRACTION),
+    walked=frozenset({"opt"}),
+    walked_tasks=frozenset({Task.CAUSAL_LM}),
+    walked_quantized=False,
+)

@@ -80,7 +80,7 @@ class AttentionOps(LayerOps):
         autocast = self.settings.autocast
         if autocast is not None:
             q, k, v = ops.to(self, q, autocast), ops.to(self, k, autocast), ops.to(self, v, autocast)
-        return sdpa(self, q, k, v, mask, self.settings)
+        return sdpa(self, q, k, v, mask, self.settings, dropout)
 
 
 def _split_heads_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | None]:

@@ -92,7 +92,9 @@ def choose_kernel(
     return Kernel.EFFICIENT if known and heads_allowed and head_size % alignment == 0 else Kernel.MATH
 
 
-def sdpa(t: Tape, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, settings: StepSettings) -> Tensor:
+def sdpa(
+    t: Tape, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, settings: StepSettings, dropout: float = 0.0
+) -> Tensor:
     """Attention of q [B, A, S, D] on k, v [B, K, T, D] as transformers calls it: [B, S, A, D].
 
     Grouped heads are passed on (`enable_gqa`) only without a mask; with one, k and v are repeated first
@@ -100,7 +102,8 @@ def sdpa(t: Tape, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, settings
     """
     heads = q.shape[1]
     if k.shape[1] != heads and (mask is not None or k.shape[-1] > 256):
-        k, v = repeat_kv(t, k, heads), repeat_kv(t, v, heads)
+        repeat = repeat_kv if k.shape[1] > 1 else _expand_one
+        k, v = repeat(t, k, heads), repeat(t, v, heads)
     kernel = choose_kernel(
         q.dtype,
         q.shape[-1],
@@ -111,11 +114,11 @@ def sdpa(t: Tape, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, settings
         value_size=v.shape[-1],
     )
     if kernel is Kernel.MATH:
-        return merge_heads(t, _math(t, q, k, v, mask))
+        return merge_heads(t, _math(t, q, k, v, mask, dropout))
     if kernel is Kernel.EFFICIENT and mask is not None:
         mask = _aligned_mask(t, _additive(t, mask, q.dtype), q, k)
     out = _fused(t, kernel, q, k, v, mask)
-    if kernel is Kernel.FLASH and not q.by_token:
+    if kernel in (Kernel.FLASH, Kernel.CUDNN) and not q.by_token:
         # The kernel lays its result out as the query is; `transpose(1, 2).contiguous()` then copies it.
         return _dense(t, out)
     return out
@@ -124,6 +127,18 @@ def sdpa(t: Tape, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, settings
 def math_sdpa(t: Tape, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     """The unfused kernel, where key heads are broadcast without `enable_gqa`: [B, S, A, D]."""
     return merge_heads(t, _math(t, q, k, v, mask))
+
+
+def _expand_one(t: Tape, x: Tensor, heads: int) -> Tensor:
+    """`repeat_kv` of a single head: expand and reshape give a view; backward sums."""
+    shape = (x.shape[0], heads, *x.shape[2:])
+    node = t.record("expand", (x,), (), _sum_heads, (x.shape,))
+    return Tensor(t, shape, x.dtype, x.storage, node, is_view=True)
+
+
+def _sum_heads(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | None]:
+    (shape,) = cast(tuple[Shape], node.meta)
+    return (tape.new(shape, grad.dtype, "sum"),)
 
 
 def _dense(t: Tape, x: Tensor) -> Tensor:
@@ -200,7 +215,7 @@ def _aligned_mask(t: Tape, mask: Tensor, q: Tensor, k: Tensor) -> Tensor:
     return t.new((*mask.shape[:3], last + 8 - last % 8), mask.dtype, "constant_pad_nd")
 
 
-def _math(t: Tape, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+def _math(t: Tape, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float = 0.0) -> Tensor:
     """attention.cpp, `_scaled_dot_product_attention_math`: half precision is computed in float32; result [B, A, S, D]."""
     origin, (batch, heads, length, _), size = q.dtype, q.shape, v.shape[-1]
     q_, k_, v_ = (ops.to(t, x, DType.FLOAT32 if origin.is_half else origin) for x in (q, k, v))
@@ -210,6 +225,7 @@ def _math(t: Tape, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tens
     scores = (batch, heads, length, k_.shape[2])
     # The mask is added in place: the sum takes the product's storage.
     weights = _safe_softmax(t, matmul(t, query, ops.scale(t, transpose_last(t, key)), scores))
+    weights = ops.dropout(t, weights, dropout)
     lowered = t.alloc(scores, origin, "_to_copy") if origin.is_half else None
     out = require_contiguous_gradient(t, matmul(t, weights, value, (batch, heads, length, size)))
     out = ops.to(t, out, origin)

@@ -36,12 +36,22 @@ def build_config(spec: TraceSpec) -> Any:
         UnsupportedError: transformers does not know the model type.
     """
     from transformers import AutoConfig
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-    values = {key: value for key, value in spec.model_config.items() if key not in _DROPPED_KEYS}
+    model_type = str(spec.model_config["model_type"])
+    known = None
+    if model_type in CONFIG_MAPPING:  # whose `get` does not load what it has not loaded yet
+        known = CONFIG_MAPPING[model_type]
+    values = {
+        key: value
+        for key, value in spec.model_config.items()
+        # What the class derives by itself (Falcon's head_dim) cannot be given.
+        if key not in _DROPPED_KEYS and not isinstance(getattr(known, key, None), property)
+    }
     if spec.num_layers is not None:
         values = _with_layers(values, spec.num_layers)
     try:
-        config = AutoConfig.for_model(str(spec.model_config["model_type"]), **values)
+        config = AutoConfig.for_model(model_type, **values)
     except ValueError as error:
         raise UnsupportedError(
             f"transformers cannot configure this model: {error}", code="unknown_model_type"
