@@ -14,11 +14,9 @@ if TYPE_CHECKING:
 def mount(app: FastAPI) -> None:
     """Add the pages, their static files and their way of showing errors to the application."""
     from memplan.web.pages.catalogue_routes import router as catalogue_router
-    from memplan.web.pages.later import add_later_work
     from memplan.web.pages.responding import error_page, static_files
     from memplan.web.pages.routes import router
 
-    add_later_work(app)
     app.include_router(router)
     app.include_router(catalogue_router)
     app.mount("/static", static_files())

@@ -16,15 +16,12 @@ from memplan.web.tasks import Answer
 
 router = APIRouter(include_in_schema=False, default_response_class=Response)
 
-# Hundreds of estimates, once; then they are kept.
-_ACCURACY_SECONDS = 120.0
-
 
 async def _known(
-    request: Request, title: str, function: Callable[..., Answer], *args: str, apart_seconds: float | None = None
+    request: Request, title: str, function: Callable[..., Answer], *args: str, slow: bool = False
 ) -> Response:
     answers: Answers = request.app.state.answers
-    kept = await answers.get(function, *args, root_of(request), apart_seconds=apart_seconds)
+    kept = await answers.get(function, *args, root_of(request), slow=slow)
     assert isinstance(kept.answer, Answer)
     return page(request, "known.html", title=title, body=Markup(kept.answer.body.decode()))
 
@@ -56,7 +53,7 @@ async def methods(request: Request) -> Response:
 @router.get("/accuracy")
 async def accuracy(request: Request) -> Response:
     """Predicted against measured."""
-    return await _known(request, "Accuracy", tasks.accuracy_html, apart_seconds=_ACCURACY_SECONDS)
+    return await _known(request, "Accuracy", tasks.accuracy_html, slow=True)
 
 
 @router.get("/about")

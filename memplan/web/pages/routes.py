@@ -158,8 +158,9 @@ async def _answered(request: Request, raw: bytes, query: Query) -> tuple[Answer 
 
 
 async def _computed(request: Request, function: Callable[..., Answer], query: Query) -> str:
-    answers: Answers = request.app.state.later
-    kept = await answers.get(function, query_of(query.keys), root_of(request))
+    """A section; dozens of estimates, which the answers of others do not wait for."""
+    answers: Answers = request.app.state.answers
+    kept = await answers.get(function, query_of(query.keys), root_of(request), slow=True)
     assert isinstance(kept.answer, Answer)
     return kept.answer.body.decode()
 
