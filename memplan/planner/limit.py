@@ -45,8 +45,15 @@ class Limit:
         return judge(self.judged, estimate.peak.reserved_bytes, bool(estimate.unsupported), run_of_estimate(estimate))
 
     def best_case(self, live_bytes: int) -> Fits:
-        """The best verdict that a run can have whose live peak is `live_bytes`: as if the allocator added nothing."""
-        return judge(self.judged, live_bytes, unsupported=False).fits
+        """The best verdict that a run can have whose live peak is `live_bytes`.
+
+        As if the allocator added nothing and the margin were none: how wide a margin is depends on what is measured, and it
+        need not grow with the size.
+        """
+        context = cuda_context(self.judged)
+        if live_bytes + context.expected_bytes > self.usable_bytes:
+            return Fits.DOES_NOT_FIT
+        return Fits.FITS if live_bytes + context.high_bytes <= self.usable_bytes else Fits.UNCERTAIN
 
 
 def limit_of(gpu: str | None, budget_bytes: int | None) -> Limit:
