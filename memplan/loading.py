@@ -13,12 +13,15 @@ Known limits:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
 
 from memplan.estimate import Component
 from memplan.model_state import ModelState, StoredParameter
 from memplan.quantization import Quantization, load_transient_bytes
+from memplan.step.adapters.creation import Creation
+from memplan.step.site import adapter_tensor_name
 from memplan.units import round_to_block
 
 # (key, bytes) allocates under a new key, (key, 0) frees it.
@@ -34,20 +37,42 @@ class Loading:
         peak_bytes: the most that is alive at one moment.
         end_bytes: what is left.
         last_key: the highest key used.
+        blas: number of the event before which cuBLAS is first used, if it is.
+        peak_after_blas_bytes: the most that is alive from then on, without cuBLAS's workspace.
     """
 
     events: tuple[LoadEvent, ...]
     peak_bytes: int
     end_bytes: int
     last_key: int
+    blas: int | None = None
+    peak_after_blas_bytes: int = 0
+
+    def with_workspace(self, workspace_bytes: int) -> Loading:
+        """The same with cuBLAS's workspace, where loading makes matrix products."""
+        if self.blas is None or not workspace_bytes:
+            return self
+        size, key = round_to_block(workspace_bytes), self.last_key + 1
+        return replace(
+            self,
+            events=(*self.events[: self.blas], (key, size), *self.events[self.blas :]),
+            peak_bytes=max(self.peak_bytes, self.peak_after_blas_bytes + size),
+            end_bytes=self.end_bytes + size,
+            last_key=key,
+        )
 
 
 class _Recorder:
     def __init__(self) -> None:
         self.events: list[LoadEvent] = []
         self.sizes: dict[int, int] = {}
-        self.live = self.peak = 0
+        self.live = self.peak = self.peak_after_blas = 0
         self.last_key = 0
+        self.blas: int | None = None
+
+    def use_blas(self) -> None:
+        if self.blas is None:
+            self.blas, self.peak_after_blas = len(self.events), self.live
 
     def alloc(self, size_bytes: int) -> int:
         if not size_bytes:
@@ -57,6 +82,7 @@ class _Recorder:
         self.sizes[self.last_key] = size_bytes
         self.live += size_bytes
         self.peak = max(self.peak, self.live)
+        self.peak_after_blas = max(self.peak_after_blas, self.live)
         return self.last_key
 
     def free(self, key: int) -> None:
@@ -65,8 +91,10 @@ class _Recorder:
             self.live -= self.sizes.pop(key)
 
 
-def loading(state: ModelState, quantization: Quantization | None) -> Loading:
-    """The events of loading `state`'s parameters."""
+def loading(
+    state: ModelState, quantization: Quantization | None, creations: Mapping[str, Creation] | None = None
+) -> Loading:
+    """The events of loading `state`'s parameters, and of making adapters whose making computes something."""
     recorder = _Recorder()
     base = [entry for entry in state.stored if entry.component is Component.WEIGHTS]
     added = [entry for entry in state.stored if entry.component is Component.ADAPTERS]
@@ -76,9 +104,51 @@ def loading(state: ModelState, quantization: Quantization | None) -> Loading:
     recorder.alloc(state.shared_code_book_bytes)
     recorder.alloc(state.buffers_bytes)
     _cast(recorder, base, arrived)
-    arrived = [recorder.alloc(_arrival_bytes(entry)) for entry in added]
-    _cast(recorder, added, arrived)
-    return Loading(tuple(recorder.events), recorder.peak, recorder.live, recorder.last_key)
+    _cast(recorder, added, _add(recorder, added, creations or {}))
+    return Loading(
+        tuple(recorder.events),
+        recorder.peak,
+        recorder.live,
+        recorder.last_key,
+        recorder.blas,
+        recorder.peak_after_blas if recorder.blas is not None else 0,
+    )
+
+
+def _add(recorder: _Recorder, added: Sequence[StoredParameter], creations: Mapping[str, Creation]) -> list[int]:
+    """Every added parameter's key; a layer's are there before its adapter computes the others."""
+    keys: dict[str, int] = {}
+    for module, entries in groupby(added, key=lambda entry: entry.module):
+        creation = creations.get(module)
+        made = creation.made if creation is not None else {}
+        computed: list[tuple[StoredParameter, int]] = []
+        for entry in entries:
+            name = adapter_tensor_name(entry.name[len(module) + 1 :])
+            if name in made:
+                computed.append((entry, made[name]))
+            else:
+                keys[entry.name] = recorder.alloc(_arrival_bytes(entry))
+        if creation is not None:
+            stays = _create(recorder, creation)
+            keys.update((entry.name, stays[index]) for entry, index in computed)
+    return [keys[entry.name] for entry in added]
+
+
+def _create(recorder: _Recorder, creation: Creation) -> dict[int, int]:
+    """Play what making an adapter allocates; returns the keys of what stays."""
+    keys: dict[int, int] = {}
+    for event in creation.events:
+        if event < 0:
+            key = keys.pop(~event, 0)
+            if ~event not in creation.made.values():
+                recorder.free(key)
+            else:
+                keys[~event] = key
+        elif creation.sizes[event]:
+            keys[event] = recorder.alloc(creation.sizes[event])
+        else:
+            recorder.use_blas()
+    return keys
 
 
 def _load(recorder: _Recorder, entry: StoredParameter, quantization: Quantization | None) -> int:

@@ -366,7 +366,7 @@ def sites_of(
         path: Site(
             tuple(parameters),
             quantization if path in quantized else None,
-            adaptation.lora.get(path),
+            adaptation.adapters.get(path),
         )
         for path, parameters in by_module.items()
     }

@@ -19,6 +19,7 @@ from memplan.precision import policy_of
 from memplan.quantization import Quantization
 from memplan.recipe import Precision
 from memplan.resolve import Resolved
+from memplan.step.adapters.creation import creations
 from memplan.step.optimizer_step import OptimizerEvent, construction_events, step_events
 from memplan.step.site import Site
 
@@ -123,12 +124,13 @@ def _prepare(
         quantized=quantized,
         prepare_kbit=prepare_kbit,
     )
+    sites = sites_of(architecture, adaptation, state, quantization, quantized)
     return Prepared(
         architecture,
         adaptation,
         optimizer,
         quantized,
         state,
-        loading(state, quantization),
-        sites_of(architecture, adaptation, state, quantization, quantized),
+        loading(state, quantization, creations(architecture, sites)),
+        sites,
     )

@@ -8,6 +8,7 @@ Symbols: B micro batch, S sequence length, T target length of encoder-decoder mo
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
 from functools import cached_property
@@ -15,6 +16,7 @@ from itertools import chain
 
 from memplan.catalog.cuda_context import cublas_workspace_bytes
 from memplan.dtypes import DType
+from memplan.estimate import Component
 from memplan.families import Head, family_of
 from memplan.prepare import Prepared
 from memplan.recipe import Task
@@ -91,7 +93,8 @@ def settings_of(resolved: Resolved, prepared: Prepared) -> StepSettings:
         padding=values["padding"],
         compute_capability=capability or DEFAULT_COMPUTE_CAPABILITY,
         torch_version=_version(values["torch_version"]),
-        workspace_bytes=cublas_workspace_bytes(gpu) if gpu is not None else DEFAULT_WORKSPACE_BYTES,
+        workspace_bytes=_workspace_bytes(resolved),
+        workspace_is_loaded=prepared.loading.blas is not None,
         keep_outputs=values["keep_outputs"],
         use_cache=values["use_cache"] and not mode,
         input_require_grads=bool(mode),  # modeling_utils.py, _activation_checkpointing_enable
@@ -99,6 +102,10 @@ def settings_of(resolved: Resolved, prepared: Prepared) -> StepSettings:
         micro_batches=values["gradient_accumulation_steps"],
         labels_by_row=resolved.task is Task.SEQUENCE_CLASSIFICATION,
     )
+
+
+def _workspace_bytes(resolved: Resolved) -> int:
+    return cublas_workspace_bytes(resolved.gpu) if resolved.gpu is not None else DEFAULT_WORKSPACE_BYTES
 
 
 def _version(text: str) -> tuple[int, int]:
@@ -164,12 +171,15 @@ def clipping(resolved: Resolved, prepared: Prepared) -> list[OptimizerEvent]:
 def walker_of(recordings: tuple[Recording, ...], resolved: Resolved, prepared: Prepared) -> Walker:
     """The walk over a step's recordings, on top of what stays."""
     state = prepared.state
+    loading = prepared.loading.with_workspace(_workspace_bytes(resolved))
+    loaded = Counter(state.loaded)
+    loaded[Component.TEMPORARIES] += loading.end_bytes - prepared.loading.end_bytes
     return Walker(
         recordings[0],
         Resident(
-            loaded=state.loaded,
+            loaded=+loaded,
             gradients_bytes=state.gradients_bytes,
-            load_transient_bytes=prepared.loading.peak_bytes - prepared.loading.end_bytes,
+            load_transient_bytes=loading.peak_bytes - loading.end_bytes,
         ),
         prepared.construction,
         clipping(resolved, prepared),
@@ -187,9 +197,10 @@ def walk(resolved: Resolved, prepared: Prepared, *, fold: bool | None = None) ->
 def run_of(recordings: tuple[Recording, ...], resolved: Resolved, prepared: Prepared) -> Run:
     """The run as the allocator sees it."""
     later = min(resolved.values["gradient_accumulation_steps"], PLAYED_MICRO_STEPS) - 1
+    loading = prepared.loading.with_workspace(_workspace_bytes(resolved))
     return Run(
-        load_events=prepared.loading.events,
-        last_key=prepared.loading.last_key,
+        load_events=loading.events,
+        last_key=loading.last_key,
         micro_steps=(recordings[0], *recordings[1:] * later),
         construction=prepared.construction,
         clipping=clipping(resolved, prepared),

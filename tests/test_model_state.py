@@ -447,7 +447,7 @@ def test_sites_hold_every_base_parameter_once() -> None:
     prepared = prepare(recipe_of("mixtral", "lora", "sgd"))
     named = {f"{path}.{entry.name}" for path, site in prepared.sites.items() for entry in site.parameters}
     assert named == {name for name, _, _ in prepared.architecture.named_parameters()}
-    with_lora = {path.rpartition(".")[2] for path, site in prepared.sites.items() if site.lora}
+    with_lora = {path.rpartition(".")[2] for path, site in prepared.sites.items() if site.adapter}
     assert with_lora == {"q_proj"}
     assert not any(entry.trainable for site in prepared.sites.values() for entry in site.parameters)
 

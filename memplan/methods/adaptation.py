@@ -8,7 +8,7 @@ from enum import StrEnum
 from math import prod
 from operator import index
 
-from memplan.step.site import LoraSite
+from memplan.step.site import AdapterSite, LoraSite
 
 
 class AddedKind(StrEnum):
@@ -65,6 +65,7 @@ class Adaptation:
         added: parameters beyond the base model's.
         buffers: tensors beyond parameters.
         lora: how plain LoRA rewrites modules, by module path.
+        adapters: how other methods rewrite modules, by module path.
         virtual_tokens: positions added to every sequence (prompt methods).
         prefix_key_values: key/value positions added to every layer's cache (prefix tuning).
         unwalked: what of this method the step walk has no rule for yet, in words; empty when it is covered.
@@ -76,6 +77,7 @@ class Adaptation:
     added: tuple[AddedParameter, ...] = ()
     buffers: tuple[AddedBuffer, ...] = ()
     lora: Mapping[str, LoraSite] = field(default_factory=dict)
+    adapters: Mapping[str, AdapterSite] = field(default_factory=dict)
     virtual_tokens: int = 0
     prefix_key_values: int = 0
     unwalked: tuple[str, ...] = ()

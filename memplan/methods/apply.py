@@ -8,16 +8,17 @@ from __future__ import annotations
 from typing import Any
 
 from memplan.architecture import Architecture, ModuleKind
+from memplan.dtypes import DType
 from memplan.errors import InvalidValueError
 from memplan.methods import lora
 from memplan.methods.adaptation import Adaptation
 from memplan.methods.config import config_class, default_target_modules, tables
 from memplan.methods.experts import inject_parameters, rename_experts
-from memplan.methods.state import ModelState
+from memplan.methods.state import ModelState, Weight
 from memplan.methods.targets import Matcher, all_linear, is_all_linear, module_paths, no_match
 from memplan.methods.tokens import save_token_rows, tied_to_embedding
 from memplan.methods.tuner import Config, Target, Tuner
-from memplan.step.site import LoraSite
+from memplan.step.site import AdapterSite, AdapterTensor, LoraSite, adapter_tensor_name
 
 # peft/peft_model.py: PeftModelForSequenceClassification adds these before it looks for targets,
 # PeftModelForTokenClassification and PeftModelForQuestionAnswering after.
@@ -60,16 +61,25 @@ def apply_tuner(method: str, tuner: Tuner, state: ModelState, config: dict[str, 
     shared = tuner.shared(targets, config) if tuner.shared is not None and targets else []
     for owner, weight in shared:
         state.add(owner, "", weight, targets[0].dtype)
+    common = tuple(adapter_tensor(weight, state, targets[0].dtype, owner) for owner, weight in shared)
     sites: dict[str, LoraSite] = {}
-    unwalked = [tuner.unwalked] if tuner.unwalked else []
+    adapters: dict[str, AdapterSite] = {}
+    unwalked: list[str] = []
     for target in targets:
-        state.inject(target.module, tuner.weights(target, config))
+        weights = tuner.weights(target, config)
+        state.inject(target.module, weights)
+        rewrite = tuner.rewrite(target, config) if tuner.rewrite is not None else None
+        if rewrite is not None:
+            tensors = tuple(adapter_tensor(weight, state, target.dtype) for weight in weights) + common
+            options = tuner.options(target, config) if tuner.options is not None else {}
+            creation = tuner.creation(target, config) if tuner.creation is not None else None
+            adapters[target.path] = AdapterSite(rewrite, tensors, tuple(options.items()), creation)
+        else:
+            unwalked.append(tuner.unwalked or lora.unwalked(target, config))
         if tuner is lora.TUNER:
-            dtype = state.cast(lora.weights(target, config)[0], target.dtype)
-            site = lora.site(target, config, dtype)
+            site = lora.site(target, config, state.cast(weights[0], target.dtype))
             if site is not None:
                 sites[target.path] = site
-            unwalked += [words] if (words := lora.unwalked(target, config)) else []
     if tuner is lora.TUNER and inject_parameters(state, config):
         unwalked.append("LoRA on expert parameters")
     elif not targets:
@@ -78,20 +88,29 @@ def apply_tuner(method: str, tuner: Tuner, state: ModelState, config: dict[str, 
     saved = finish(state, config, given_saves)
     if config.get("trainable_token_indices") is not None:
         unwalked.append("trainable tokens")
-    inside = {target.path for target in targets if any(target.path.startswith(f"{path}.") for path in saved)}
-    if inside:
+    if any(target.path.startswith(f"{path}.") for target in targets for path in saved):
         unwalked.append("an adapter inside a module of modules_to_save")
+
+    def is_saved(path: str) -> bool:
+        return any(path == s or path.startswith(f"{s}.") for s in saved)
+
     return Adaptation(
         method=method,
         peft=config,
         trainable_base=state.trainable_base(),
         added=state.added(),
         buffers=tuple(state.buffers),
-        lora={
-            path: site for path, site in sites.items() if not any(path == s or path.startswith(f"{s}.") for s in saved)
-        },
+        lora={path: site for path, site in sites.items() if not is_saved(path)},
+        adapters={path: site for path, site in adapters.items() if not is_saved(path)},
         unwalked=tuple(dict.fromkeys(unwalked)),
     )
+
+
+def adapter_tensor(weight: Weight, state: ModelState, layer_dtype: DType, owner: str = "") -> AdapterTensor:
+    """A tensor that a method adds, as the step sees it: the adapter's name left out of its own."""
+    name = adapter_tensor_name(weight.name)
+    trainable = weight.parameter and weight.trainable
+    return AdapterTensor(name, weight.shape, state.cast(weight, layer_dtype), trainable, owner)
 
 
 def finish(state: ModelState, config: dict[str, Any], given: list[str] | None) -> list[str]:

@@ -14,8 +14,9 @@ from memplan.architecture import ModuleKind
 from memplan.errors import InvalidValueError, UnsupportedError
 from memplan.methods.state import Weight
 from memplan.methods.targets import pattern_value
-from memplan.methods.tuner import Config, Target, Tuner
-from memplan.step.site import LoraSite
+from memplan.methods.tuner import LINEAR_OR_CONV1D, Config, Target, Tuner
+from memplan.step.adapters import lora as adapters
+from memplan.step.site import Creator, LoraSite, Rewrite
 
 KINDS = frozenset({ModuleKind.LINEAR, ModuleKind.CONV1D, ModuleKind.EMBEDDING, ModuleKind.CONV})
 
@@ -38,9 +39,8 @@ def has_variant(config: Config, key: str) -> bool:
 
 _INITS = ("gaussian", "olora", "loftq", "eva", "corda", "orthogonal", "lora_ga", "mica", "pissa")
 
-# How the step changes, for each variant; plain LoRA is in the walk.
+# How the step changes, for each variant.
 _UNWALKED = {
-    "use_dora": "DoRA's weight norm",
     "use_bdlora": "BD-LoRA's block-diagonal factors",
     "alora_invocation_tokens": "activated LoRA's invocation mask",
     "velora_config": "VeLoRA's compressed activations",
@@ -188,22 +188,40 @@ def expert_weights(shape: tuple[int, ...], rank: int, *, transposed: bool) -> tu
 
 
 def site(target: Target, config: Config, dtype: Any) -> LoraSite | None:
-    """The site of plain LoRA on a linear layer; None for anything that the walk does not know."""
-    variant = any(has_variant(config, key) for key in _LINEAR_VARIANTS)
-    if target.kind is not ModuleKind.LINEAR or variant or config["init_lora_weights"] == "mica":
+    """What plain LoRA puts on a linear layer; None for its variants and other layers."""
+    if rewrite(target, config) is not adapters.lora:
         return None
     return LoraSite(rank_of(config, target.path), float(config["lora_dropout"]), dtype, bool(config["lora_bias"]))
 
 
-def unwalked(target: Target, config: Config) -> str | None:
-    """What LoRA does on a layer beyond the walk, in words."""
+def rewrite(target: Target, config: Config) -> Rewrite | None:
+    """The forward of the adapted layer."""
+    variants = [key for key in _LINEAR_VARIANTS if has_variant(config, key)]
+    if target.kind not in LINEAR_OR_CONV1D or config["init_lora_weights"] == "mica":
+        return None
+    if not variants:
+        return adapters.lora
+    return adapters.dora if variants == ["use_dora"] else None
+
+
+def unwalked(target: Target, config: Config) -> str:
+    """What LoRA does on a layer that has no rewrite, in words."""
     for key, words in _UNWALKED.items():
         if has_variant(config, key):
             return words
     if config["init_lora_weights"] == "mica":
         return "MiCA's frozen B"
-    names = {ModuleKind.EMBEDDING: "an embedding", ModuleKind.CONV1D: "a Conv1D", ModuleKind.CONV: "a convolution"}
-    return f"LoRA on {names[target.kind]}" if target.kind in names else None
+    return {ModuleKind.EMBEDDING: "LoRA on an embedding"}.get(target.kind, "LoRA on a convolution")
 
 
-TUNER = Tuner(KINDS, weights, "", rank="r", check=check)
+def options(target: Target, config: Config) -> Mapping[str, Any]:
+    """What the forward has to know."""
+    return {"dropout": float(config["lora_dropout"])}
+
+
+def creation(target: Target, config: Config) -> Creator | None:
+    """What making the adapter computes."""
+    return adapters.dora_creation if config["use_dora"] else None
+
+
+TUNER = Tuner(KINDS, weights, "", rank="r", check=check, rewrite=rewrite, options=options, creation=creation)

@@ -9,6 +9,7 @@ from typing import Any
 from memplan.architecture import Module, ModuleKind
 from memplan.dtypes import DType
 from memplan.methods.state import Weight
+from memplan.step.site import Creator, Rewrite
 
 Config = Mapping[str, Any]
 
@@ -62,6 +63,7 @@ LINEAR = frozenset({ModuleKind.LINEAR})
 LINEAR_OR_CONV1D = frozenset({ModuleKind.LINEAR, ModuleKind.CONV1D})
 LINEAR_OR_CONV = frozenset({ModuleKind.LINEAR, ModuleKind.CONV})
 
+Options = Mapping[str, Any]
 Weights = Callable[[Target, Config], list[Weight]]
 
 
@@ -72,7 +74,10 @@ class Tuner:
     Attributes:
         kinds: layers that it can wrap.
         weights: the tensors on one layer.
-        unwalked: what it does to the step, in words.
+        unwalked: what it does to the step, in words, where no rewrite walks it.
+        rewrite: the layer's forward under the method, or a choice of it for a layer (None: not walked there).
+        options: what the forward has to know of the config.
+        creation: what making the adapter computes on the GPU, if it does.
         shared: tensors that several layers use, each with the path that it is named after.
         rank: key of the rank that must fit the layer, or "".
         packed: whether it works on weights that are packed in 4 bits; without it PEFT fails as it wraps the layer, or in
@@ -87,3 +92,6 @@ class Tuner:
     rank: str = ""
     check: Callable[[Config], None] | None = None
     packed: bool = True
+    rewrite: Callable[[Target, Config], Rewrite | None] | None = None
+    options: Callable[[Target, Config], Options] | None = None
+    creation: Callable[[Target, Config], Creator | None] | None = None

@@ -2,10 +2,10 @@
 
 Symbols: B micro batch, S sequence length, H hidden size, R adapter rank, I intermediate size.
 
-Sources: the modeling files of transformers 5.23 (norms compute in float32), torch.nn 2.13, peft 0.21 tuners/lora/layer.py.
+Sources: the modeling files of transformers 5.23 (norms compute in float32), torch.nn 2.13.
 
 Known limits:
-    Of the methods only plain LoRA rewrites `linear` here; what else a recipe asks for is listed as unsupported by the walk.
+    Adapters rewrite linear layers and Conv1D (`memplan.step.adapters`), not embeddings and norms.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from __future__ import annotations
 from memplan.architecture import Module, ModuleKind, Parameter
 from memplan.dtypes import DType
 from memplan.estimate import Component
-from memplan.quantization import Quantization
 from memplan.step import ops
+from memplan.step.adapters.layer import AdaptedLayer
 from memplan.step.modules import ModuleTape
 from memplan.step.quantized import quantized_linear
-from memplan.step.site import LoraSite, Site
+from memplan.step.site import Site
 from memplan.step.tensor import Leaf, Node, Shape, Tape, Tensor
 
 
@@ -60,12 +60,15 @@ class LayerOps(ModuleTape):
         site = self.sites.get(path) if self.sites else None
         weight = self.parameter(path, "weight", shape)
         bias_tensor = self.parameter(path, "bias", (shape[0],)) if bias else None
-        if site is None or (site.quantized is None and site.lora is None):
+        if site is None or (site.quantized is None and site.adapter is None):
             out = self.matmul(x, weight, bias_tensor)
-        elif site.lora is None:
+        elif site.adapter is None:
             out = self._base_linear(site, x, weight, bias_tensor)
         else:
-            out = self._lora_linear(path, site, site.lora, x, weight, bias_tensor)
+            layer = AdaptedLayer(
+                self, path, site, weight, bias_tensor, lambda h: self._base_linear(site, h, weight, bias_tensor)
+            )
+            out = site.adapter.rewrite(layer, x)
         self.module = outer
         return out
 
@@ -73,53 +76,6 @@ class LayerOps(ModuleTape):
         if site.quantized is None:
             return self.matmul(x, weight, bias)
         return quantized_linear(self, site.quantized, x, weight, bias)
-
-    def _lora_linear(
-        self, path: str, site: Site, lora: LoraSite, x: Tensor, weight: Tensor, bias: Tensor | None
-    ) -> Tensor:
-        a = self._adapter(path, "lora_A", (lora.rank, x.shape[-1]), lora.dtype)
-        b = self._adapter(path, "lora_B", (weight.shape[0], lora.rank), lora.dtype)
-        b_bias = self._adapter(path, "lora_B.bias", (weight.shape[0],), lora.dtype) if lora.bias else None
-        if site.quantized is not None:
-            return self._lora_on_quantized(site.quantized, lora, x, weight, bias, (a, b, b_bias))
-        result = self.matmul(x, weight, bias)
-        dtype = result.dtype
-        x = ops.to(self, x, lora.dtype)
-        result = result + self._lora_update(lora, x, (a, b, b_bias))
-        return ops.to(self, result, dtype)
-
-    def _lora_on_quantized(
-        self,
-        quantized: Quantization,
-        lora: LoraSite,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        adapter: tuple[Tensor, Tensor, Tensor | None],
-    ) -> Tensor:
-        """peft/tuners/lora/bnb.py: 4-bit results are cloned; x is cast, and the update cast back, only without autocast."""
-        result = quantized_linear(self, quantized, x, weight, bias)
-        dtype = result.dtype
-        if quantized.scheme.is_4bit_bitsandbytes:
-            result = ops.clone(self, result)
-        if self.settings.autocast is not None:
-            return result + self._lora_update(lora, x, adapter)
-        x = ops.to(self, x, lora.dtype)
-        return result + ops.to(self, self._lora_update(lora, x, adapter), dtype)
-
-    def _lora_update(self, lora: LoraSite, x: Tensor, adapter: tuple[Tensor, Tensor, Tensor | None]) -> Tensor:
-        """`lora_B(lora_A(dropout(x))) * scaling`."""
-        a, b, b_bias = adapter
-        return ops.scale(self, self.matmul(self.matmul(ops.dropout(self, x, lora.dropout), a, None), b, b_bias))
-
-    def _adapter(self, path: str, name: str, shape: Shape, dtype: DType) -> Tensor:
-        key = f"{path}.{name}"
-        known = self.parameters.get(key)
-        if known is None:
-            known = self.parameters[key] = Tensor(
-                self, shape, dtype, None, Leaf(key, shape, dtype, accumulates=self.settings.accumulating)
-            )
-        return known
 
     def matmul(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """`F.linear` under the step's autocast: inputs are cast, trained float32 weights through autocast's cache."""

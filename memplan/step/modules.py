@@ -39,6 +39,7 @@ class ModuleTape(Tape):
         super().__init__()
         self.settings = settings
         self.workspace_bytes = settings.workspace_bytes
+        self.workspace_is_loaded = settings.workspace_is_loaded
         self.sites = sites
         self.path = ""
         self.modules: dict[str, Module] = {}

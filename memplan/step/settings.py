@@ -21,6 +21,7 @@ class StepSettings:
         compute_capability: (major, minor) of the GPU; decides the attention kernel and workspaces.
         torch_version: (major, minor); decides which kernels take grouped heads.
         workspace_bytes: what cuBLAS takes at a thread's first matrix product, and keeps.
+        workspace_is_loaded: loading made matrix products in the thread that runs forward.
         keep_outputs: the caller keeps the model's output (logits) alive until the step ends.
         use_cache: the model builds and returns past key/values.
         input_require_grads: `enable_input_require_grads` was called, as PEFT does with checkpointing.
@@ -40,6 +41,7 @@ class StepSettings:
     compute_capability: tuple[int, int] = (8, 0)
     torch_version: tuple[int, int] = (2, 13)
     workspace_bytes: int = 0
+    workspace_is_loaded: bool = False
     keep_outputs: bool = False
     use_cache: bool = False
     input_require_grads: bool = False

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from memplan.dtypes import DType
 from memplan.quantization import Quantization
+
+# The forward of an adapted layer: called with the layer (`memplan.step.adapters.layer.AdaptedLayer`) and its input.
+Rewrite = Callable[[Any, Any], Any]
+Creator = Callable[[Any], dict[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +25,7 @@ class SiteParameter:
 
 @dataclass(frozen=True, slots=True)
 class LoraSite:
-    """Plain LoRA on a module: `result + B(A(dropout(x))) * scaling`.
+    """Plain LoRA on a linear module: `result + B(A(dropout(x))) * scaling`.
 
     Attributes:
         rank: of this module (`rank_pattern` applied).
@@ -35,12 +41,51 @@ class LoraSite:
 
 
 @dataclass(frozen=True, slots=True)
+class AdapterTensor:
+    """A parameter or buffer of an adapter.
+
+    Attributes:
+        name: as PEFT calls it, without the adapter's name: `lora_A`, `lora_B.bias`, `oft_R.rows`.
+        shape, dtype, trainable: as they stand.
+        owner: path of the layer that it is named after, if layers share it.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: DType
+    trainable: bool
+    owner: str = ""
+
+
+def adapter_tensor_name(name: str) -> str:
+    """A tensor's name below its layer without the adapter's: `lora_A.default.weight` is `lora_A`."""
+    return name.replace(".default", "").removesuffix(".weight")
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterSite:
+    """What a method puts on a module and how the module's forward changes.
+
+    Attributes:
+        rewrite: the forward of the adapted layer (`memplan.step.adapters`).
+        tensors: the adapter's parameters and buffers.
+        options: what the config says about this layer, by key.
+        creation: what making the adapter computes: called with the layer, returns the tensors that stay, by name.
+    """
+
+    rewrite: Rewrite
+    tensors: tuple[AdapterTensor, ...]
+    options: tuple[tuple[str, Any], ...] = ()
+    creation: Creator | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Site:
     """A module in a run. Equal sites behave alike, so that equal layers are executed once."""
 
     parameters: tuple[SiteParameter, ...]
     quantized: Quantization | None = None
-    lora: LoraSite | None = None
+    adapter: AdapterSite | None = None
 
     def parameter(self, name: str) -> SiteParameter | None:
         """The parameter `name`, if the module has one."""

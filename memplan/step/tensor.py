@@ -15,6 +15,7 @@ Known limits:
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -163,21 +164,23 @@ class Frame:
         count: tensors saved so far in this run of the call.
         total: tensors that the forward run saved; known once the recomputation starts.
         recompute: runs the call again; holds its arguments until the last node of the call has run.
+        slots: those of the forward run; one whose node is gone by then is not filled again.
     """
 
-    __slots__ = ("count", "recompute", "recomputed", "total")
+    __slots__ = ("count", "recompute", "recomputed", "slots", "total")
 
     def __init__(self, recompute: Callable[[Frame], None]) -> None:
         self.count = 0
         self.total: int | None = None
         self.recompute = recompute
         self.recomputed: dict[int, Storage] = {}
+        self.slots: list[weakref.ref[Slot]] = []
 
 
 class Slot:
     """A place in a checkpoint frame where a saved tensor would be."""
 
-    __slots__ = ("frame", "index")
+    __slots__ = ("__weakref__", "frame", "index")
 
     def __init__(self, frame: Frame, index: int) -> None:
         self.frame = frame
@@ -282,6 +285,7 @@ class Tape:
         self.held: list[object] = []
         self.casts: dict[str, Tensor] = {}
         self.workspace_bytes = 0
+        self.workspace_is_loaded = False
         self.workspaces: dict[str, Storage] = {}
         self._sequence = 0
 
@@ -343,6 +347,8 @@ class Tape:
     def use_blas(self) -> None:
         """A matrix product runs. The first one of the forward and of the autograd thread allocates cuBLAS's workspace."""
         if self.workspace_bytes and self.phase not in self.workspaces:
+            if self.workspace_is_loaded and self.phase == Phase.FORWARD:
+                return
             outer, self.module = self.module, ""
             self.workspaces[self.phase] = self.alloc(
                 (self.workspace_bytes,), DType.UINT8, "cuBLAS workspace", Component.TEMPORARIES
@@ -389,9 +395,12 @@ class Tape:
         index = frame.count
         frame.count += 1
         if frame.total is None:
-            return Slot(frame, index)
+            slot = Slot(frame, index)
+            frame.slots.append(weakref.ref(slot))
+            return slot
         self._mark_saved(storage)
-        frame.recomputed[index] = storage
+        if frame.slots[index]() is not None:
+            frame.recomputed[index] = storage
         if frame.count == frame.total:
             raise StopRecomputation
         return storage

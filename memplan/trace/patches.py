@@ -5,6 +5,7 @@ Each works around one thing that fakes on a machine without a GPU do differently
 
 from __future__ import annotations
 
+import copy
 import warnings
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.optim.optimizer import _foreach_supported_types
 
-from memplan.trace import flash_attn, sparse
+from memplan.trace import flash_attn, quantized, sparse
 from memplan.trace.attention import AttentionChooser
 from memplan.trace.spec import TraceSpec
 
@@ -45,6 +46,8 @@ class Patches:
         self._transformers()
         if self.spec.load_in_4bit or self.spec.load_in_8bit or _uses_bitsandbytes(self.spec.optim):
             self._bitsandbytes()
+        if self.spec.peft is not None and (self.spec.load_in_4bit or self.spec.load_in_8bit):
+            quantized.install_dequantization()
 
     def _torch(self) -> None:
         if Patches._library is None:
@@ -124,6 +127,8 @@ def _deepcopy(tensor: FakeTensor, memo: dict[int, Any]) -> torch.Tensor:
     else:
         copied.requires_grad_(tensor.requires_grad)
     copy_attributes(tensor, copied)
+    if hasattr(tensor, "quant_state"):
+        copied.quant_state = copy.deepcopy(tensor.quant_state)  # bitsandbytes/nn/modules.py, Params4bit.__deepcopy__
     memo[id(tensor)] = copied
     return copied
 

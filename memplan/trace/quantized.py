@@ -6,6 +6,7 @@ plain frozen `Parameter` that carries the same attributes.
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import torch
@@ -87,6 +88,44 @@ class QuantizedLoader:
         model.config._is_quantized = True
         model.hf_quantizer = self.quantizer
         model.quantization_method = self.quantizer.quantization_config.quant_method
+
+
+def install_dequantization() -> None:
+    """Lets PEFT dequantize weights, which it knows by the name of a class that fakes do not have.
+
+    Source: peft/utils/integrations.py, dequantize_module_weight and dequantize_bnb_weight (PEFT 0.21.2).
+    """
+    import peft
+    from bitsandbytes import functional
+
+    assert peft
+    integrations: Any = sys.modules["peft.utils.integrations"]
+    original = integrations.dequantize_module_weight
+
+    def dequantize_bnb_weight(weight: Any, state: Any = None) -> torch.Tensor:
+        quant_state = getattr(weight, "quant_state", None)
+        if quant_state is not None:
+            found: torch.Tensor = functional.dequantize_4bit(weight.data, quant_state)
+            return found
+        scales = state.SCB if state.SCB is not None else weight.SCB
+        dequantized: torch.Tensor = functional.int8_vectorwise_dequant(weight.data, scales)
+        return dequantized
+
+    def dequantize_module_weight(module: Any) -> torch.Tensor:
+        weight = module.weight
+        if hasattr(weight, "quant_state") or hasattr(weight, "SCB"):
+            return dequantize_bnb_weight(weight, getattr(module, "state", None))
+        found: torch.Tensor = original(module)
+        return found
+
+    if getattr(original, "is_for_fakes", False):
+        return
+    dequantize_module_weight.is_for_fakes = True  # type: ignore[attr-defined]
+    for name, module in list(sys.modules.items()):
+        if name.startswith("peft."):
+            for function in (dequantize_module_weight, dequantize_bnb_weight):
+                if hasattr(module, function.__name__):
+                    setattr(module, function.__name__, function)
 
 
 def state_tensors(model: nn.Module) -> list[tuple[str, torch.Tensor]]:

@@ -123,7 +123,6 @@ def test_site_has_the_rank_of_its_pattern_and_the_dtype_of_its_weights() -> None
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"use_dora": True}, "DoRA's weight norm"),
         ({"target_modules": ["embed_tokens"]}, "LoRA on an embedding"),
         ({"trainable_token_indices": [1]}, "trainable tokens"),
         ({"kasa_config": {}}, "KaSA's diagonal"),

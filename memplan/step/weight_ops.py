@@ -1,0 +1,61 @@
+"""Ops on weights: products of factors, norms, quotients; what adapters build their updates with.
+
+One function per ATen op, named after it. Sources: tools/autograd/derivatives.yaml and FunctionsManual.cpp of torch 2.13;
+every rule is held against a trace of the real op.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import cast
+
+from memplan.dtypes import DType
+from memplan.step import ops
+from memplan.step.tensor import Node, Shape, Tape, Tensor
+
+
+def transposed(tape: Tape, x: Tensor) -> Tensor:
+    """`x.T` of a matrix: a view."""
+    return tape.view(x, (x.shape[1], x.shape[0]))
+
+
+def detached(x: Tensor) -> Tensor:
+    """`x.detach()`: the storage without the graph."""
+    return Tensor(x.tape, x.shape, x.dtype, x.storage, None, True, x.by_token)
+
+
+def mm(tape: Tape, a: Tensor, b: Tensor) -> Tensor:
+    """`a @ b` of matrices: saves each operand that the other's gradient needs."""
+    saved = (b if a.node is not None else None, a if b.node is not None else None)
+    node = tape.record("mm", (a, b), saved, _mm_backward, (a.shape, b.shape, a.dtype))
+    return tape.new((a.shape[0], b.shape[1]), a.dtype, "mm", node)
+
+
+def _mm_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | None]:
+    a_shape, b_shape, dtype = cast(tuple[Shape, Shape, DType], node.meta)
+    kept = [node.stored(index) for index in range(len(node.saved))]
+    left = tape.new(a_shape, dtype, "mm") if node.edges[0] is not None else None
+    right = tape.new(b_shape, dtype, "mm") if node.edges[1] is not None else None
+    del kept
+    return (left, right)
+
+
+def vector_norm(tape: Tape, x: Tensor, shape: Shape) -> Tensor:
+    """`torch.linalg.norm(x, dim=...)` of a tensor that needs no gradient."""
+    assert x.node is None
+    return tape.new(shape, x.dtype, "linalg_vector_norm")
+
+
+def div(tape: Tape, a: Tensor, b: Tensor) -> Tensor:
+    """`a / b` with a divisor that needs no gradient, which is saved."""
+    assert b.node is None
+    node = tape.record("div", (a,), (b,), _div_backward, (a.shape, a.dtype))
+    return tape.new(ops.broadcast(a.shape, b.shape), ops.promote(a.dtype, b.dtype), "div", node)
+
+
+def _div_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | None]:
+    shape, dtype = cast(tuple[Shape, DType], node.meta)
+    kept = [node.stored(index) for index in range(len(node.saved))]
+    out = tape.new(grad.shape, grad.dtype, "div")
+    del kept
+    return (ops.fit_gradient(tape, out, shape, dtype),)

@@ -1,0 +1,40 @@
+"""The step under LoRA's variants against the trace."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import pytest
+
+from memplan.compare import Comparison
+from tests.methods.agreement import COURSES, GPT2, QUANTIZED, QWEN2, check, compared
+
+DORA = {"use_dora": True}
+CASES: dict[str, dict[str, Any]] = {
+    **{f"DoRA, {name}": {"method": "lora", "peft": DORA, **keys} for name, keys in COURSES.items()},
+    "DoRA with dropout, biases in the base, amp": {
+        "model": QWEN2, "method": "lora", "precision": "amp", "activation_checkpointing": True,
+        "peft": {**DORA, "lora_dropout": 0.1, "target_modules": "all-linear"},
+    },
+    "DoRA on biases": {"model": QWEN2, "method": "lora", "peft": {**DORA, "target_modules": "all-linear"}},
+    "DoRA on nf4": {"method": "lora", "peft": DORA, **QUANTIZED},
+    "DoRA with dropout on nf4, no autocast": {
+        "method": "lora", "peft": {**DORA, "lora_dropout": 0.1}, **QUANTIZED, "precision": "pure",
+        "activation_checkpointing": False,
+    },
+    "LoRA on Conv1D": {"model": GPT2, "method": "lora", "peft": {"target_modules": ["c_attn", "c_proj"]}},
+    "DoRA on Conv1D": {
+        "model": GPT2, "method": "lora", "precision": "amp", "peft": {**DORA, "target_modules": ["c_attn", "c_fc"]},
+    },
+}  # fmt: skip
+
+
+@cache
+def all_compared() -> dict[str, Comparison]:
+    return compared(CASES)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_walk_equals_trace(name: str) -> None:
+    check(all_compared()[name])
