@@ -2,6 +2,7 @@
 
     reading = memplan.interop.read("sft.yaml")       any of the formats, detected or named
     reading.recipe                                   what `memplan.estimate` takes
+    memplan.interop.write(recipe, "axolotl", "sft.yaml").diff
     reading.used, reading.defaults, reading.ignored, reading.unknown_memory_like, reading.unsupported
 
 Nothing that a file names is imported, executed or followed.
@@ -19,18 +20,23 @@ from memplan.interop.formats import Format, detect, format_names, get_format
 from memplan.interop.objects import read_objects
 from memplan.interop.reading import DefaultUsed, Draft, Reading, Source, UsedKey
 from memplan.interop.settle import settle
+from memplan.interop.writing import Written, write
 from memplan.recipe import mapping_of
 
 __all__ = [
     "DefaultUsed",
     "Reading",
     "UsedKey",
+    "Written",
+    "detect_file",
     "format_names",
     "read",
+    "read_documents",
     "read_many",
     "read_objects",
     "read_text",
     "trainer_callback",
+    "write",
 ]
 
 
@@ -49,6 +55,15 @@ def read(path: str | Path, format: str | None = None, *, version: str | None = N
     return _read([(read_document(Path(path)), format)], version)
 
 
+def detect_file(path: str | Path) -> str:
+    """The name of a file's format.
+
+    Raises:
+        FileFormatError: not readable, not recognised, or ambiguous.
+    """
+    return detect(read_document(Path(path))).name
+
+
 def read_many(paths: Iterable[str | Path], *, version: str | None = None) -> Reading:
     """Read config files of one run together, e.g. training arguments, an adapter config and accelerate's YAML.
 
@@ -60,6 +75,29 @@ def read_many(paths: Iterable[str | Path], *, version: str | None = None) -> Rea
     if not documents:
         raise InputError("no config file is given")
     return _read(documents, version)
+
+
+def read_documents(
+    documents: Iterable[Document],
+    format: str | None = None,  # noqa: A002
+    *,
+    version: str | None = None,
+) -> Reading:
+    """Read the parsed config files of one run together.
+
+    Args:
+        documents: at least one.
+        format: of a single document; by default it is detected.
+        version: as for `read`.
+
+    Raises:
+        FileFormatError, UnknownNameError: as for `read`.
+        InputError: no document, or two that say different things.
+    """
+    found = [(document, format) for document in documents]
+    if not found:
+        raise InputError("no config file is given")
+    return _read(found, version)
 
 
 def read_text(
