@@ -156,6 +156,11 @@ def _plan_request_schema(into: dict[str, Schema]) -> Schema:
     }
 
 
+def _open(**properties: Schema) -> Schema:
+    """An object that may hold more than this: what is measured grows."""
+    return {"type": "object", "properties": properties, "required": sorted(properties)}
+
+
 def _accuracy_schema() -> Schema:
     text: Schema
     number: Schema
@@ -163,7 +168,7 @@ def _accuracy_schema() -> Schema:
     text, number, count = {"type": "string"}, {"type": "number"}, {"type": "integer"}
     engine: Schema = {"enum": ["estimate", "trace"]}
     size: Schema = {"type": "integer", "minimum": 0}
-    verdicts = _entry(fits=count, uncertain=count, does_not_fit=count)
+    verdicts = _open(fits=count, uncertain=count, does_not_fit=count)
     summary: Schema = {
         "source": text, "group": text, "level": text, "engine": engine, "records": count, "median": number,
         "p95": number, "worst": number, "under": number,
@@ -172,12 +177,12 @@ def _accuracy_schema() -> Schema:
         "source": text, "id": text, "group": text, "level": text, "engine": engine, "predicted_bytes": size,
         "measured_bytes": size, "error": number,
     }  # fmt: skip
-    schema = _entry(
+    schema = _open(
         schema_version=count,
         by={"enum": ["source", "method", "family", "gpu", "precision", None]},
-        summaries={"type": "array", "items": _entry(**summary)},
-        verdicts=_entry(wrong_fits=count, finished=verdicts, out_of_memory=verdicts),
-        records={"type": "array", "items": _entry(**record)},
-        not_scored={"type": "array", "items": _entry(source=text, id=text, engine=engine, reason=text)},
+        summaries={"type": "array", "items": _open(**summary)},
+        verdicts=_open(wrong_fits=count, finished=verdicts, out_of_memory=verdicts),
+        records={"type": "array", "items": _open(**record)},
+        not_scored={"type": "array", "items": _open(source=text, id=text, engine=engine, reason=text)},
     )
     return schema | {"description": "Predictions against measured peaks; error = (predicted - measured) / measured."}
