@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from memplan.catalog.calibration import run_of
 from memplan.catalog.cuda_context import UNNAMED_GPU_CONTEXT_BYTES, cuda_context
 from memplan.errors import InputError
 from memplan.estimate import (
@@ -168,7 +169,11 @@ def _estimate(
             for entry in timeline
         ),
         host_bytes=state.states.host_bytes + state.states.paged_bytes,
-        verdict_report=judge(gpu, peak.reserved_bytes, bool(unsupported)) if gpu is not None else None,
+        verdict_report=judge(
+            gpu, peak.reserved_bytes, bool(unsupported), run_of(resolved.values, str(resolved.config["model_type"]))
+        )
+        if gpu is not None
+        else None,
         assumptions=assumptions(resolved, prepared),
         unsupported=unsupported,
         provenance=Provenance.ANALYTIC,

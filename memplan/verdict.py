@@ -6,28 +6,26 @@ and every estimate with something unsupported that does not already exceed the c
 
 from __future__ import annotations
 
+from memplan.catalog.calibration import Run, margin, run_of
 from memplan.catalog.cuda_context import cuda_context
 from memplan.catalog.gpus import Gpu, get_gpu
 from memplan.errors import InputError
 from memplan.estimate import Estimate, Fits, VerdictReport
-from memplan.units import GIB
-
-# Until records of a family on a GPU exist, the margin is stated, not measured: the larger of a fifth of the estimate and 2 GiB.
-UNCALIBRATED_FRACTION = (1, 5)
-UNCALIBRATED_FLOOR_BYTES = 2 * GIB
 
 
-def margin_bytes(expected_bytes: int) -> int:
-    """The stated margin above `expected_bytes` where no measured records are near."""
-    numerator, denominator = UNCALIBRATED_FRACTION
-    return max(expected_bytes * numerator // denominator, UNCALIBRATED_FLOOR_BYTES)
+def judge(gpu: Gpu, reserved_bytes: int, unsupported: bool, run: Run | None = None) -> VerdictReport:
+    """The verdict on `gpu` for a run that reserves `reserved_bytes` in torch's allocator.
 
-
-def judge(gpu: Gpu, reserved_bytes: int, unsupported: bool) -> VerdictReport:
-    """The verdict on `gpu` for a run that reserves `reserved_bytes` in torch's allocator."""
+    Args:
+        gpu: the card.
+        reserved_bytes: predicted.
+        unsupported: whether something in the recipe is not covered.
+        run: what decides which measured runs are near; None leaves the stated margin.
+    """
     context = cuda_context(gpu)
     expected = reserved_bytes + context.expected_bytes
-    upper = reserved_bytes + context.high_bytes + margin_bytes(expected)
+    added = margin(gpu, run, reserved_bytes, expected)
+    upper = reserved_bytes + context.high_bytes + added.bytes
     if expected > gpu.usable_bytes:
         fits = Fits.DOES_NOT_FIT
     elif upper <= gpu.usable_bytes and not unsupported:
@@ -41,7 +39,7 @@ def judge(gpu: Gpu, reserved_bytes: int, unsupported: bool) -> VerdictReport:
         upper_bytes=upper,
         headroom_bytes=gpu.usable_bytes - expected,
         fits=fits,
-        margin="stated, not calibrated: the larger of 20 % and 2 GiB, and the highest known CUDA context",
+        margin=added.text,
     )
 
 
@@ -59,4 +57,16 @@ def verdict_on(estimate: Estimate, name: str | None) -> VerdictReport:
     gpu = get_gpu(name)
     if estimate.verdict_report is not None and estimate.verdict_report.gpu == gpu.id:
         return estimate.verdict_report
-    return judge(gpu, estimate.peak.reserved_bytes, bool(estimate.unsupported))
+    return judge(gpu, estimate.peak.reserved_bytes, bool(estimate.unsupported), run_of_estimate(estimate))
+
+
+def run_of_estimate(estimate: Estimate) -> Run | None:
+    """What decides which measured runs are near an answer; None where its model can no longer be read."""
+    from memplan.cards import resolve_model
+    from memplan.errors import MemplanError
+
+    try:
+        family = str(resolve_model(estimate.recipe["model"]).config["model_type"])
+    except (MemplanError, KeyError):
+        return None
+    return run_of(estimate.recipe, family)

@@ -10,12 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import memplan
+from memplan.catalog.calibration import STATED_FLOOR_BYTES, run_of, stated_bytes
 from memplan.catalog.cuda_context import cuda_context
 from memplan.catalog.gpus import Gpu, get_gpu, list_gpus
 from memplan.errors import InputError, UnknownNameError
 from memplan.estimate import Fits
 from memplan.units import GIB
-from memplan.verdict import UNCALIBRATED_FLOOR_BYTES, judge, margin_bytes
+from memplan.verdict import judge
 
 LLAMA: dict[str, Any] = {
     "model_type": "llama",
@@ -34,16 +35,16 @@ def card(usable_bytes: int) -> Gpu:
 
 
 def test_the_margin_is_a_fifth_and_2_gib_at_least() -> None:
-    assert margin_bytes(0) == margin_bytes(10 * GIB) == UNCALIBRATED_FLOOR_BYTES == 2 * GIB
-    assert margin_bytes(10 * GIB + 5) == 2 * GIB + 1
-    assert margin_bytes(40 * GIB) == 8 * GIB
+    assert stated_bytes(0) == stated_bytes(10 * GIB) == STATED_FLOOR_BYTES == 2 * GIB
+    assert stated_bytes(10 * GIB + 5) == 2 * GIB + 1
+    assert stated_bytes(40 * GIB) == 8 * GIB
 
 
 @pytest.mark.parametrize("reserved", [0, 1, 3 * GIB, 20 * GIB, 100 * GIB])
 def test_boundaries_to_the_byte(reserved: int) -> None:
     context = cuda_context(CARD)
     expected = reserved + context.expected_bytes
-    upper = reserved + context.high_bytes + margin_bytes(expected)
+    upper = reserved + context.high_bytes + stated_bytes(expected)
     at = {usable: judge(card(usable), reserved, False).fits for usable in (expected - 1, expected, upper - 1, upper)}
     assert at == {
         expected - 1: Fits.DOES_NOT_FIT,
@@ -93,7 +94,8 @@ def test_the_recipes_gpu_or_another() -> None:
     assert estimate.verdict("RTX 4090") is estimate.verdict_report
     other = estimate.verdict("t4")
     assert (other.gpu, other.usable_bytes) == ("t4", get_gpu("t4").usable_bytes)
-    assert other == judge(get_gpu("t4"), estimate.peak.reserved_bytes, False)
+    run = run_of(estimate.recipe, "llama")
+    assert other == judge(get_gpu("t4"), estimate.peak.reserved_bytes, False, run)
 
 
 def test_no_gpu_and_unknown_gpus() -> None:

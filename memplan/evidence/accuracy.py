@@ -7,9 +7,9 @@ from typing import Literal, get_args
 
 from memplan.errors import UnknownNameError
 from memplan.evidence.page import as_html
-from memplan.evidence.records import select_files
+from memplan.evidence.records import Level, select_files
 from memplan.evidence.render import SUMMARY_HEADINGS, as_json, as_markdown, as_text, markdown_page
-from memplan.evidence.scoring import By, score
+from memplan.evidence.scoring import By, at_level, score
 
 Format = Literal["text", "json", "markdown", "html"]
 Engine = Literal["estimate", "trace", "both"]
@@ -22,6 +22,7 @@ def run_accuracy(
     by: str | None = None,
     format: Format = "text",  # noqa: A002 (the CLI's option)
     engine: Engine = "estimate",
+    level: str | None = None,
 ) -> str:
     """Score predictions against the committed records and say how good they are.
 
@@ -30,14 +31,19 @@ def run_accuracy(
         by: `source`, `method`, `family`, `gpu` or `precision`; None for one line a source.
         format: `text`, `json`, `markdown`, or `html` (one page with a plot).
         engine: which of memplan's answers; `trace` uses the committed traces.
+        level: `allocated`, `reserved` or `device`; None for all.
 
     Raises:
-        UnknownNameError: a source, group, format or engine that does not exist.
+        UnknownNameError: a source, group, format, engine or level that does not exist.
     """
     group = _one_of("group", by, get_args(By)) if by is not None else None
     _one_of("format", format, get_args(Format))
     _one_of("engine", engine, get_args(Engine))
+    if level is not None:
+        _one_of("level", level, tuple(Level))
     scores = score(source, engine=engine)
+    if level is not None:
+        scores = at_level(scores, Level(level))
     if format == "json":
         return as_json(scores, group)
     if format == "markdown":

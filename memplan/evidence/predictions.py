@@ -13,6 +13,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
+from memplan.catalog.cuda_context import cuda_context
+from memplan.catalog.gpus import get_gpu
 from memplan.engine import estimate
 from memplan.errors import MemplanError
 from memplan.estimate import Fits
@@ -31,12 +33,14 @@ class Prediction:
         not_covered: why there is no number; empty where there is.
         fits: the verdict on the recipe's GPU, or None without a GPU or without a verdict (traces have none).
         upper_bytes: the verdict's upper bound at device level.
+        upper_reserved_bytes: the part of it that torch's allocator may reserve.
     """
 
     bytes: Mapping[Level, int]
     not_covered: str = ""
     fits: Fits | None = None
     upper_bytes: int | None = None
+    upper_reserved_bytes: int | None = None
 
 
 def predict(record: Record, engine: EngineName) -> Prediction:
@@ -67,6 +71,9 @@ def _estimated(key: str) -> Prediction:
         },
         fits=verdict.fits if verdict is not None else None,
         upper_bytes=verdict.upper_bytes if verdict is not None else None,
+        upper_reserved_bytes=verdict.upper_bytes - cuda_context(get_gpu(verdict.gpu)).high_bytes
+        if verdict is not None
+        else None,
     )
 
 

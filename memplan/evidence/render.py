@@ -111,12 +111,13 @@ def not_scored_reasons(entries: Iterable[NotScored]) -> list[tuple[str, str, int
 def _verdict_lines(scores: Scores) -> list[str]:
     if not scores.judged:
         return ["verdicts: none, no scored record names a GPU of the catalog"]
-    matrix = verdict_matrix(scores.judged)
     lines = []
-    for ran, what in ((True, "finished"), (False, "ran out of memory")):
-        counts = ", ".join(f"{matrix[ran, fits]} {fits}" for fits in Fits)
-        if any(matrix[ran, fits] for fits in Fits):
-            lines.append(f"verdicts on runs that {what}: {counts}")
+    for limited, under in ((False, ""), (True, " under a limit of the allocator")):
+        matrix = verdict_matrix(entry for entry in scores.judged if entry.limited is limited)
+        for ran, what in ((True, "finished"), (False, "ran out of memory")):
+            counts = ", ".join(f"{matrix[ran, fits]} {fits}" for fits in Fits)
+            if any(matrix[ran, fits] for fits in Fits):
+                lines.append(f"verdicts on runs that {what}{under}: {counts}")
     held = [entry.upper_held for entry in scores.judged if entry.upper_held is not None]
     lines.append(f"wrong fits: {scores.wrong_fits}; upper bound held: {sum(held)} of {len(held)}")
     return lines
@@ -127,15 +128,19 @@ def _verdict_lines(scores: Scores) -> list[str]:
 
 def as_json(scores: Scores, by: By | None) -> str:
     """Summaries, every scored record, every verdict, and everything without a score."""
-    matrix = verdict_matrix(scores.judged)
+    limited = verdict_matrix(entry for entry in scores.judged if entry.limited)
+    whole = verdict_matrix(entry for entry in scores.judged if not entry.limited)
     payload: dict[str, Any] = {
         "schema_version": 1,
         "by": by,
         "summaries": [asdict(row) for row in summaries(scores.scored, by)],
         "verdicts": {
             "wrong_fits": scores.wrong_fits,
-            "finished": {fits: matrix[True, fits] for fits in Fits},
-            "out_of_memory": {fits: matrix[False, fits] for fits in Fits},
+            "wrong_does_not_fit": sum(entry.wrong_no for entry in scores.judged),
+            "finished": {fits: whole[True, fits] for fits in Fits},
+            "out_of_memory": {fits: whole[False, fits] for fits in Fits},
+            "limited_finished": {fits: limited[True, fits] for fits in Fits},
+            "limited_out_of_memory": {fits: limited[False, fits] for fits in Fits},
         },
         "records": [
             {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Literal
 
@@ -45,6 +45,7 @@ class Judged:
         fits: the verdict.
         ran: whether the run finished.
         upper_held: whether the highest measured level stayed below the verdict's upper bound; None where the run died.
+        limited: whether the run had a limit on torch's allocator instead of the whole card.
     """
 
     source: str
@@ -52,6 +53,12 @@ class Judged:
     fits: Fits
     ran: bool
     upper_held: bool | None
+    limited: bool = False
+
+    @property
+    def wrong_no(self) -> bool:
+        """`does_not_fit` was said, and the run finished."""
+        return self.fits is Fits.DOES_NOT_FIT and self.ran
 
     @property
     def wrong_fits(self) -> bool:
@@ -136,7 +143,8 @@ class _Collected:
             return
         for level in Level:
             measured = record.measured.at(level)
-            if measured is not None:
+            # Under a limit the allocator gives back what it would otherwise keep: only what is in tensors is comparable.
+            if measured is not None and (record.capacity_bytes is None or level is Level.ALLOCATED):
                 self.scored.append(Scored(file.name, record, engine, level, prediction.bytes[level], measured))
         if prediction.fits is not None:
             self.judged.append(_judge(file.name, record, prediction, prediction.fits))
@@ -146,12 +154,25 @@ def _judge(source: str, record: Record, prediction: Prediction, fits: Fits) -> J
     """Where the device's use was not read, the least it can have been: the highest reading and the smallest context."""
     ran = record.outcome == "ok"
     assert prediction.upper_bytes is not None
+    if record.capacity_bytes is not None:
+        return _judge_limited(source, record, prediction, record.capacity_bytes, ran)
     if not ran:
         return Judged(source, record, fits, ran, None)
     context = cuda_context(get_gpu(record.recipe["gpu"])).low_bytes
     inside = max(record.measured.reserved_bytes or 0, record.measured.allocated_bytes or 0)
     used = record.measured.device_bytes or inside + context
     return Judged(source, record, fits, ran, used <= prediction.upper_bytes)
+
+
+def _judge_limited(source: str, record: Record, prediction: Prediction, capacity: int, ran: bool) -> Judged:
+    """The verdict with the limit in the card's place: the context counts on neither side."""
+    expected, upper = prediction.bytes[Level.RESERVED], prediction.upper_reserved_bytes
+    assert upper is not None
+    fits = Fits.FITS if upper <= capacity else Fits.UNCERTAIN
+    if expected > capacity:
+        fits = Fits.DOES_NOT_FIT
+    held = (record.measured.reserved_bytes or 0) <= upper if ran else None
+    return Judged(source, record, fits, ran, held, limited=True)
 
 
 def summaries(scored: Iterable[Scored], by: By | None = None) -> list[Summary]:
@@ -205,6 +226,11 @@ def _family_and_precision(recipe_json: str) -> tuple[str, str]:
     return str(resolved.config["model_type"]), f"{precision}, {resolved.dtype}"
 
 
+def at_level(scores: Scores, level: Level) -> Scores:
+    """`scores` with readings of one level alone; verdicts are of the device level and stay."""
+    return replace(scores, scored=tuple(entry for entry in scores.scored if entry.level is level))
+
+
 def verdict_matrix(judged: Iterable[Judged]) -> Counter[tuple[bool, Fits]]:
     """How often each verdict was given to runs that finished (True) and that died (False)."""
     return Counter((entry.ran, entry.fits) for entry in judged)
@@ -217,6 +243,7 @@ __all__ = [
     "Scored",
     "Scores",
     "Summary",
+    "at_level",
     "group_of",
     "score",
     "summaries",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from memplan.catalog.calibration import run_of
 from memplan.catalog.gpus import Gpu, get_gpu
 from memplan.errors import UnknownNameError, UnsupportedError
 from memplan.estimate import (
@@ -143,7 +144,9 @@ def _verdict(result: MeasureResult, resolved: ResolvedRecipe, reserved: int) -> 
     measured = measured_gpu(result)
     asked = resolved.gpu
     if asked is not None and (measured is None or asked.id != measured.id):
-        return judge(asked, reserved, unsupported=False)
+        return judge(
+            asked, reserved, unsupported=False, run=run_of(resolved.values, str(resolved.config["model_type"]))
+        )
     if measured is None:
         return None
     usable = result.device.torch_total_bytes or measured.usable_bytes

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol
 
+from memplan.catalog.calibration import run_of
 from memplan.catalog.cuda_context import UNNAMED_GPU_CONTEXT_BYTES, cuda_context
 from memplan.catalog.gpus import Gpu
 from memplan.errors import UnsupportedError
@@ -181,7 +182,14 @@ def to_estimate(result: TraceResult, resolved: ResolvedRecipe, *, expandable_seg
             for entry in result.merged_phases
         ),
         host_bytes=result.host_bytes,
-        verdict_report=judge(gpu, report.max_reserved_bytes, bool(resolved.uncovered)) if gpu is not None else None,
+        verdict_report=judge(
+            gpu,
+            report.max_reserved_bytes,
+            bool(resolved.uncovered),
+            run_of(resolved.values, str(resolved.config["model_type"])),
+        )
+        if gpu is not None
+        else None,
         assumptions=assumptions(result, gpu, str(resolved.values.get("torch_version", ""))),
         unsupported=resolved.uncovered,
         provenance=Provenance.TRACE,

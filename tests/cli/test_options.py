@@ -67,12 +67,13 @@ OWN_OPTIONS = {
     ],
     "explain": ["--classic", "--component", "--top", "--json", "--markdown"],
     "explain-oom": ["--json", "--markdown"],
+    "export": ["--to", "--into", "--out"],
     "read": ["--format", "--framework-version", "--json"],
     "models": ["--json"],
     "gpus": ["--json"],
     "methods": ["--json"],
     "optimizers": ["--json"],
-    "accuracy": ["--source", "--by", "--engine", "--format", "--json"],
+    "accuracy": ["--source", "--by", "--level", "--engine", "--format", "--json"],
     "serve": [
         "--host",
         "--port",
@@ -84,7 +85,7 @@ OWN_OPTIONS = {
         "--log-requests",
     ],
 }
-WITH_RECIPE = ("estimate", "plan", "trace", "measure", "explain", "explain-oom")
+WITH_RECIPE = ("estimate", "plan", "trace", "measure", "explain", "explain-oom", "export")
 # Commands whose argument is another file: the recipe's is an option.
 RECIPE_FILE_OPTION = {"explain-oom": ["--recipe"]}
 

@@ -33,7 +33,7 @@ def test_no_verdict_says_fits_wrongly() -> None:
 
 def test_a100_allocated_stays_within_the_goal() -> None:
     rows = [row for row in summaries(score("fms").scored) if row.engine == "estimate"]
-    assert [row.level for row in rows] == ["allocated"]
+    assert [row.level for row in rows] == ["allocated", "device"]
     assert rows[0].median < 0.01
 
 
@@ -69,6 +69,11 @@ def test_json_holds_every_scored_record() -> None:
         assert entry["error"] == pytest.approx(entry["predicted_bytes"] / entry["measured_bytes"] - 1)
 
 
+def test_one_level() -> None:
+    lines = run_accuracy(source="t4", level="reserved").splitlines()
+    assert [line.split()[1] for line in lines if line.startswith("t4 ")] == ["reserved"]
+
+
 def test_markdown_is_a_table() -> None:
     lines = run_accuracy(source="t4", format="markdown").splitlines()
     assert lines[0].startswith("| source | level | engine |")
@@ -91,7 +96,13 @@ def test_the_html_page_is_self_contained_and_its_plot_well_formed() -> None:
 
 @pytest.mark.parametrize(
     ("keys", "name"),
-    [({"source": "t44"}, "t4"), ({"by": "methods"}, "method"), ({"format": "htm"}, "html"), ({"engine": "x"}, "both")],
+    [
+        ({"source": "t44"}, "t4"),
+        ({"by": "methods"}, "method"),
+        ({"format": "htm"}, "html"),
+        ({"engine": "x"}, "both"),
+        ({"level": "live"}, "reserved"),
+    ],
 )
 def test_unknown_names_are_refused(keys: dict[str, str], name: str) -> None:
     with pytest.raises(UnknownNameError) as caught:

@@ -8,8 +8,9 @@ import pytest
 
 from memplan import estimate
 from memplan.estimate import Fits
-from memplan.evidence.records import Hardware, Level, Measured, Record, Source
-from memplan.evidence.scoring import Judged, Scored, group_of, score, summaries, verdict_matrix
+from memplan.evidence.predictions import Prediction
+from memplan.evidence.records import Hardware, Level, Measured, Record, Source, select_files
+from memplan.evidence.scoring import Judged, Scored, _judge, at_level, group_of, score, summaries, verdict_matrix
 
 
 def _record(name: str = "a", **measured: int) -> Record:
@@ -83,3 +84,35 @@ def test_every_record_is_scored_or_says_why() -> None:
     missing = {entry.record.id: entry.reason for entry in scores.not_scored}
     assert not scored & set(missing)
     assert all(missing.values())
+
+
+def test_a_run_under_a_limit_is_judged_by_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    predicted = {Level.ALLOCATED: 90, Level.RESERVED: 100, Level.DEVICE: 150}
+    prediction = Prediction(predicted, fits=Fits.FITS, upper_bytes=1000, upper_reserved_bytes=120)
+
+    def judged(capacity: int, outcome: str, **measured: int) -> Judged:
+        record = _record(**measured).model_copy(update={"capacity_bytes": capacity, "outcome": outcome})
+        return _judge("s", record, prediction, Fits.FITS)
+
+    assert judged(99, "out_of_memory").fits is Fits.DOES_NOT_FIT
+    assert judged(110, "ok", reserved_bytes=105).fits is Fits.UNCERTAIN
+    assert judged(120, "ok", reserved_bytes=119).fits is Fits.FITS
+    assert judged(120, "out_of_memory").wrong_fits
+    assert judged(99, "ok", reserved_bytes=99).wrong_no
+    assert judged(130, "ok", reserved_bytes=125).upper_held is False
+    assert all(judged(limit, "ok", reserved_bytes=99).limited for limit in (99, 110, 120))
+
+
+def test_under_a_limit_only_allocated_bytes_are_scored(monkeypatch: pytest.MonkeyPatch) -> None:
+    record = _record(allocated_bytes=10**9, reserved_bytes=2 * 10**9).model_copy(update={"capacity_bytes": 3 * 10**9})
+    file = select_files("t4")[0].model_copy(update={"records": (record,), "settled": {}})
+    monkeypatch.setattr("memplan.evidence.scoring.select_files", lambda source: (file,))
+    scores = score()
+    assert [entry.level for entry in scores.scored] == [Level.ALLOCATED]
+    assert [entry.limited for entry in scores.judged] == [True]
+
+
+def test_one_level_alone() -> None:
+    scores = at_level(score("t4"), Level.DEVICE)
+    assert {entry.level for entry in scores.scored} == {Level.DEVICE}
+    assert len(scores.scored) == len(scores.judged) == 32

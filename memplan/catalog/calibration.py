@@ -1,0 +1,163 @@
+"""How far above the estimate a verdict's upper bound lies: what measured runs say, or a stated margin where too few are near.
+
+The rows are `calibration.toml`, which `python -m memplan.evidence calibration` works out from the committed records. A row
+is one kind of run on one compute capability. By split conformal prediction, of a row's n configurations the
+ceil((n + 1) (1 - alpha))-th smallest relative under-prediction bounds a further run of the same kind with probability
+1 - alpha, if it is exchangeable with them; that needs n >= 49 for alpha = 2 %. What exchangeable asks for is taken
+strictly: configurations of several models, none of whose open settings were told from the reading itself, a family that is
+among them, and a size within their range. Everything else gets the stated margin, or a wider one where runs of the row
+exceeded it; never a narrower one.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from memplan.catalog.gpus import Gpu
+from memplan.units import GIB
+
+TABLE = Path(__file__).resolve().parent / "calibration.toml"
+
+# Where no measured runs are near, the margin is stated, not measured: the larger of a fifth of the estimate and 2 GiB.
+STATED_FRACTION = (1, 5)
+STATED_FLOOR_BYTES = 2 * GIB
+_PPM = 10**6
+
+
+class RunKind(StrEnum):
+    """What decides how a run's memory is made up: what is trained, on which base."""
+
+    FULL = "full"
+    ADAPTER = "adapter"
+    QUANTIZED_ADAPTER = "quantized_adapter"
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What is near a run: its kind and its model's family (`model_type`)."""
+
+    kind: RunKind
+    family: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One kind of run on one compute capability.
+
+    Attributes:
+        where: `sm90`, or a profile's own card.
+        configurations: distinct recipes measured.
+        counted: those of them that can bound others (see the module).
+        models: of the counted.
+        families: of the counted.
+        low_bytes, high_bytes: range of the counted ones' predicted reserved bytes.
+        worst_ppm: largest under-prediction of all, in millionths of the prediction.
+        bound_ppm: the conformal bound; None where too few count.
+        date: of the youngest record.
+    """
+
+    where: str
+    kind: RunKind
+    configurations: int
+    counted: int
+    models: int
+    families: tuple[str, ...]
+    low_bytes: int
+    high_bytes: int
+    worst_ppm: int
+    bound_ppm: int | None
+    date: str
+
+
+@dataclass(frozen=True, slots=True)
+class Margin:
+    """Bytes above the expected ones, and how they were obtained."""
+
+    bytes: int
+    text: str
+
+
+# Rows of the user's own card, by its id: measured by `memplan calibrate`, in force once `memplan.profiles` is told so.
+LOCAL_ROWS: dict[str, tuple[Row, ...]] = {}
+
+
+def run_of(values: Mapping[str, Any], family: str) -> Run:
+    """The run that resolved recipe values describe."""
+    adapter = str(values.get("method", "full")) not in ("full", "bitfit")
+    quantized = bool(values.get("load_in_4bit") or values.get("load_in_8bit") or values.get("quantization_config"))
+    if not adapter:
+        return Run(RunKind.FULL, family)
+    return Run(RunKind.QUANTIZED_ADAPTER if quantized else RunKind.ADAPTER, family)
+
+
+def stated_bytes(expected_bytes: int) -> int:
+    """The stated margin above `expected_bytes`."""
+    numerator, denominator = STATED_FRACTION
+    return max(expected_bytes * numerator // denominator, STATED_FLOOR_BYTES)
+
+
+def margin(gpu: Gpu, run: Run | None, reserved_bytes: int, expected_bytes: int) -> Margin:
+    """What lies between expected and upper bound, beside the context.
+
+    Args:
+        gpu: the card that is judged.
+        run: what was run; None where it is not known, which leaves the stated margin.
+        reserved_bytes: predicted, in torch's allocator.
+        expected_bytes: the same with the context.
+    """
+    stated = stated_bytes(expected_bytes)
+    text = "stated, not calibrated: the larger of 20 % and 2 GiB, and the highest known CUDA context"
+    row = _row(gpu, run) if run is not None else None
+    if row is None or run is None:
+        return Margin(stated, text)
+    if row.bound_ppm is not None and run.family in row.families and row.low_bytes <= reserved_bytes <= row.high_bytes:
+        bound = f"{row.bound_ppm / 10_000:.1f} %"
+        return Margin(
+            reserved_bytes * row.bound_ppm // _PPM,
+            f"calibrated on {row.counted} configurations of {row.models} models ({row.where}, {row.kind}), {row.date}: "
+            f"98 % of such runs stay within {bound} of the estimate; and the highest known CUDA context",
+        )
+    worst = reserved_bytes * row.worst_ppm // _PPM
+    near = (
+        f"{row.configurations} measured configurations are near ({row.where}, {row.kind}), of which {row.counted} count"
+    )
+    if worst > stated:
+        widest = f"the largest excess among {row.configurations} measured configurations ({row.where}, {row.kind})"
+        return Margin(worst, f"stated and widened: {widest}, and the highest known CUDA context")
+    return Margin(stated, f"{text}; {near}")
+
+
+def _row(gpu: Gpu, run: Run) -> Row | None:
+    for row in LOCAL_ROWS.get(gpu.id, ()):
+        if row.kind is run.kind:
+            return row
+    if gpu.compute_capability is None:
+        return None
+    major, minor = gpu.compute_capability
+    return rows().get((f"sm{major}{minor}", run.kind))
+
+
+@lru_cache(maxsize=1)
+def rows() -> dict[tuple[str, RunKind], Row]:
+    """The committed rows."""
+    if not TABLE.exists():
+        return {}
+    with TABLE.open("rb") as file:
+        found = [
+            Row(
+                **{
+                    **entry,
+                    "kind": RunKind(entry["kind"]),
+                    "families": tuple(entry["families"]),
+                    "bound_ppm": entry.get("bound_ppm"),
+                }
+            )
+            for entry in tomllib.load(file).get("row", ())
+        ]
+    return {(row.where, row.kind): row for row in found}
