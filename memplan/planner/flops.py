@@ -164,14 +164,15 @@ def _flop_model(prepared: Prepared, fused: bool, checkpointing: str) -> FlopMode
 
 
 def _is_covered(prepared: Prepared) -> bool:
-    """Whether everything that the method adds is LoRA, or too small to be a product of matrices."""
+    """Whether the method multiplies no matrices beyond the base's and plain LoRA's."""
     adaptation = prepared.adaptation
     products = (
         entry
         for entry in adaptation.added
         if entry.kind is AddedKind.ADAPTER and len(entry.shape) > 1 and entry.module not in adaptation.lora
     )
-    return not adaptation.unwalked and not any(products)
+    rewritten = adaptation.adapters.keys() - adaptation.lora.keys()
+    return not adaptation.unwalked and not rewritten and not any(products)
 
 
 def _attention_sizes(config: dict[str, Any]) -> tuple[int, int, int] | None:

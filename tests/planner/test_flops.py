@@ -121,3 +121,25 @@ def counted_here(config: dict[str, Any], keys: dict[str, Any]) -> FlopCount:
 def test_every_product_is_counted(name: str) -> None:
     config, keys = CASES[name]
     assert counted_here(config, keys).total == counted_by_torch(config, keys)
+
+
+@pytest.mark.parametrize("method", ["dora", "vera", "loha", "oft"])
+def test_a_method_with_products_of_its_own_has_no_count(method: str) -> None:
+    resolved = resolve(Recipe(model=LLAMA, method=method))
+    assert flop_model(resolved, prepare(resolved)) is None
+
+
+def test_dequantization_counts_every_element_once_a_pass() -> None:
+    resolved = resolve(Recipe(model=LLAMA, method="qlora", sequence_length=LENGTH, activation_checkpointing=False))
+    model = flop_model(resolved, prepare(resolved))
+    assert model is not None
+    per_layer = 4 * 32 * 32 + 3 * 32 * 80
+    assert model.count(BATCH, LENGTH).dequantize == 2 * 3 * per_layer
+    again = flop_model(*_checkpointed())
+    assert again is not None
+    assert again.count(BATCH, LENGTH).dequantize == 3 * 3 * per_layer
+
+
+def _checkpointed() -> tuple[Any, Any]:
+    resolved = resolve(Recipe(model=LLAMA, method="qlora", sequence_length=LENGTH))
+    return resolved, prepare(resolved)
