@@ -57,3 +57,13 @@ def test_a_budget_on_a_gpu_only_lowers_what_is_usable(less: int) -> None:
     estimate = memplan.estimate(**FULL, gpu="rtx-4090")
     assert part.verdict(estimate).expected_bytes == whole.verdict(estimate).expected_bytes
     assert part.verdict(estimate).headroom_bytes == whole.verdict(estimate).headroom_bytes - less
+
+
+def test_a_budget_on_a_gpu_has_the_gpus_margin() -> None:
+    """A lower limit changes what is usable, not what is measured on the card."""
+    for keys in (FULL, LORA, QLORA):
+        estimate = memplan.estimate(**keys, gpu="h100")
+        whole = limit_of("h100", None)
+        part = limit_of("h100", whole.usable_bytes - GIB)
+        assert part.verdict(estimate).upper_bytes == whole.verdict(estimate).upper_bytes
+        assert part.verdict(estimate).margin == whole.verdict(estimate).margin
