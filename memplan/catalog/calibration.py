@@ -112,35 +112,44 @@ def margin(gpu: Gpu, run: Run | None, reserved_bytes: int, expected_bytes: int) 
         expected_bytes: the same with the context.
     """
     stated = stated_bytes(expected_bytes)
-    text = "stated, not calibrated: the larger of 20 % and 2 GiB, and the highest known CUDA context"
-    row = _row(gpu, run) if run is not None else None
-    if row is None or run is None:
-        return Margin(stated, text)
-    if row.bound_ppm is not None and run.family in row.families and row.low_bytes <= reserved_bytes <= row.high_bytes:
-        bound = f"{row.bound_ppm / 10_000:.1f} %"
-        return Margin(
-            reserved_bytes * row.bound_ppm // _PPM,
-            f"calibrated on {row.counted} configurations of {row.models} models ({row.where}, {row.kind}), {row.date}: "
-            f"98 % of such runs stay within {bound} of the estimate; and the highest known CUDA context",
-        )
-    worst = reserved_bytes * row.worst_ppm // _PPM
-    near = (
-        f"{row.configurations} measured configurations are near ({row.where}, {row.kind}), of which {row.counted} count"
-    )
+    near = _near(gpu, run) if run is not None else []
+    profile = "".join(f"; profile of this card of {row.date}" for row in near if row.where == gpu.id)
+    worst = max((reserved_bytes * row.worst_ppm // _PPM for row in near), default=0)
+    own_worst = max((reserved_bytes * row.worst_ppm // _PPM for row in near if row.where == gpu.id), default=0)
+    for row in near:
+        if run is not None and _bounds(row, run, reserved_bytes):
+            bound = row.bound_ppm or 0
+            text = (
+                f"calibrated on {row.counted} configurations of {row.models} models ({row.where}, {row.kind}), {row.date}: "
+                f"98 % of such runs stay within {bound / 10_000:.1f} % of the estimate; and the highest known CUDA context"
+            )
+            return Margin(max(reserved_bytes * bound // _PPM, own_worst), text + profile)
     if worst > stated:
-        widest = f"the largest excess among {row.configurations} measured configurations ({row.where}, {row.kind})"
-        return Margin(worst, f"stated and widened: {widest}, and the highest known CUDA context")
-    return Margin(stated, f"{text}; {near}")
+        widest = f"the largest excess among {sum(row.configurations for row in near)} measured configurations"
+        return Margin(worst, f"stated and widened: {widest}, and the highest known CUDA context{profile}")
+    text = "stated, not calibrated: the larger of 20 % and 2 GiB, and the highest known CUDA context"
+    for row in near:
+        text += (
+            f"; {row.configurations} measured configurations are near ({row.where}, {row.kind}), {row.counted} count"
+        )
+    return Margin(stated, text + profile)
 
 
-def _row(gpu: Gpu, run: Run) -> Row | None:
-    for row in LOCAL_ROWS.get(gpu.id, ()):
-        if row.kind is run.kind:
-            return row
-    if gpu.compute_capability is None:
-        return None
-    major, minor = gpu.compute_capability
-    return rows().get((f"sm{major}{minor}", run.kind))
+def _bounds(row: Row, run: Run, reserved_bytes: int) -> bool:
+    """Whether enough runs stand behind a row, and this one lies among them."""
+    return (
+        row.bound_ppm is not None and run.family in row.families and row.low_bytes <= reserved_bytes <= row.high_bytes
+    )
+
+
+def _near(gpu: Gpu, run: Run) -> list[Row]:
+    """Rows of the run's kind: the user's own card's, then its compute capability's."""
+    found = [row for row in LOCAL_ROWS.get(gpu.id, ()) if row.kind is run.kind]
+    if gpu.compute_capability is not None:
+        major, minor = gpu.compute_capability
+        committed = rows().get((f"sm{major}{minor}", run.kind))
+        found += [committed] if committed is not None else []
+    return found
 
 
 @lru_cache(maxsize=1)

@@ -43,8 +43,14 @@ class ContextFact:
 UNNAMED_GPU_CONTEXT_BYTES = 400 * MIB
 
 
+# Read on the user's own card by `memplan calibrate`, by its id; in force once `memplan.profiles` is told so.
+LOCAL_CONTEXTS: dict[str, ContextFact] = {}
+
+
 def cuda_context(gpu: Gpu) -> ContextFact:
-    """The CUDA context of one process on `gpu`, from the nearest row: this GPU, its architecture, or none of both."""
+    """The CUDA context of one process on `gpu`, from the nearest row: this card, this GPU, its architecture, or none."""
+    if gpu.id in LOCAL_CONTEXTS:
+        return LOCAL_CONTEXTS[gpu.id]
     table = _table()
     row = table["gpu"].get(gpu.id) or table["architecture"].get(gpu.architecture) or table["unknown"]
     return ContextFact(**row)

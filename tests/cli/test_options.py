@@ -74,6 +74,7 @@ OWN_OPTIONS = {
     "methods": ["--json"],
     "optimizers": ["--json"],
     "accuracy": ["--source", "--by", "--level", "--engine", "--format", "--json"],
+    "calibrate": ["--minutes", "--json", "--forget"],
     "serve": [
         "--host",
         "--port",
