@@ -9,7 +9,7 @@ from memplan.catalog.gpus import Gpu, get_gpu
 from memplan.errors import InputError, InvalidValueError
 from memplan.estimate import Estimate, Fits, VerdictReport
 from memplan.units import format_bytes
-from memplan.verdict import judge, run_of_estimate, run_of_estimate
+from memplan.verdict import judge, run_of_estimate
 
 BUDGET = "budget"
 # Nothing trains within less than a CUDA context; a smaller number is a unit mistaken.
