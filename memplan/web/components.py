@@ -71,7 +71,16 @@ def components() -> dict[str, Schema]:
         host_bytes_per_parameter=per_parameter,
     )
     found["Accuracy"] = _accuracy_schema()
-    found["BatchRequest"] = _entry(recipes={"type": "array", "items": ref("Recipe"), "minItems": 1, "maxItems": 1000})
+    items = {"anyOf": [ref("Recipe"), {}]}
+    found["BatchRequest"] = _entry(
+        recipes={
+            "type": "array",
+            "items": items,
+            "minItems": 1,
+            "maxItems": 1000,
+            "description": "Recipes; one that is wrong has an error on its line, and the others are answered.",
+        }
+    )
     found["BatchLine"] = {
         "description": "One line of the answer to a batch: the estimate of a recipe, or its error.",
         "oneOf": [

@@ -22,6 +22,7 @@ import tempfile
 import time
 import urllib.request
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +108,9 @@ def narrowed(document: dict[str, Any]) -> dict[str, Any]:
     return document
 
 
-def fuzz(examples: int, operation: str | None = None, seed: int | None = None, phases: str | None = None) -> int:
+def fuzz(
+    examples: int, operations: Sequence[str] = (), seed: int | None = None, phases: str = "examples,coverage,fuzzing"
+) -> int:
     """Run; returns schemathesis' exit code."""
     with running_service("--metrics") as service, tempfile.TemporaryDirectory() as folder:
         with urllib.request.urlopen(service.url + "/openapi.json", timeout=10) as answer:
@@ -119,8 +122,9 @@ def fuzz(examples: int, operation: str | None = None, seed: int | None = None, p
         command = [sys.executable, "-m", "schemathesis.cli", "run", str(file), "--url", service.url]
         command += ["--checks", ",".join(CHECKS), "--max-examples", str(examples), "--continue-on-failure"]
         command += ["--suppress-health-check", "all", "--warnings", "off", "--no-color", "--request-timeout", "20"]
-        command += ["--phases", phases] if phases else ["--phases", "examples,coverage,fuzzing"]
-        command += ["--include-operation-id", operation] if operation else []
+        command += ["--phases", phases]
+        for operation in operations:
+            command += ["--include-operation-id", operation]
         command += ["--seed", str(seed)] if seed is not None else []
         code = subprocess.run(command, check=False, cwd=folder).returncode
         with urllib.request.urlopen(service.url + "/metrics", timeout=10) as answer:
@@ -242,14 +246,14 @@ def send_recipes(count: int, seed: int | None = None, path: str = "estimate") ->
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--examples", type=int, default=100, help="for each operation")
-    parser.add_argument("--operation", help="only this operation id")
+    parser.add_argument("--operation", action="append", help="only this operation id; may be repeated")
     parser.add_argument("--seed", type=int)
-    parser.add_argument("--phases", help="of schemathesis, with commas between them")
+    parser.add_argument("--phases", default="examples,coverage,fuzzing", help="of schemathesis")
     parser.add_argument("--recipes", type=int, default=0, metavar="N", help="send N random recipes instead")
     given = parser.parse_args()
     if given.recipes:
-        return send_recipes(given.recipes, given.seed, given.operation or "estimate")
-    return fuzz(given.examples, given.operation, given.seed, given.phases)
+        return send_recipes(given.recipes, given.seed, (given.operation or ["estimate"])[0])
+    return fuzz(given.examples, given.operation or (), given.seed, given.phases)
 
 
 if __name__ == "__main__":
