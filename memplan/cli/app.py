@@ -10,10 +10,12 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from memplan.cli.accuracy import accuracy
+from memplan.cli.calibrate import calibrate
 from memplan.cli.errors import usage_message
 from memplan.cli.estimate import estimate
 from memplan.cli.explain import explain
 from memplan.cli.explain_oom import explain_oom
+from memplan.cli.export import export
 from memplan.cli.lists import gpus, methods, models, optimizers
 from memplan.cli.measure import measure
 from memplan.cli.options import spelled_out, with_recipe
@@ -112,12 +114,14 @@ for _command in (
     with_recipe(measure),
     with_recipe(explain),
     with_recipe(explain_oom, file_option="--recipe"),
+    with_recipe(export),
     read,
     models,
     gpus,
     methods,
     optimizers,
     accuracy,
+    calibrate,
     serve,
 ):
     app.command(_command.__name__.replace("_", "-"), cls=MemplanCommand)(_command)

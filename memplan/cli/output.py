@@ -55,9 +55,9 @@ def write_error(error: MemplanError) -> None:
     write_message(error.message, error.hint)
 
 
-def write_message(message: str, hint: str = "") -> None:
+def write_message(message: str, hint: str = "", *, kind: str = "error") -> None:
     """`error: ...`, with the hint indented below it; broken at the width of a terminal."""
-    lines = [f"error: {message}", *(f"  {line}" for line in hint.splitlines())]
+    lines = [f"{kind}: {message}", *(f"  {line}" for line in hint.splitlines())]
     if sys.stderr.isatty():
         width = max(shutil.get_terminal_size().columns, _NARROWEST)
         lines = [textwrap.fill(line, width, subsequent_indent="  ", break_on_hyphens=False) for line in lines]
