@@ -84,9 +84,12 @@ class Connection:
         return int(head[9:12]), await self.reader.readexactly(length)
 
 
+_SEEDS = itertools.count()
+
+
 def recipes(kind: str) -> Iterator[dict[str, Any]]:
-    """Recipes without end: all different, or fifty again and again."""
-    chosen = random.Random(7)
+    """Recipes without end: others than ever before, or fifty again and again."""
+    chosen = random.Random(next(_SEEDS) if kind == "new" else -1)
     pairs = list(itertools.product(MODELS, METHODS))
     different = (
         {"model": model, "gpu": "rtx-4090", "micro_batch_size": batch, "sequence_length": length} | method
