@@ -17,6 +17,9 @@ from memplan.estimate import Component, Estimate, Fits, Phase
 from memplan.recipe import Recipe
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from memplan.budget.result import CheckReport
     from memplan.model_state import ModelState
     from memplan.planner.result import Plan
 
@@ -32,6 +35,7 @@ __all__ = [
     "Recipe",
     "UnavailableError",
     "UnsupportedError",
+    "check",
     "estimate",
     "model_states",
     "plan",
@@ -80,3 +84,19 @@ def plan(recipe: Recipe | None = None, /, **options: Any) -> Plan:
     from memplan.planner import plan as search
 
     return search(recipe, **options)
+
+
+def check(path: str | Path | None = None, **options: Any) -> CheckReport:
+    """Judge the training runs of a budget file by their limits.
+
+    Args:
+        path: a memplan.toml, or a pyproject.toml with `[tool.memplan]`; by default the nearest above the working folder.
+        options: those of `memplan.budget.check`: `base`, `on_uncertain`, `suggest`.
+
+    Raises:
+        InputError: the file or an option is wrong, or there is no file.
+        UnavailableError: `path` or the base is not there.
+    """
+    from memplan.budget import check as judge
+
+    return judge(path, **options)

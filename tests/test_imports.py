@@ -13,7 +13,7 @@ HEAVY = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "fastapi
 
 EXPORTS = [
     "Component", "Estimate", "Fits", "InputError", "MemplanError", "Phase", "Recipe", "UnavailableError",
-    "UnsupportedError", "estimate", "model_states", "plan",
+    "UnsupportedError", "check", "estimate", "model_states", "plan",
 ]  # fmt: skip
 
 

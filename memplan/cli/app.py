@@ -10,6 +10,8 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from memplan.cli.accuracy import accuracy
+from memplan.cli.check import check
+from memplan.cli.diff import diff
 from memplan.cli.calibrate import calibrate
 from memplan.cli.errors import usage_message
 from memplan.cli.estimate import estimate
@@ -115,6 +117,8 @@ for _command in (
     with_recipe(explain),
     with_recipe(explain_oom, file_option="--recipe"),
     with_recipe(export),
+    check,
+    diff,
     read,
     models,
     gpus,
