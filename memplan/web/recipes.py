@@ -38,10 +38,20 @@ def recipe_of(keys: Mapping[str, Any]) -> Recipe:
         keys: recipe keys with plain values.
 
     Raises:
-        InputError: as for `Recipe`; a model that is no card and no config object; a pattern that could take
-            forever; more layers than this service walks.
+        InputError: as for `Recipe` and `accept`.
     """
     recipe = Recipe(**keys)
+    accept(recipe)
+    return recipe
+
+
+def accept(recipe: Recipe) -> None:
+    """Refuse what this service does not compute; looks at no file.
+
+    Raises:
+        InputError: a model that is no card and no config object; a pattern that could take forever; more layers than this
+            service walks.
+    """
     for key in _PATTERN_KEYS:
         check_patterns(key, getattr(recipe, key))
     model = resolve_model(recipe.model, allow_paths=False)  # raises; a card stays the same card when paths are allowed
@@ -51,7 +61,6 @@ def recipe_of(keys: Mapping[str, Any]) -> Recipe:
         raise InvalidValueError(
             "model", f"{layers} layers", f"at most {MAX_LAYERS} layers in this service", hint=_LOCALLY
         )
-    return recipe
 
 
 def _layers_of(config: Mapping[str, Any]) -> int:
