@@ -15,6 +15,13 @@ from memplan.quantization import Scheme
 from memplan.recipe import Loss, Precision, Stack
 from memplan.resolve import Resolved
 
+# Model types whose step with the flash-attn package is equal to the trace.
+FLASH_ATTENTION_2 = frozenset(
+    {
+        "llama", "mistral", "qwen2", "qwen3", "smollm3", "granite", "gemma", "gemma2", "gemma3_text", "phi3", "olmo",
+        "stablelm", "starcoder2", "cohere", "gpt2", "gpt_neox", "opt", "bert", "bart",
+    }
+)  # fmt: skip
 # Layers that clamp their results in float16 and keep `wo` in float32 (transformers 5.23 modeling_t5.py).
 FLOAT16_CLAMPS = frozenset({"t5", "mt5"})
 
@@ -65,7 +72,7 @@ def unsupported_parts(resolved: Resolved, prepared: Prepared) -> Unsupported:
     if values["packing"]:
         step.append("packed sequences")
     if values["attn_implementation"] == "flash_attention_2":
-        step.append("the flash_attention_2 package; sdpa runs the same kernel from PyTorch")
+        step += _flash_attention_2(resolved, model_type)
     if not prepared.state.parameters.trainable:
         step.append("a run that trains nothing")
     if prepared.optimizer.updates_in_backward:
@@ -92,6 +99,23 @@ def unsupported_parts(resolved: Resolved, prepared: Prepared) -> Unsupported:
     if resolved.quantization is not None and resolved.quantization.scheme is Scheme.INT8:
         other.append("LLM.int8's outlier columns, which depend on the data")
     return Unsupported((*step, *other), bool(step))
+
+
+def _flash_attention_2(resolved: Resolved, model_type: str) -> list[str]:
+    """What keeps a step with the flash-attn package from being walked."""
+    found = []
+    if model_type not in FLASH_ATTENTION_2:
+        found.append(f"flash_attention_2 in {model_type} models")
+    if resolved.values["padding"]:
+        found.append("flash_attention_2 with padding, which takes the padding out of the batch")
+    if not (resolved.autocast or resolved.dtype).is_half:
+        found.append(f"flash_attention_2 in {resolved.dtype}: it computes in 16 bits only")
+    capability = resolved.gpu.compute_capability if resolved.gpu is not None else None
+    if capability is not None and capability < (8, 0):
+        found.append(
+            f"flash_attention_2 on {resolved.gpu.name if resolved.gpu else ''}: it needs compute capability 8.0"
+        )
+    return found
 
 
 def _head_size(config: Mapping[str, Any]) -> int:

@@ -123,6 +123,12 @@ RECIPES: dict[str, dict[str, Any]] = {
         "method": "qlora", "peft": {"modules_to_save": ["lm_head"], "bias": "lora_only", "lora_bias": True}, **MANY_ROWS,
     },
     "cohere": {"model": {"model_type": "cohere", **DECODER}},
+    "flash_attention_2, checkpointed": {"attn_implementation": "flash_attention_2", "activation_checkpointing": True},
+    "QLoRA, flash_attention_2": {"attn_implementation": "flash_attention_2", "method": "qlora", **MANY_ROWS},
+    "gemma2, flash_attention_2, amp on H100": {
+        "model": {"model_type": "gemma2", **DECODER}, "attn_implementation": "flash_attention_2", "precision": "amp",
+        "gpu": "h100",
+    },
     "olmo": {"model": {"model_type": "olmo", **DECODER}, "attn_implementation": "eager"},
     "GPT-2, checkpointed": {"model": {"model_type": "gpt2", **GPT2}, "activation_checkpointing": True},
     "GPT-2, amp, eager": {"model": {"model_type": "gpt2", **GPT2}, "precision": "amp", "attn_implementation": "eager"},
