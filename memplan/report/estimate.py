@@ -13,8 +13,14 @@ _TONES: dict[Fits, Tone] = {Fits.FITS: "good", Fits.DOES_NOT_FIT: "bad", Fits.UN
 _PROVENANCE = {
     Provenance.ANALYTIC: "analytic: the step walked op by op",
     Provenance.TRACE: "trace: the real model on fake tensors",
-    Provenance.MEASURED: "measured on a GPU",
 }
+
+
+def _source(estimate: Estimate) -> str:
+    if estimate.provenance is Provenance.MEASURED:
+        device = estimate.versions.get("gpu")
+        return f"measured on {device}" if device else "real steps on the CPU, for testing: not a measurement of a GPU"
+    return _PROVENANCE[estimate.provenance]
 
 
 def estimate_report(estimate: Estimate, *, defaults: bool = False) -> Report:
@@ -89,7 +95,7 @@ def _facts(estimate: Estimate) -> Facts:
     if estimate.host_bytes:
         rows.append(("host memory", f"{format_bytes(estimate.host_bytes)} of paged or offloaded state"))
     covered = bool(estimate.timeline)
-    rows.append(("source", _PROVENANCE[estimate.provenance] if covered else "analytic: model states alone"))
+    rows.append(("source", _source(estimate) if covered else "analytic: model states alone"))
     return Facts(tuple(rows))
 
 

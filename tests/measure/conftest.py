@@ -7,7 +7,11 @@ from typing import Any
 
 import pytest
 
+from memplan.measure.estimate import measured_spec
 from memplan.measure.result import Death, DeviceReading, MeasureOptions, MeasureResult, PhaseReading
+from memplan.measure.runner import Runner
+from memplan.recipe import Recipe
+from memplan.resolve import resolve
 from memplan.trace.spec import TraceSpec
 from memplan.units import MIB
 
@@ -33,6 +37,15 @@ def phase(step: int, name: str, peak: int, end: int) -> PhaseReading:
         peak_active_bytes=peak * MIB,
         peak_requested_bytes=peak * MIB - 1000,
     )
+
+
+@pytest.fixture(scope="session")
+def on_the_cpu() -> tuple[TraceSpec, MeasureResult]:
+    """Real steps of the small Llama on the CPU, in a process of their own."""
+    recipe = Recipe(model=LLAMA, sequence_length=64, micro_batch_size=2, attn_implementation="eager")
+    spec = measured_spec(resolve(recipe), device="cpu")
+    with Runner() as runner:
+        return spec, runner.run(spec, MeasureOptions(device="cpu", history=True))
 
 
 @pytest.fixture

@@ -13,11 +13,12 @@ import pytest
 from memplan.errors import UnavailableError
 from memplan.estimate import Estimate
 from memplan.measure.estimate import measured_spec
-from memplan.measure.result import MeasureOptions
+from memplan.measure.result import MeasureOptions, MeasureResult
 from memplan.measure.runner import MeasureFailedError, Runner, environment_of, read_answer
 from memplan.measure.worker import measure
 from memplan.recipe import Recipe
 from memplan.resolve import resolve
+from memplan.trace.spec import TraceSpec
 from tests.cli.conftest import Run, run  # noqa: F401 (a fixture)
 from tests.measure.conftest import LLAMA
 
@@ -33,10 +34,8 @@ def test_measure_does_not_know_the_engine() -> None:
     assert done.stdout.strip() == "False"
 
 
-def test_real_steps_in_a_process_of_their_own() -> None:
-    spec = measured_spec(resolve(Recipe(model=LLAMA, sequence_length=32, micro_batch_size=2)), device="cpu")
-    with Runner() as runner:
-        found = runner.run(spec, MeasureOptions(device="cpu", history=True))
+def test_real_steps_in_a_process_of_their_own(on_the_cpu: tuple[TraceSpec, MeasureResult]) -> None:
+    _, found = on_the_cpu
     names = [(entry.step, entry.phase) for entry in found.phases]
     steps = [(step, phase) for step in (1, 2, 3) for phase in ("forward", "backward", "optimizer_step")]
     assert names == [(0, "load"), *steps]
@@ -94,15 +93,31 @@ def test_answers_that_are_errors(out: str, code: int, error: type[Exception]) ->
         read_answer(out, code, "Killed")
 
 
-def test_the_command(run: Run, tmp_path: Path) -> None:  # noqa: F811
+def test_the_command(
+    run: Run,  # noqa: F811
+    on_the_cpu: tuple[TraceSpec, MeasureResult],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[tuple[TraceSpec, MeasureOptions, float]] = []
+
+    def answer(self: Runner, spec: TraceSpec, options: MeasureOptions, *, timeout_s: float) -> MeasureResult:
+        asked.append((spec, options, timeout_s))
+        return on_the_cpu[1]
+
+    monkeypatch.setattr(Runner, "run", answer)
     history = tmp_path / "history.json"
-    done = run("measure", "--model", json.dumps(LLAMA), "--sequence-length", "32", "--method", "lora",
-               "--device", "cpu", "--steps", "2", "--json", "--history", str(history))  # fmt: skip
-    answer = Estimate.model_validate_json(done.out)
-    assert (done.code, str(answer.provenance), answer.versions["device"]) == (0, "measured", "cpu")
-    assert answer.verdict_report is None
-    assert any("on the CPU for testing" in text for text in answer.assumptions)
-    assert len(json.loads(history.read_text(encoding="utf-8"))["history"]) > 100
+    done = run("measure", "--model", json.dumps(LLAMA), "--sequence-length", "64", "--micro-batch-size", "2",
+               "--attn-implementation", "eager", "--device", "cpu", "--json", "--history", str(history),
+               "--timeout", "50")  # fmt: skip
+    found = Estimate.model_validate_json(done.out)
+    assert (done.code, str(found.provenance), found.versions["device"]) == (0, "measured", "cpu")
+    assert asked == [(on_the_cpu[0], MeasureOptions(device="cpu", history=True), 50)]
+    assert found.verdict_report is None
+    assert any("on the CPU for testing" in text for text in found.assumptions)
+    assert MeasureResult.from_json(history.read_text(encoding="utf-8")) == on_the_cpu[1]
+    text = run("measure", "--model", json.dumps(LLAMA), "--sequence-length", "64", "--device", "cpu")
+    assert "not a measurement of a GPU" in text.out
 
 
 @pytest.mark.parametrize(
