@@ -2,6 +2,10 @@
 
 A knob is one thing that can be turned; its changes exclude each other and are ordered from the mildest. What the user wants
 kept is left alone, and a change that the recipe's keys contradict is no change.
+
+Known limits:
+    Not in the space, because no recipe key says them or no rule covers them: several GPUs, activations or weights offloaded to
+    the CPU, other training stacks, fewer target modules, another method than LoRA.
 """
 
 from __future__ import annotations
