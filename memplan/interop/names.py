@@ -26,6 +26,7 @@ _WORDS = frozenset({
     "tokens", "tp", "trainable", "unfreeze", "unfrozen", "unsloth", "upcast", "vocab", "vram", "window", "world", "zero",
 })  # fmt: skip
 
+_LONGEST_KEY = 64
 _OFF = (None, False, 0, 0.0, "", "no", "none", "None", "off", "false", "disabled")
 
 
@@ -52,5 +53,5 @@ def is_off(value: Any) -> bool:
 
 def nearest(key: str, known: Iterable[str]) -> str:
     """` (did you mean ...?)`, or nothing."""
-    found = closest(key, sorted(known), limit=1)
+    found = closest(key, sorted(known), limit=1) if len(key) <= _LONGEST_KEY else []
     return f" (did you mean {found[0]}?)" if found else ""

@@ -127,6 +127,7 @@ class Reading:
 
 
 _MISSING = object()
+_MOST_SUGGESTIONS = 20
 
 
 class Source:
@@ -265,6 +266,8 @@ class Draft:
     unknown: list[str] = field(default_factory=list)
     unsupported: list[str] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
+    _first: dict[str, UsedKey] = field(default_factory=dict)
+    _noted: set[tuple[str, str, str]] = field(default_factory=set)
 
     def use(self, source: Source, key: str, recipe_key: str, value: Any = _MISSING) -> None:
         """Let `key` decide `recipe_key`; without `value` its own value is taken.
@@ -276,7 +279,7 @@ class Draft:
         value = raw if value is _MISSING else value
         if value is None or (recipe_key == "model" and isinstance(self.keys.get("model"), dict)):
             return
-        before = next((entry for entry in self.used if entry.recipe_key == recipe_key), None)
+        before = self._first.get(recipe_key)
         if before is not None and self.keys.get(recipe_key, value) != value:
             raise InputError(
                 f"{recipe_key} is said twice: {before.key} = {before.value!r} ({before.place}) and "
@@ -289,10 +292,14 @@ class Draft:
 
     def note(self, source: Source, key: str, recipe_key: str) -> None:
         """Record that `key` had a part in `recipe_key`."""
+        if key not in source.data:  # what is wrong is that it is not there
+            return
         raw = source.get(key)
-        entry = UsedKey(source.full(key), recipe_key, raw, source.name, source.line(key))
-        if entry not in self.used:
-            self.used.append(entry)
+        place = (source.name, source.full(key), recipe_key)
+        if place not in self._noted:
+            self._noted.add(place)
+            self.used.append(UsedKey(source.full(key), recipe_key, raw, source.name, source.line(key)))
+            self._first.setdefault(recipe_key, self.used[-1])
 
     def default(self, framework: str, key: str, recipe_key: str) -> Any:
         """The framework's default of `key`, recorded as having decided `recipe_key`; the caller stores it."""
@@ -334,7 +341,8 @@ class Draft:
             if key in harmless or is_off(value) or not is_memory_like(key):
                 self.ignored.append(source.full(key))
             else:
-                self.unknown.append(f"{source.place(key)}: {source.full(key)}{nearest(key, source.taken)}")
+                meant = nearest(key, source.taken) if len(self.unknown) < _MOST_SUGGESTIONS else ""
+                self.unknown.append(f"{source.place(key)}: {source.full(key)}{meant}")
         for child in source.children.values():
             self.sort_rest(child, harmless)
 
