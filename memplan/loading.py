@@ -102,9 +102,18 @@ def loading(
         recorder.free(recorder.alloc(round_to_block(sum(_arrival_bytes(entry) for entry in base))))
     arrived = [_load(recorder, entry, quantization) for entry in base]
     recorder.alloc(state.shared_code_book_bytes)
-    recorder.alloc(state.buffers_bytes)
+    recorder.alloc(state.buffers_bytes - sum(buffer.data_bytes for buffer in state.added_buffers))
     _cast(recorder, base, arrived)
-    _cast(recorder, added, _add(recorder, added, creations or {}))
+    keys = _add(recorder, added, creations or {})
+    arriving = [(buffer, recorder.alloc(buffer.arrival_bytes)) for buffer in state.added_buffers]
+    buffers = [(buffer, key) for buffer, key in arriving if buffer.arrival_bytes != buffer.data_bytes]
+    for path, entries in groupby(added, key=lambda entry: entry.module):
+        members = list(entries)
+        _cast(recorder, members, [keys[entry.name] for entry in members])
+        for buffer, key in buffers:
+            if buffer.name.startswith(f"{path}."):
+                recorder.alloc(buffer.data_bytes)
+                recorder.free(key)
     return Loading(
         tuple(recorder.events),
         recorder.peak,
@@ -115,8 +124,8 @@ def loading(
     )
 
 
-def _add(recorder: _Recorder, added: Sequence[StoredParameter], creations: Mapping[str, Creation]) -> list[int]:
-    """Every added parameter's key; a layer's are there before its adapter computes the others."""
+def _add(recorder: _Recorder, added: Sequence[StoredParameter], creations: Mapping[str, Creation]) -> dict[str, int]:
+    """The key of every added parameter; a layer's are there before its adapter computes the others."""
     keys: dict[str, int] = {}
     for module, entries in groupby(added, key=lambda entry: entry.module):
         creation = creations.get(module)
@@ -131,7 +140,7 @@ def _add(recorder: _Recorder, added: Sequence[StoredParameter], creations: Mappi
         if creation is not None:
             stays = _create(recorder, creation)
             keys.update((entry.name, stays[index]) for entry, index in computed)
-    return [keys[entry.name] for entry in added]
+    return keys
 
 
 def _create(recorder: _Recorder, creation: Creation) -> dict[int, int]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -90,6 +91,15 @@ class StoredParameter:
     is_linear: bool = True
 
 
+@dataclass(frozen=True, slots=True)
+class AddedBufferBytes:
+    """A buffer that the method adds, rounded: as it arrives, and after PEFT's casts."""
+
+    name: str
+    arrival_bytes: int
+    data_bytes: int
+
+
 @dataclass(frozen=True)
 class ModelState:
     """All parameters of a run with their gradients and states.
@@ -97,6 +107,7 @@ class ModelState:
     Attributes:
         stored: every parameter, base model first.
         buffers_bytes: buffers of the model and of the method, rounded per tensor.
+        added_buffers: the method's among them.
         shared_code_book_bytes: what bitsandbytes keeps once a process for nested quantization.
         gradients_bytes: of the trained parameters, rounded per tensor.
         master_bytes: fp32 copies that the precision policy keeps.
@@ -112,6 +123,7 @@ class ModelState:
     states: StateBytes
     trained: tuple[tuple[ParamInfo, ...], tuple[ParamInfo, ...]]
     policy: Policy
+    added_buffers: tuple[AddedBufferBytes, ...] = ()
 
     @cached_property
     def parameters(self) -> Parameters:
@@ -243,6 +255,7 @@ def model_state(
         states=optimizer.state_bytes([*groups[0], *groups[1]]),
         trained=(tuple(groups[0]), tuple(groups[1])),
         policy=policy,
+        added_buffers=tuple(_added_buffers(adaptation)),
     )
 
 
@@ -339,8 +352,14 @@ class _Storing:
 
 def _buffers_bytes(architecture: Architecture, adaptation: Adaptation, dtype: DType) -> int:
     held = [(buffer.shape, dtype if buffer.as_loaded else buffer.dtype) for buffer in architecture.buffers]
-    held += [(buffer.shape, buffer.dtype) for buffer in adaptation.buffers]
-    return sum(round_to_block(prod(shape) * DType(dtype).itemsize_bytes) for shape, dtype in held)
+    added = sum(buffer.data_bytes for buffer in _added_buffers(adaptation))
+    return added + sum(round_to_block(prod(shape) * DType(dtype).itemsize_bytes) for shape, dtype in held)
+
+
+def _added_buffers(adaptation: Adaptation) -> Iterator[AddedBufferBytes]:
+    for buffer in adaptation.buffers:
+        sizes = (DType(name).itemsize_bytes for name in (buffer.created_dtype or buffer.dtype, buffer.dtype))
+        yield AddedBufferBytes(buffer.name, *(round_to_block(prod(buffer.shape) * size) for size in sizes))
 
 
 def sites_of(

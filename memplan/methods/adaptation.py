@@ -47,11 +47,17 @@ class AddedParameter:
 
 @dataclass(frozen=True, slots=True)
 class AddedBuffer:
-    """A tensor that the method adds and PEFT does not count as a parameter (VeRA's shared projections, masks, indices)."""
+    """A tensor that the method adds and PEFT does not count as a parameter (VeRA's shared projections, masks, indices).
+
+    Attributes:
+        dtype: as it is in memory after `get_peft_model`.
+        created_dtype: before PEFT casts adapters, if it does.
+    """
 
     name: str
     shape: tuple[int, ...]
     dtype: str
+    created_dtype: str = ""
 
 
 @dataclass(frozen=True)

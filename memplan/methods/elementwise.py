@@ -16,15 +16,19 @@ from memplan.errors import InvalidValueError
 from memplan.methods.state import Weight
 from memplan.methods.targets import compile_pattern, pattern_value
 from memplan.methods.tuner import LINEAR, LINEAR_OR_CONV1D, Config, Target, Tuner
+from memplan.step.adapters import ia3 as adapters
+
+
+def _is_feedforward(target: Target, config: Config) -> bool:
+    modules = config["feedforward_modules"]
+    if isinstance(modules, str):
+        return compile_pattern("peft.feedforward_modules", modules).fullmatch(target.path) is not None
+    return target.path.endswith(tuple(modules))
 
 
 def ia3(target: Target, config: Config) -> list[Weight]:
     """The scale l of the output [out, 1], or of the input [1, in] on `feedforward_modules`."""
-    modules = config["feedforward_modules"]
-    if isinstance(modules, str):
-        feedforward = compile_pattern("peft.feedforward_modules", modules).fullmatch(target.path) is not None
-    else:
-        feedforward = target.path.endswith(tuple(modules))
+    feedforward = _is_feedforward(target, config)
     size = target.in_features if feedforward else target.out_features
     if target.kind is ModuleKind.CONV:
         return [Weight("ia3_l.default", (1, size) + (1,) * len(target.weight_shape[2:]))]
@@ -180,7 +184,14 @@ def _osf_rank(value: float | None, small: int) -> int:
     return max(min(small, rank), 0)
 
 
-IA3 = Tuner(frozenset({*LINEAR_OR_CONV1D, ModuleKind.CONV}), ia3, "IA3's scaled activations", check=_check_ia3)
+IA3 = Tuner(
+    frozenset({*LINEAR_OR_CONV1D, ModuleKind.CONV}),
+    ia3,
+    "IA3 on convolutions",
+    check=_check_ia3,
+    rewrite=lambda target, config: adapters.ia3 if target.kind is not ModuleKind.CONV else None,
+    options=lambda target, config: {"feedforward": _is_feedforward(target, config)},
+)
 BEFT = Tuner(LINEAR, beft, "BEFT's added bias")
 FOURIERFT = Tuner(LINEAR_OR_CONV1D, fourierft, "FourierFT's materialised update")
 WAVEFT = Tuner(LINEAR_OR_CONV1D, waveft, "WaveFT's materialised update", shared=waveft_shared)

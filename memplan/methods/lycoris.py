@@ -7,10 +7,14 @@ Source: peft/tuners/{loha,lokr}/layer.py (PEFT 0.21.2), after LyCORIS.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from memplan.architecture import ModuleKind
 from memplan.methods.lora import rank_of
 from memplan.methods.state import Weight
 from memplan.methods.tuner import LINEAR_OR_CONV, Config, Target, Tuner
+from memplan.step.adapters import lycoris as adapters
+from memplan.step.site import Rewrite
 
 
 def loha(target: Target, config: Config) -> list[Weight]:
@@ -87,5 +91,22 @@ def lokr(target: Target, config: Config) -> list[Weight]:
     return [*weights, Weight("lokr_w2_a.default", (c, rank)), Weight("lokr_w2_b.default", (rank, flat))]
 
 
-LOHA = Tuner(LINEAR_OR_CONV, loha, "LoHa's materialised update", rank="r", packed=False)
-LOKR = Tuner(LINEAR_OR_CONV, lokr, "LoKr's materialised update", packed=False)
+def _rewrite(forward: Rewrite) -> Callable[[Target, Config], Rewrite | None]:
+    def choose(target: Target, config: Config) -> Rewrite | None:
+        drops = config["rank_dropout"] or config["module_dropout"]
+        return forward if target.kind is ModuleKind.LINEAR and not drops else None
+
+    return choose
+
+
+LOHA = Tuner(
+    LINEAR_OR_CONV,
+    loha,
+    "LoHa on convolutions or with dropout",
+    rank="r",
+    packed=False,
+    rewrite=_rewrite(adapters.loha),
+)
+LOKR = Tuner(
+    LINEAR_OR_CONV, lokr, "LoKr on convolutions or with dropout", packed=False, rewrite=_rewrite(adapters.lokr)
+)

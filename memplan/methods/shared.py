@@ -14,6 +14,7 @@ from memplan.dtypes import DType
 from memplan.errors import InvalidValueError
 from memplan.methods.state import Weight
 from memplan.methods.tuner import LINEAR_OR_CONV1D, Config, Target, Tuner
+from memplan.step.adapters import vera as adapters
 
 Shared = list[tuple[str, Weight]]
 
@@ -180,7 +181,14 @@ def frod_shared(targets: list[Target], config: Config) -> Shared:
     return found
 
 
-VERA = Tuner(LINEAR_OR_CONV1D, vera, "VeRA's shared projections", shared=vera_shared)
+VERA = Tuner(
+    LINEAR_OR_CONV1D,
+    vera,
+    "",
+    shared=vera_shared,
+    rewrite=lambda target, config: adapters.vera,
+    options=lambda target, config: {"dropout": float(config["vera_dropout"])},
+)
 PVERA = Tuner(LINEAR_OR_CONV1D, pvera, "PVeRA's sampled projections", shared=pvera_shared)
 RANDLORA = Tuner(LINEAR_OR_CONV1D, randlora, "RandLoRA's scaled bases", shared=randlora_shared)
 VBLORA = Tuner(LINEAR_OR_CONV1D, vblora, "VB-LoRA's mixed vectors", shared=vblora_shared)

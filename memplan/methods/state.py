@@ -122,7 +122,8 @@ class ModelState:
         if weight.parameter:
             self.entries.append(Entry(path, module, weight.shape, dtype, weight.trainable, kind=kind))
         else:
-            self.buffers.append(AddedBuffer(path, weight.shape, dtype))
+            created = weight.dtype or layer_dtype
+            self.buffers.append(AddedBuffer(path, weight.shape, dtype, "" if created is dtype else created))
 
     def inject(self, module: Module, weights: Iterable[Weight]) -> None:
         """Put a tuner layer around a module."""

@@ -99,7 +99,7 @@ class LayerOps(ModuleTape):
         if known is not None:
             return known
         copy = ops.to(self, weight, dtype)
-        if weight.node is not None and weight.dtype is DType.FLOAT32:
+        if isinstance(weight.node, Leaf) and not weight.is_view and weight.dtype is DType.FLOAT32:
             self.casts[key] = copy
         return copy
 

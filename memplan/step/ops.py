@@ -103,11 +103,11 @@ def _mul_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | Non
         left = tape.new(grad.shape, grad.dtype, "mul", by_token=grad.by_token)
     if node.edges[1] is not None:
         right = tape.new(grad.shape, grad.dtype, "mul", by_token=grad.by_token)
+    del kept  # before the engine's `validate_outputs`: what a recomputation made for this node goes with its apply()
     if left is not None:
         left = fit_gradient(tape, left, a_shape, a_dtype)
     if right is not None:
         right = fit_gradient(tape, right, b_shape, b_dtype)
-    del kept
     return (left, right)
 
 

@@ -1,0 +1,56 @@
+"""The step under methods that wrap layers, against the trace."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import pytest
+
+from memplan.compare import Comparison
+from tests.methods.agreement import COURSES, GPT2, QUANTIZED, QWEN2, check, compared
+
+# Adapter configs, each with what of `EXTRA` it can stand on.
+METHODS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
+    "ia3": ({}, ("nf4", "gpt2")),
+    "loha": ({}, ("qwen2",)),
+    "lokr": ({"decompose_both": True, "r": 4}, ("qwen2",)),
+    "vera": ({"vera_dropout": 0.1, "r": 32}, ("nf4", "gpt2")),
+}
+EXTRA: dict[str, dict[str, Any]] = {
+    "nf4": QUANTIZED,
+    "gpt2": {"model": GPT2, "precision": "amp"},
+    "qwen2": {"model": QWEN2, "precision": "amp"},
+}
+SAMPLED = ("bf16", "checkpointed, amp, eager")
+
+
+def cases(courses: tuple[str, ...]) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = {}
+    for method, (peft, extra) in METHODS.items():
+        for name in courses:
+            found[f"{method}, {name}"] = {"method": method, "peft": peft, **COURSES[name]}
+        for name in extra:
+            found[f"{method}, {name}"] = {"method": method, "peft": peft, **EXTRA[name]}
+    return found
+
+
+@cache
+def sampled() -> dict[str, Comparison]:
+    return compared(cases(SAMPLED))
+
+
+@cache
+def every() -> dict[str, Comparison]:
+    return compared(cases(tuple(COURSES)))
+
+
+@pytest.mark.parametrize("name", cases(SAMPLED))
+def test_walk_equals_trace(name: str) -> None:
+    check(sampled()[name])
+
+
+@pytest.mark.full_matrix
+@pytest.mark.parametrize("name", cases(tuple(COURSES)))
+def test_walk_equals_trace_on_every_course(name: str) -> None:
+    check(every()[name])
