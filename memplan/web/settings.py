@@ -24,6 +24,7 @@ class Settings:
         batch_timeout_seconds: for all answers of a batch.
         body_timeout_seconds: for a request's body to arrive.
         processes: that compute estimates, beside the one that speaks HTTP and the one for plans.
+        max_process_bytes: resident memory of such a process; one that has grown beyond is replaced by a new one.
         max_waiting: requests that may wait for a process before others are turned away.
         cache_bytes: of answers kept; 0 keeps none.
         rate_limit: requests a minute and client; None sets no limit.
@@ -43,6 +44,7 @@ class Settings:
     batch_timeout_seconds: float = 60.0
     body_timeout_seconds: float = 10.0
     processes: int = 1
+    max_process_bytes: int = 192 * MIB
     max_waiting: int = 128
     cache_bytes: int = 16 * MIB
     rate_limit: int | None = None

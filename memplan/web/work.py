@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 
 from memplan.web.problems import Problem, ProblemError
 from memplan.web.settings import Settings
-from memplan.web.worker import HEAD_BYTES, Bug, frame, frame_length
+from memplan.web.worker import HEAD_BYTES, Bug, Reply, frame, frame_length
 
 log = logging.getLogger("memplan.web")
 
@@ -53,10 +53,10 @@ class WorkerBugError(Exception):
 class _Worker:
     """One computing process and the parent's end of its socket."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_resident_bytes: int) -> None:
         ours, theirs = socket.socketpair()
         with theirs:
-            code = f"from memplan.web.worker import main; main({theirs.fileno()})"
+            code = f"from memplan.web.worker import main; main({theirs.fileno()}, {max_resident_bytes})"
             environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
             # -P: nothing is imported from the directory that the service happens to be started in.
             self.process = subprocess.Popen(
@@ -96,23 +96,27 @@ class _Lane:
     Args:
         processes: how many.
         max_waiting: jobs that may wait.
+        max_resident_bytes: a process that has grown beyond is replaced.
         idle_seconds: after so long without a job its processes end, and start again with the next; None keeps them.
     """
 
-    def __init__(self, processes: int, max_waiting: int, idle_seconds: float | None = None) -> None:
+    def __init__(
+        self, processes: int, max_waiting: int, max_resident_bytes: int, idle_seconds: float | None = None
+    ) -> None:
         self.processes = processes
+        self.max_resident_bytes = max_resident_bytes
         self.max_waiting = max_waiting
         self.idle_seconds = idle_seconds
         self.waiters: deque[asyncio.Future[_Worker]] = deque()
         self._idle: list[_Worker] = []
         self._all: set[_Worker] = set()
-        self._exchanges: set[asyncio.Task[bytes | Problem]] = set()
+        self._exchanges: set[asyncio.Task[Any]] = set()
         self._end: asyncio.TimerHandle | None = None
         self._stopped = False
 
     def start(self) -> None:
         while len(self._all) < self.processes:
-            worker = _Worker()
+            worker = _Worker(self.max_resident_bytes)
             self._all.add(worker)
             self._give(worker)
 
@@ -124,7 +128,7 @@ class _Lane:
             self._keep()
         self._end_all()
 
-    async def run(self, job: bytes, deadline: float) -> bytes | Problem:
+    async def run(self, job: bytes, deadline: float) -> Any:
         loop = asyncio.get_running_loop()
         self._keep()
         self.start()
@@ -135,10 +139,10 @@ class _Lane:
         exchange.add_done_callback(self._finish)
         return await asyncio.shield(exchange)
 
-    async def _exchange(self, worker: _Worker, job: bytes, deadline: float) -> bytes | Problem:
+    async def _exchange(self, worker: _Worker, job: bytes, deadline: float) -> Any:
         try:
             async with asyncio.timeout_at(deadline):
-                reply = await worker.ask(job)
+                reply: Reply = pickle.loads(await worker.ask(job))
         except TimeoutError:
             self._replace(worker)
             return TIMEOUT
@@ -148,10 +152,13 @@ class _Lane:
         except BaseException:
             self._replace(worker)
             raise
-        self._give(worker)
-        return reply
+        if reply.is_last:
+            self._replace(worker)
+        else:
+            self._give(worker)
+        return reply.value
 
-    def _finish(self, exchange: asyncio.Task[bytes | Problem]) -> None:
+    def _finish(self, exchange: asyncio.Task[Any]) -> None:
         self._exchanges.discard(exchange)
         if self.idle_seconds is not None and not self._exchanges and not self.waiters and not self._stopped:
             self._keep()
@@ -218,9 +225,9 @@ class Work:
         self._make_lanes()
 
     def _make_lanes(self) -> None:
-        waiting = self.settings.max_waiting
-        self._lane = _Lane(self.settings.processes, waiting)
-        self._slow_lane = _Lane(1, waiting, self.settings.slow_idle_seconds)
+        limits = self.settings.max_waiting, self.settings.max_process_bytes
+        self._lane = _Lane(self.settings.processes, *limits)
+        self._slow_lane = _Lane(1, *limits, self.settings.slow_idle_seconds)
 
     def start(self) -> None:
         """Start the processes; `run` does it where nobody did."""
@@ -267,17 +274,11 @@ class Work:
         lane = self._slow_lane if slow else self._lane
         usual = self.settings.slow_timeout_seconds if slow else self.settings.timeout_seconds
         deadline = loop.time() + (usual if timeout_seconds is None else timeout_seconds)
-        reply = await lane.run(frame((function, args)), deadline)
-        if isinstance(reply, Problem):
-            log.warning("%s: %s", function.__name__, reply.message)
-        answer: Answer = _unwrap(reply)
+        answer: Answer = await lane.run(frame((function, args)), deadline)
+        if isinstance(answer, Problem):
+            if answer.status >= 500:
+                log.warning("%s: %s", function.__name__, answer.message)
+            raise ProblemError(answer)
+        if isinstance(answer, Bug):
+            raise WorkerBugError(answer.traceback)
         return answer
-
-
-def _unwrap(reply: bytes | Problem) -> Any:
-    value = reply if isinstance(reply, Problem) else pickle.loads(reply)
-    if isinstance(value, Problem):
-        raise ProblemError(value)
-    if isinstance(value, Bug):
-        raise WorkerBugError(value.traceback)
-    return value

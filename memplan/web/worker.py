@@ -10,14 +10,15 @@ plain bytes and text.
 from __future__ import annotations
 
 import contextlib
+import mmap
 import pickle
 import signal
 import socket
 import struct
-import sys
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from memplan.errors import MemplanError
@@ -26,6 +27,7 @@ from memplan.web.problems import ProblemError, problem_of
 # Address space. An estimate needs well under a tenth of it beyond what the interpreter maps.
 MAX_MEMORY_BYTES = 2 * 2**30
 _LENGTH = struct.Struct("!Q")
+_PAGE_BYTES = mmap.PAGESIZE
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +35,18 @@ class Bug:
     """An exception that nobody raised on purpose."""
 
     traceback: str
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What a process sends back.
+
+    Attributes:
+        is_last: whether the process wants to be replaced.
+    """
+
+    value: Any
+    is_last: bool
 
 
 def frame(value: Any) -> bytes:
@@ -63,15 +77,25 @@ def answer(function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
         return Bug(traceback.format_exc())
 
 
-def serve(connection: socket.socket) -> None:
-    """Answer jobs until the other end is closed."""
+def serve(connection: socket.socket, max_resident_bytes: int) -> None:
+    """Answer jobs until the other end is closed; says with an answer when it is the last, because the process has grown."""
     with connection.makefile("rb") as stream:
         while len(head := stream.read(HEAD_BYTES)) == HEAD_BYTES:
             function, args = pickle.loads(stream.read(frame_length(head)))
-            connection.sendall(frame(answer(function, args)))
+            value = answer(function, args)
+            connection.sendall(frame(Reply(value, is_last=resident_bytes() > max_resident_bytes)))
 
 
-def main(descriptor: int) -> None:
+def resident_bytes() -> int:
+    """Memory of this process; 0 where the system does not say."""
+    try:
+        with Path("/proc/self/statm").open("rb") as file:
+            return int(file.read().split()[1]) * _PAGE_BYTES
+    except OSError:
+        return 0
+
+
+def main(descriptor: int, max_resident_bytes: int) -> None:
     """Run as the child of `memplan.web.work`."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, whose end ends this process
     with contextlib.suppress(ImportError):
@@ -81,8 +105,4 @@ def main(descriptor: int) -> None:
     import memplan.engine  # noqa: F401  the first answer should not wait for it
 
     with socket.socket(fileno=descriptor) as connection, contextlib.suppress(ConnectionError):
-        serve(connection)
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]))
+        serve(connection, max_resident_bytes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import operator
 import os
 import re
 import time
@@ -102,6 +103,17 @@ def test_memory_has_an_end() -> None:
         assert await work.run(abs, -1) == 1
 
     with_work(check)
+
+
+def test_a_process_that_has_grown_is_replaced_after_its_answer() -> None:
+    async def check(work: Work) -> None:
+        first = await work.run(os.getpid)
+        assert len(await work.run(operator.mul, b"x", 100 * 2**20, timeout_seconds=30)) == 100 * 2**20
+        second = await work.run(os.getpid)
+        assert second != first
+        assert await work.run(os.getpid) == second
+
+    with_work(check, max_process_bytes=100 * 2**20)
 
 
 def test_a_queue_has_an_end() -> None:
