@@ -89,7 +89,11 @@ def check_files(
             there = {spec.name: spec for spec in specs if files.has(spec.name)}
             past = Past(ref, there, files, note=f"the file is not in {found.ref}")
     options = Options(on_uncertain=_on_uncertain(on_uncertain), suggest=suggest, limits_needed=False)
-    return run_checks(specs, FolderFiles(folder), past, "the command line", options)
+    report = run_checks(specs, FolderFiles(folder), past, "command line", options)
+    if any(one.limits or one.growth.limit_bytes is not None or one.problem is not None for one in report.checks):
+        return report
+    note = 'no limit is given: --budget "72 GiB" or --gpu rtx-4090 makes this a check, a memplan.toml keeps it'
+    return report.model_copy(update={"notes": (*report.notes, note)})
 
 
 @dataclass(frozen=True)

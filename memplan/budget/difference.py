@@ -52,6 +52,8 @@ def difference(
     alike = bool(first.timeline) == bool(second.timeline)
     if not alike:
         notes.append("the step of one of the two is not covered: the difference is not what the change does")
+    if alike and not first.timeline:
+        notes.append("model states alone are compared: what the change does to the step is not known")
     steps = list(_changes(before.recipe.said(), after.recipe.said()))
     attributions: tuple[Attribution, ...] = ()
     interaction = None
@@ -182,7 +184,14 @@ def _shown(step: Step, models: tuple[str, str]) -> KeyChange:
 
 def _side(label: str, run: Run, answer: Estimate) -> Side:
     recipe = _plain({**answer.recipe, "model": run.model})
-    return Side(label=label, model=run.model, recipe=recipe, peak=answer.peak, unsupported=answer.unsupported)
+    return Side(
+        label=label,
+        model=run.model,
+        recipe=recipe,
+        peak=answer.peak,
+        is_covered=bool(answer.timeline),
+        unsupported=answer.unsupported,
+    )
 
 
 _PLAIN: Mapping[type, Callable[[Any], Any]] = {tuple: list, set: sorted, frozenset: sorted}

@@ -67,5 +67,5 @@ class TextFiles:
 
 def no_such_file(path: str, where: str = "") -> UnavailableError:
     """The error of a file that is not there."""
-    hint = "paths are relative to the folder of the budget file"
+    hint = "paths are relative to the folder of the budget file; those of a command line to the working folder"
     return UnavailableError(f"no such file: {path}{where}", hint=hint, code="no_such_file")

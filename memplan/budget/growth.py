@@ -67,12 +67,12 @@ def growth_of(spec: CheckSpec, run: Run, answer: Estimate, past: Past, accept: A
     why = difference(before, run, labels=labels, answers=(first, answer))
     allowed = spec.max_increase.of(before_bytes) if spec.max_increase is not None else None
     status = None
+    same = _same(before, run)
+    covered = bool(first.timeline) and bool(answer.timeline)
     if allowed is not None:
-        known = bool(first.timeline) and bool(answer.timeline)
-        same = before_bytes == after and _same(before, run)
-        if after - before_bytes > allowed and known:
+        if after - before_bytes > allowed and covered:
             status = Status.GREW
-        elif same or (known and not first.unsupported and not answer.unsupported):
+        elif same or (covered and not first.unsupported and not answer.unsupported):
             status = Status.WITHIN
         else:
             status = Status.UNCERTAIN
@@ -83,6 +83,7 @@ def growth_of(spec: CheckSpec, run: Run, answer: Estimate, past: Past, accept: A
         after_bytes=after,
         limit_bytes=allowed,
         status=status,
+        is_known=same or covered,
         why=why,
         place=place,
         said=said,

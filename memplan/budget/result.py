@@ -106,12 +106,17 @@ class ComponentChange(_Model):
 
 
 class Side(_Model):
-    """One of two runs that are compared."""
+    """One of two runs that are compared.
+
+    Attributes:
+        is_covered: whether the step was walked; else the peak is that of the model states alone, a lower bound.
+    """
 
     label: str
     model: str
     recipe: dict[str, Any]
     peak: Peak
+    is_covered: bool
     unsupported: tuple[str, ...] = ()
 
 
@@ -150,6 +155,7 @@ class Growth(_Model):
         base: `compared`, `new` (the base has no such check), `failed` (it cannot be estimated there), or `none` (no base).
         limit_bytes: what `max_increase` allows; None where nothing is said, or there is nothing to compare with.
         status: None where nothing is judged.
+        is_known: whether the difference is that of two covered steps, or of two equal runs.
         note: why it was not compared; may be empty.
         why: None where nothing was compared.
     """
@@ -160,6 +166,7 @@ class Growth(_Model):
     after_bytes: int | None = None
     limit_bytes: int | None = None
     status: Status | None = None
+    is_known: bool = False
     note: str = ""
     why: Difference | None = None
     place: str = ""

@@ -51,13 +51,10 @@ def headline_of(report: CheckReport) -> tuple[str, str]:
     found = [f"{count} {text}" for count, text in counts if count]
     limited = any(one.limits or one.growth.limit_bytes is not None for one in checks)
     whole = counted(len(checks), "check")
+    if not found and not limited:
+        return "Peaks:", f"{counted(len(checks), 'run')}, nothing to judge by"
     if not found:
-        return (
-            word,
-            f"{whole} within {'their limits' if len(checks) > 1 else 'its limits'}"
-            if limited
-            else f"{whole}, no limit",
-        )
+        return word, f"{whole} within {'their limits' if len(checks) > 1 else 'its limits'}"
     first, _, text = found[0].partition(" ")
     return word, ", ".join([f"{first} of {whole} {text}", *found[1:]])
 
@@ -136,9 +133,9 @@ def attribution_text(attribution: Attribution) -> str:
     return f"{keys}: {difference(attribution.in_order_bytes)}"
 
 
-def interaction_text(interaction_bytes: int | None, count: int) -> str:
-    """What the single changes leave unexplained; empty where there is one change alone."""
-    if count < 2:
+def interaction_text(interaction_bytes: int | None, count: int, *, covered: bool) -> str:
+    """What the single changes leave unexplained; empty where there is one change alone, or the steps are not covered."""
+    if count < 2 or not covered:
         return ""
     if interaction_bytes is None:
         return "some of these changes make no run alone, so the order above decides what each is said to do"
@@ -159,7 +156,9 @@ def change_of(result: CheckResult) -> str:
     growth = result.growth
     if growth.base in ("new", "failed"):
         return {"new": "new", "failed": "unknown"}[growth.base]
-    return "" if growth.change_bytes is None else difference(growth.change_bytes)
+    if growth.change_bytes is None:
+        return ""
+    return difference(growth.change_bytes) if growth.is_known else "unknown"
 
 
 def binding_limit(result: CheckResult) -> Limit | None:

@@ -128,7 +128,7 @@ def growth_lines(why: Difference) -> list[str]:
     for one in why.attributions:
         keys = ", ".join(code(change_text(change)) for change in one.changes)
         lines.append(f"- {keys}: {attribution_text(one).rsplit(': ', 1)[1]}")
-    rest = interaction_text(why.interaction_bytes, len(why.attributions))
+    rest = interaction_text(why.interaction_bytes, len(why.attributions), covered=why.after.is_covered)
     lines += [f"- {plain(rest)}"] if rest else []
     lines += [f"- {plain(note)}" for note in why.notes]
     parts = [part for part in why.components if part.change_bytes]
@@ -148,7 +148,8 @@ def growth_lines(why: Difference) -> list[str]:
 def difference_markdown(found: Difference) -> str:
     """A comparison as Markdown."""
     first, second = gib(found.before.peak.device_bytes), gib(found.after.peak.device_bytes)
-    head = f"### memplan: {difference(found.change_bytes)} on the device\n\n"
+    whole = difference(found.change_bytes) if found.before.is_covered and found.after.is_covered else "not known,"
+    head = f"### memplan: {whole} on the device\n\n"
     head += f"{code(found.before.label)} {first} → {code(found.after.label)} {second}\n\n"
     lines = growth_lines(found)
     if found.implied:

@@ -59,7 +59,9 @@ def _checks(report: CheckReport) -> Table:
             f"{at_least}{gib(peak)}" if peak is not None else "",
             gib(limit.upper_bytes) if limit is not None and not result.unsupported else "",
             gib(limit.limit_bytes) if limit is not None else "",
-            format_bytes(limit.limit_bytes - limit.expected_bytes) if limit is not None else "",
+            format_bytes(limit.limit_bytes - limit.expected_bytes)
+            if limit is not None and not result.unsupported
+            else "",
         ]
         rows.append(tuple([*cells, change_of(result)] if compared else cells))
     return Table(tuple(columns), tuple(rows))
@@ -67,6 +69,8 @@ def _checks(report: CheckReport) -> Table:
 
 def verdict_word(result: CheckResult) -> str:
     """The status, with `(warning)` where it does not fail."""
+    if not result.limits and result.growth.limit_bytes is None and result.status is Status.WITHIN:
+        return "not judged"
     word = STATUS_WORDS[result.status]
     return f"{word} (warning)" if result.outcome is Outcome.WARN else word
 
@@ -96,7 +100,9 @@ def difference_report(found: Difference) -> Report:
     """Why two runs differ, for a reader."""
     first, second = gib(found.before.peak.device_bytes), gib(found.after.peak.device_bytes)
     sides = f"from {first} ({found.before.label}) to {second} ({found.after.label})"
-    if found.change_bytes == 0:
+    if not (found.before.is_covered and found.after.is_covered):
+        head = Headline("Not known:", f"the step is not covered; what is certain went {sides}", "unsure")
+    elif found.change_bytes == 0:
         head = Headline("Same", f"peak: {first} on the device, in {found.before.label} and {found.after.label}")
     elif found.change_bytes > 0:
         head = Headline("Grew", f"by {format_bytes(found.change_bytes)} on the device, {sides}", "unsure")
@@ -120,7 +126,7 @@ def growth_blocks(why: Difference, title: str) -> list[Block]:
     blocks: list[Block] = []
     if why.attributions:
         items = [attribution_text(one) for one in why.attributions]
-        rest = interaction_text(why.interaction_bytes, len(why.attributions))
+        rest = interaction_text(why.interaction_bytes, len(why.attributions), covered=why.after.is_covered)
         blocks.append(Bullets(title, tuple([*items, rest] if rest else items)))
     rows = [
         (part_name(part.component), format_bytes(part.before_bytes), format_bytes(part.after_bytes),
