@@ -3,24 +3,35 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TextIO
 
 import typer
 
 from memplan.cli.estimate import (
     PANEL,
     DefaultsOption,
+    FailOn,
     FailOnOption,
     JsonOption,
     MarkdownOption,
     check_formats,
+    exit_code,
     show,
 )
+from memplan.errors import InputError
 from memplan.recipe import Recipe
 
 EventsOption = Annotated[
-    bool, typer.Option("--events", help="Every allocation, one line each, on stderr.", rich_help_panel=PANEL)
+    str | None,
+    typer.Option(
+        "--events",
+        metavar="FILE|-",
+        help="Write every birth and death of a storage, one JSON object a line; - is stdout, and the answer is not shown.",
+        rich_help_panel=PANEL,
+    ),
 ]
 MemoryVizOption = Annotated[
     Path | None,
@@ -41,7 +52,7 @@ def trace(
     markdown: MarkdownOption = False,
     defaults: DefaultsOption = False,
     fail_on: FailOnOption = None,
-    events: EventsOption = False,
+    events: EventsOption = None,
     memory_viz: MemoryVizOption = None,
     timeout: TimeoutOption = None,
 ) -> int:
@@ -53,5 +64,30 @@ def trace(
     from memplan.trace.cli import answer
 
     check_formats(as_json, markdown, fail_on)
-    found = answer(resolve(recipe), events=sys.stderr if events else None, memory_viz=memory_viz, timeout_s=timeout)
+    if events == "-" and (as_json or markdown):
+        raise InputError("--events - and --json or --markdown both want stdout", hint="name a file: --events FILE")
+    with _opened(events) as stream:
+        found = answer(resolve(recipe), events=stream, memory_viz=memory_viz, timeout_s=timeout)
+    if events == "-":
+        return exit_code(found, FailOn(fail_on) if fail_on else None)
     return show(found, as_json=as_json, markdown=markdown, defaults=defaults, fail_on=fail_on)
+
+
+@contextmanager
+def _opened(events: str | None) -> Iterator[TextIO | None]:
+    """Where the event list goes: a file, stdout for `-`, or nowhere.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    if events in (None, "-"):
+        yield sys.stdout if events else None
+        return
+    with ExitStack() as stack:
+        try:
+            stream = stack.enter_context(Path(str(events)).open("w", encoding="utf-8"))
+        except OSError as error:
+            raise InputError(
+                f"{events} cannot be written: {error.strerror}", hint="--events FILE, or - for stdout"
+            ) from None
+        yield stream

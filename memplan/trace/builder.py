@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from memplan.errors import InvalidValueError, UnsupportedError
+from memplan.errors import InvalidValueError, UnavailableError, UnsupportedError
 from memplan.trace.patches import copy_attributes
 from memplan.trace.quantized import QuantizedLoader
 from memplan.trace.spec import TraceSpec
@@ -107,7 +107,9 @@ def build_on_meta(spec: TraceSpec, config: Any) -> nn.Module:
     try:
         with torch.device("meta"), no_init_weights():
             model: nn.Module = auto.from_config(config, dtype=dtype, attn_implementation=spec.attn_implementation)
-    except (ValueError, ImportError) as error:
+    except ImportError as error:
+        raise UnavailableError(f"transformers cannot build this model: {error}", code="missing_package") from None
+    except ValueError as error:
         raise UnsupportedError(f"transformers cannot build this model: {error}", code="model_not_buildable") from None
     _keep_in_float32(model, dtype)
     if hasattr(model, "tie_weights"):

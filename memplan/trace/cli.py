@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,6 +34,34 @@ def write_events(result: TraceResult, stream: TextIO, *, min_bytes: int = 0) -> 
         )
 
 
+def write_event_lines(result: TraceResult, stream: TextIO) -> None:
+    """Every birth and death of a storage in order, one JSON object a line.
+
+    Keys: `change` ("+" born, "-" freed), `id` of the storage, `step`, `phase`, `op` that allocated it, `module` that ran
+    the op (or whose gradient it computes; empty for the loss and the optimizer), `shape`, `dtype`, `bytes` asked for,
+    `block_bytes` (rounded up to 512), `component`, `name` of the parameter or state, and `live_bytes`: the sum of
+    `block_bytes` after the event.
+    """
+    for event in result.walk():
+        storage = event.storage
+        entry = {
+            "change": "+" if event.alloc else "-",
+            "id": storage.id,
+            "step": event.step,
+            "phase": event.phase,
+            "op": storage.op,
+            "module": storage.module,
+            "shape": list(storage.shape),
+            "dtype": storage.dtype,
+            "bytes": storage.size_bytes,
+            "block_bytes": storage.block_bytes,
+            "component": storage.component,
+            "name": storage.name,
+            "live_bytes": event.live_bytes,
+        }
+        stream.write(json.dumps(entry, separators=(",", ":")) + "\n")
+
+
 def write_summary(result: TraceResult, stream: TextIO) -> None:
     """A table of phases: peak, end, where, and the components at the peak."""
     for entry in result.phases:
@@ -58,7 +87,7 @@ def answer(
 
     Args:
         resolved: the recipe with its defaults filled in.
-        events: where the event list goes, one line an event.
+        events: where the event list goes, as JSON lines (`write_event_lines`).
         memory_viz: where the snapshot for PyTorch's memory viewer goes.
         timeout_s: how long the worker may take.
 
@@ -69,7 +98,7 @@ def answer(
     spec = spec_of(resolved)
     result = run(spec, timeout_s=timeout_s)
     if events is not None:
-        write_events(result, events)
+        write_event_lines(result, events)
     if memory_viz is not None:
         write_snapshot(result, memory_viz, expandable_segments=spec.expandable_segments)
     return to_estimate(result, resolved, expandable_segments=spec.expandable_segments)

@@ -5,13 +5,14 @@ transformers/trainer_optimizer.py, `_OPTIMIZER_HANDLERS` (5.23); `Trainer.create
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import nn
 
-from memplan.errors import UnknownNameError, UnsupportedError
+from memplan.errors import UnavailableError, UnknownNameError, UnsupportedError
 from memplan.trace.spec import TraceSpec
 
 # Variants that Trainer reaches only through optim_args or not at all, and training loops use directly.
@@ -20,13 +21,45 @@ _TORCH_VARIANTS: dict[str, dict[str, Any]] = {
     "adamw_torch_for_loop": {"foreach": False},
 }
 
+# Part of an optimizer's name -> the module that transformers imports for it, and the package that holds it.
+_PACKAGES: dict[str, tuple[str, str]] = {
+    "stable_adamw": ("optimi", "torch-optimi"),
+    "galore": ("galore_torch", "galore-torch"),
+    "adamw_torch_8bit": ("torchao", "torchao"),
+    "adamw_torch_4bit": ("torchao", "torchao"),
+    "schedule_free": ("schedulefree", "schedulefree"),
+    "apollo": ("apollo_torch", "apollo-torch"),
+    "lomo": ("lomo_optim", "lomo-optim"),
+    "grokadamw": ("grokadamw", "grokadamw"),
+    "anyprecision": ("torchdistx", "git+https://github.com/pytorch/torchdistx"),
+    "apex": ("apex", "git+https://github.com/NVIDIA/apex"),
+    "bnb": ("bitsandbytes", "bitsandbytes"),
+    "paged": ("bitsandbytes", "bitsandbytes"),
+}
+
+
+def _check_installed(optim: str) -> None:
+    """Refuses an optimizer whose package is missing.
+
+    Raises:
+        UnavailableError: names the package and the command that installs it.
+    """
+    for part, (module, package) in _PACKAGES.items():
+        if part in optim and find_spec(module) is None:
+            raise UnavailableError(
+                f"optim={optim} needs the package {package.rpartition('/')[2]}, which is not installed",
+                hint=f'pip install "{package}"',
+                code="missing_package",
+            )
+
 
 def build(spec: TraceSpec, model: nn.Module) -> torch.optim.Optimizer:
     """The optimizer that `spec.optim` names, over the trainable parameters of `model`.
 
     Raises:
         UnknownNameError: no such optimizer.
-        UnsupportedError: an optimizer whose package is not installed.
+        UnavailableError: an optimizer whose package is not installed.
+        UnsupportedError: an optimizer that one process cannot build.
     """
     groups = parameter_groups(spec, model)
     if spec.optim in _TORCH_VARIANTS:
@@ -40,6 +73,7 @@ def build(spec: TraceSpec, model: nn.Module) -> torch.optim.Optimizer:
     handler = _OPTIMIZER_HANDLERS.get(names[spec.optim])
     if handler is None:
         raise UnsupportedError(f"transformers has no single-process optimizer for optim={spec.optim}")
+    _check_installed(spec.optim)
     # training_args.py: the defaults that the handlers read.
     args = SimpleNamespace(
         optim=spec.optim, learning_rate=5e-5, adam_beta1=0.9, adam_beta2=0.999, adam_epsilon=1e-8, weight_decay=0.0,

@@ -152,6 +152,27 @@ class TraceSpec:
                 object.__setattr__(self, name, kind(getattr(self, name)))
             except ValueError:
                 raise UnknownNameError(name, str(getattr(self, name)), [*kind]) from None
+        if self.attn_implementation == "flash_attention_2":
+            self._check_flash_attention()
+
+    def _check_flash_attention(self) -> None:
+        # flash_attn/flash_attn_interface.py (2.8) and csrc/flash_attn/flash_api.cpp: "FlashAttention only supports Ampere
+        # GPUs or newer", "FlashAttention only support fp16 and bf16 data type".
+        key, (major, minor) = "attn_implementation", self.gpu_arch.capability
+        if (major, minor) < (8, 0):
+            raise InvalidValueError(
+                key,
+                self.attn_implementation,
+                f"the package flash-attn needs compute capability 8.0 or later, and this GPU has {major}.{minor}",
+                hint="use sdpa or eager",
+            )
+        if self.dtype == "float32" and self.autocast is None and not (self.load_in_4bit or self.load_in_8bit):
+            raise InvalidValueError(
+                key,
+                self.attn_implementation,
+                "the package flash-attn computes in float16 and bfloat16, and this run computes in float32",
+                hint="use sdpa, bfloat16 weights, or autocast",
+            )
 
     def to_json(self) -> str:
         """The spec as one JSON object; `from_json` reads it back."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import time
 import traceback
@@ -45,6 +46,12 @@ def _answer(spec: TraceSpec, shim: Shim, started: float) -> tuple[str, int]:
     except MemplanError as error:
         kind = "unavailable" if isinstance(error, UnavailableError) else "unsupported"
         return _error(kind, error.code, error.message, error.hint), 3
+    except ImportError as error:
+        if error.name is None or isinstance(error, ModuleNotFoundError):
+            # A library asks for a package of its own choice, such as scikit-learn for AdaMSS.
+            hint = f'pip install "{error.name.partition(".")[0]}"' if error.name else _pip_command(str(error))
+            return _error("unavailable", "missing_package", _explain(error)[0], hint), 3
+        return _error("unsupported", "trace_failed", *_explain(error)), 3
     except Exception as error:
         return _error("unsupported", "trace_failed", *_explain(error)), 3
 
@@ -64,6 +71,14 @@ def trace(spec: TraceSpec, shim: Shim, started: float) -> TraceResult:
 
 def _error(kind: str, code: str, message: str, hint: str) -> str:
     return json.dumps({"error": {"kind": kind, "code": code, "message": message, "hint": hint}})
+
+
+def _pip_command(message: str) -> str:
+    """The command in a library's message, or one for the package that its first word names."""
+    found = re.search(r"pip install [^`'\"\n]+", message)
+    word = re.match(r"[`']?([A-Za-z0-9_.-]+)[`']? (?:is|must be|needs to be) ", message)
+    package = f'pip install "{word.group(1)}"' if word else "install the package that the message names"
+    return found.group().strip() if found else package
 
 
 def _explain(error: Exception) -> tuple[str, str]:

@@ -38,10 +38,27 @@ def test_the_recipe_arrives_resolved(run: Run, asked: list[tuple[Resolved, dict[
     assert "trace: the real model on fake tensors" in done.out
 
 
-def test_json_and_events_do_not_mix(run: Run, asked: list[tuple[Resolved, dict[str, Any]]]) -> None:
-    done = run(*TRACE, "--json", "--events")
+def test_json_and_events_do_not_mix(run: Run, asked: list[tuple[Resolved, dict[str, Any]]], tmp_path: Path) -> None:
+    file = tmp_path / "events.jsonl"
+    done = run(*TRACE, "--json", "--events", str(file))
     assert json.loads(done.out)["provenance"] == "trace"
-    assert asked[0][1]["events"] is not None
+    assert asked[0][1]["events"].name == str(file)
+    refused = run(*TRACE, "--json", "--events", "-")
+    assert (refused.code, refused.out, len(asked)) == (2, "", 1)
+    assert "both want stdout" in refused.err
+
+
+def test_events_on_stdout_are_alone_there(run: Run, asked: list[tuple[Resolved, dict[str, Any]]]) -> None:
+    done = run(*TRACE, "--events", "-")
+    assert (done.code, done.out, len(asked)) == (0, "", 1)  # the stand-in writes none
+
+
+def test_a_file_that_cannot_be_written_is_told_before_the_trace(
+    run: Run, asked: list[tuple[Resolved, dict[str, Any]]], tmp_path: Path
+) -> None:
+    done = run(*TRACE, "--events", str(tmp_path / "missing" / "events.jsonl"))
+    assert (done.code, asked) == (2, [])
+    assert "cannot be written: No such file or directory" in done.err
 
 
 def test_exit_code_is_the_verdict(run: Run, asked: list[tuple[Resolved, dict[str, Any]]]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import pickle
 from pathlib import Path
 from typing import Any
@@ -74,8 +75,13 @@ def test_estimate_events_and_snapshot(tmp_path: Path) -> None:
     assert estimate.verdict_report.fits is Fits.FITS
     assert next(entry.phase for entry in estimate.timeline) == "load"
     assert "torch" in estimate.versions
-    lines = events.getvalue().splitlines()
-    assert sum(line.startswith("+") for line in lines) > 500
+    lines = [json.loads(line) for line in events.getvalue().splitlines()]
+    assert sum(line["change"] == "+" for line in lines) > 500
+    assert max(line["live_bytes"] for line in lines) == estimate.peak.live_bytes
+    logits = next(line for line in lines if line["module"] == "lm_head" and line["phase"] == "forward")
+    assert (logits["shape"], logits["dtype"], logits["bytes"]) == ([256, 1000], "bfloat16", 256 * 1000 * 2)
+    sums = sum(line["block_bytes"] * (1 if line["change"] == "+" else -1) for line in lines)
+    assert sums == lines[-1]["live_bytes"]
     assert pickle.loads(path.read_bytes())["device_traces"]
 
 

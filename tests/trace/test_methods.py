@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from memplan.trace import TraceResult, TraceSpec, builder, coverage_cases, run_many
+from memplan.errors import UnavailableError
+from memplan.trace import TraceResult, TraceSpec, builder, coverage_cases, run, run_many
 from memplan.trace.methods import build_peft_config
 
 NEEDS_SKLEARN = {"AdaMSS"}
@@ -49,3 +50,10 @@ def test_traces_and_counts_like_peft(label: str, answers: dict[str, Any]) -> Non
     # Adam keeps two states; adapters that copy base parameters stay in bfloat16.
     assert answer.phase(2, "optimizer_step").end_components["optimizer_states"] >= 4 * trainable
     assert answer.phase(2, "backward").peak_bytes > answer.phase(2, "optimizer_step").end_bytes
+
+
+@pytest.mark.skipif(importlib.util.find_spec("sklearn") is not None, reason="scikit-learn is installed")
+def test_a_package_that_a_method_asks_for_is_named() -> None:
+    with pytest.raises(UnavailableError, match="applying ADAMSS: ImportError: scikit-learn is required") as caught:
+        run(_spec(coverage_cases.METHODS["AdaMSS"]))
+    assert (caught.value.hint, caught.value.exit_code) == ("pip install scikit-learn", 4)

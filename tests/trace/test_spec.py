@@ -50,3 +50,12 @@ def test_unknown_keys_are_refused() -> None:
 def test_impossible_values_are_refused(options: dict[str, object]) -> None:
     with pytest.raises(InvalidValueError):
         TraceSpec(**{"model_config": LLAMA, **options})  # type: ignore[arg-type]
+
+
+def test_flash_attn_needs_its_gpu_and_its_dtypes() -> None:
+    options = {"model_config": LLAMA, "attn_implementation": "flash_attention_2"}
+    with pytest.raises(InvalidValueError, match=r"needs compute capability 8\.0 or later, and this GPU has 7\.5"):
+        TraceSpec.from_dict({**options, "gpu_arch": "sm75", "dtype": "float16"})
+    with pytest.raises(InvalidValueError, match="computes in float32"):
+        TraceSpec.from_dict({**options, "dtype": "float32"})
+    assert TraceSpec.from_dict({**options, "dtype": "float32", "autocast": "bfloat16"}).gpu_arch is GpuArch.SM80

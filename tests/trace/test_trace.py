@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from trace_cases import LLAMA, lora
 
+from memplan.errors import UnavailableError
 from memplan.step.allocator import replay
 from memplan.trace import TraceFailedError, TraceResult, TraceSpec, run, run_many
 from memplan.trace.viz import snapshot, write_snapshot
@@ -217,7 +218,6 @@ FAILURES: dict[str, dict[str, Any]] = {
     "did you mean LORA": {"peft": {"peft_type": "LORAX"}},
     "rank": {"peft": {"peft_type": "LORA", "rank": 8}},
     "adamw_8bit": {"optim": "adamw"},
-    "galore_torch": {"optim": "galore_adamw"},
     "module model": {"attn_implementation": "flex_attention"},
 }
 
@@ -233,6 +233,19 @@ def test_failures_name_what_failed_and_give_no_number() -> None:
 def test_one_failure_alone_is_raised() -> None:
     with pytest.raises(TraceFailedError, match="adamw_8bit"):
         run(TraceSpec.from_dict({**BASE, "optim": "adamw"}))
+
+
+@pytest.mark.parametrize(
+    ("options", "words", "command"),
+    [
+        ({"optim": "galore_adamw"}, "optim=galore_adamw needs the package galore-torch", 'pip install "galore-torch"'),
+        ({"optim": "grokadamw"}, "needs the package grokadamw", 'pip install "grokadamw"'),
+    ],
+)
+def test_a_missing_package_is_named_with_the_command(options: dict[str, Any], words: str, command: str) -> None:
+    with pytest.raises(UnavailableError, match=words) as caught:
+        run(TraceSpec.from_dict({**BASE, **options}))
+    assert (caught.value.exit_code, caught.value.hint, caught.value.code) == (4, command, "missing_package")
 
 
 def test_a_worker_that_dies_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
