@@ -6,12 +6,12 @@ import os
 import platform
 import resource
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
+from memplan import __version__
 from memplan.measure.nvml import Nvml
 
-_PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "flash_attn", "memplan")
+_PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "flash_attn")
 # torch 2.9 renamed the variable; both are read (c10/core/AllocatorConfig).
 _ALLOCATOR_VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_NO_CUDA_MEMORY_CACHING")
 _OTHER_VARIABLES = ("CUBLAS_WORKSPACE_CONFIG", "CUDA_MODULE_LOADING", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE")
@@ -19,7 +19,7 @@ _OTHER_VARIABLES = ("CUBLAS_WORKSPACE_CONFIG", "CUDA_MODULE_LOADING", "TORCH_ALL
 
 def environment(torch: Any, device: str, nvml: Nvml | None) -> dict[str, str]:
     """Facts as text; a key is missing where the fact does not exist here."""
-    found = {"device": device, "python": platform.python_version()}
+    found = {"device": device, "python": platform.python_version(), "memplan": __version__}
     for package in _PACKAGES:
         try:
             found[package] = version(package)
@@ -45,12 +45,3 @@ def environment(torch: Any, device: str, nvml: Nvml | None) -> dict[str, str]:
 def host_peak_bytes() -> int:
     """Largest resident set of this process so far (Linux counts it in KiB)."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def host_bytes() -> int:
-    """Resident set of this process now; 0 where /proc is missing."""
-    try:
-        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
-    except (OSError, IndexError, ValueError):
-        return 0
-    return pages * os.sysconf("SC_PAGE_SIZE")

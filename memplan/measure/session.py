@@ -134,8 +134,9 @@ class Session:
         load(spec, model, self.device, quantizer)
         model.train(spec.train_mode)
         model = apply_method(spec, model, self.base)  # type: ignore[arg-type]
-        # PEFT puts adapters where the weights are, except for parameters of its own classes.
-        model.to(self.device)
+        # PEFT puts adapters where the weights are, except for parameters of some classes of its own.
+        if any(parameter.device.type != self.device.type for parameter in model.parameters()):
+            model.to(self.device)
         found: nn.Module = model.train(spec.train_mode)
         gc.collect()
         return found
