@@ -20,13 +20,16 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from memplan.estimate import Component, Phase
-from memplan.step.forms import BYTES, Form, Terms, added, code, highest
+from memplan.step.forms import BYTES, Form, Terms, added, code, highest, total
 from memplan.step.optimizer_step import OptimizerEvent
 from memplan.step.ports import Ledger
 from memplan.step.recording import Recording
 from memplan.step.tensor import Segment
 
 Alive = Counter[int]
+
+# Sums become code once they are asked for this often: compiling costs as much as some ten evaluations.
+COMPILED_AFTER = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,11 +196,21 @@ class Walker:
         self.profiles: dict[tuple[int, bool], Profile] = {}
         self.courses: dict[object, Profile] = {}
         self.recorded_sizes = self.terms.recorded()
+        self._asked = 0
         self.phases = self._walk(steps)
 
+    def _heights(self, sizes: Sequence[int]) -> tuple[tuple[tuple[int, ...], int], ...]:
+        """Every phase's candidates and end, in bytes."""
+        self._asked += 1
+        if self._asked > COMPILED_AFTER:
+            return self._compiled_heights(sizes)
+        return tuple(
+            (tuple([total(entry.form, sizes) for entry in phase.candidates]), total(phase.end, sizes))
+            for phase in self.phases
+        )
+
     @cached_property
-    def _heights(self) -> Callable[[Sequence[int]], tuple[tuple[tuple[int, ...], int], ...]]:
-        """For the sizes of the terms: every phase's candidates and end, in bytes."""
+    def _compiled_heights(self) -> Callable[[Sequence[int]], tuple[tuple[tuple[int, ...], int], ...]]:
         phases = ", ".join(
             f"(({', '.join(code(entry.form) for entry in phase.candidates)},), {code(phase.end)})"
             for phase in self.phases
@@ -206,9 +219,15 @@ class Walker:
         found = eval(f"lambda s: ({phases},)", {"__builtins__": {}})  # of our own numbers only
         return found
 
+    def peak_bytes(self, sizes: Sequence[int]) -> int:
+        """The live peak alone, without saying where it is."""
+        self._asked += 1
+        if self._asked > COMPILED_AFTER:
+            return self._compiled_peak(sizes)
+        return max(total(entry.form, sizes) for phase in self.phases for entry in phase.candidates)
+
     @cached_property
-    def peak_bytes(self) -> Callable[[Sequence[int]], int]:
-        """For the sizes of the terms: the live peak alone, without saying where it is."""
+    def _compiled_peak(self) -> Callable[[Sequence[int]], int]:
         forms = [entry.form for phase in self.phases for entry in phase.candidates]
         heights = ", ".join(code(forms[position]) for position in highest(forms, self.recorded_sizes))
         found: Callable[[Sequence[int]], int]
