@@ -47,6 +47,9 @@ class Edge:
             return
         started = time.perf_counter()
         request_id = _request_id(scope)
+        is_head = scope["method"] == "HEAD"  # the headers of a GET, which is what the application knows
+        if is_head:
+            scope = {**scope, "method": "GET"}
         scope.setdefault("state", {})["request_id"] = request_id
         extra = [*SECURITY_HEADERS, (b"x-request-id", request_id.encode())]
         status = 0
@@ -56,6 +59,8 @@ class Edge:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 message["headers"] = [*message.get("headers", ()), *extra]
+            elif is_head and message["type"] == "http.response.body":
+                message = {**message, "body": b""}
             await send(message)
 
         try:

@@ -305,3 +305,18 @@ def test_other_methods_are_named(client: TestClient, method: str, path: str, all
     assert response.status_code == 405
     assert response.json()["error"]["code"] == "method_not_allowed"
     assert response.headers["allow"] == allowed
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/api/v1/gpus", "/nowhere", "/", "/api/docs"])
+def test_a_head_has_the_headers_of_a_get(client: TestClient, path: str) -> None:
+    got, headed = client.get(path), client.head(path)
+    assert headed.status_code == got.status_code
+    assert headed.content == b""
+    differ = {"x-request-id", "content-length"} if got.status_code == 404 else {"x-request-id"}
+    assert {name: value for name, value in headed.headers.items() if name not in differ} == {
+        name: value for name, value in got.headers.items() if name not in differ
+    }
+
+
+def test_a_head_of_what_takes_a_post_is_refused(client: TestClient) -> None:
+    assert client.head("/api/v1/estimate").status_code == 405

@@ -79,6 +79,12 @@ def test_many_answers_come_over_one_connection_without_delay(service: Service) -
     assert min(seconds[1:]) < 0.03  # with Nagle's algorithm each of them takes 40 ms
 
 
+def test_a_head_is_answered_without_a_body(service: Service) -> None:
+    status, headers, body = ask(service, "HEAD", "/healthz")
+    assert (status, body) == (200, b"")
+    assert int(headers["content-length"]) > 0
+
+
 def test_what_is_no_http_is_refused(service: Service) -> None:
     for garbage in (b"\x16\x03\x01\x02\x00\x01\x00\r\n\r\n", b"hello\r\n\r\n", b"GET / HTTP/1.1\r\nHost\r\n\r\n"):
         with socket.create_connection(("127.0.0.1", service.port), timeout=20) as connection:
