@@ -14,7 +14,7 @@ from typing import Any
 
 from memplan.interop.reading import Draft, Source
 from memplan.interop.trainer import HARMLESS as _TRAINER_HARMLESS
-from memplan.interop.trainer import optim_args
+from memplan.interop.trainer import optim_args, read_padding
 
 HARMLESS = _TRAINER_HARMLESS | {
     "adam_beta3",
@@ -214,6 +214,7 @@ def _read_batch(source: Source, draft: Draft) -> None:
     packing = source.flag("sample_packing")
     if packing is not None:
         draft.use(source, "sample_packing", "packing", packing)
+    read_padding(draft, "axolotl")
     evaluated = source.integer("eval_batch_size")
     if evaluated is not None and evaluated > micro:
         draft.refuse(source, "eval_batch_size", f"evaluation in batches of {evaluated}: only training is walked")

@@ -12,7 +12,7 @@ from typing import Any
 
 from memplan.interop.reading import Draft, Source
 from memplan.interop.trainer import HARMLESS as _TRAINER_HARMLESS
-from memplan.interop.trainer import read_training
+from memplan.interop.trainer import read_padding, read_training
 
 HARMLESS = _TRAINER_HARMLESS | {
     "batch_size",
@@ -149,6 +149,9 @@ def _read_packing(source: Source, draft: Draft) -> None:
         draft.use(source, "packing", "packing", packing)
     if neat:
         draft.use(source, "neat_packing", "packing", True)
+    elif packing is None and source.get("stage") == "pt":  # hparams/parser.py:520
+        draft.use(source, "stage", "packing", True)
+    read_padding(draft, "llamafactory")
 
 
 def _read_checkpointing(source: Source, draft: Draft) -> None:

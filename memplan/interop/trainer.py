@@ -32,6 +32,7 @@ def read(source: Source, draft: Draft) -> None:
     read_training(source, draft)
     read_checkpointing(source, draft, framework="transformers")
     read_liger(source, draft)
+    read_padding(draft, "transformers")
 
 
 def read_training(source: Source, draft: Draft) -> None:
@@ -109,6 +110,12 @@ def read_checkpointing(source: Source, draft: Draft, *, framework: str) -> None:
         draft.use(source, key, "activation_checkpointing", mode)
     else:
         draft.keys.setdefault("activation_checkpointing", mode)
+
+
+def read_padding(draft: Draft, framework: str) -> None:
+    """Batches of several sequences are padded to their longest, and a mask changes what attention keeps."""
+    if draft.keys.get("micro_batch_size", 1) > 1 and not draft.keys.get("packing"):
+        draft.keys["padding"] = draft.default(framework, "padding", "padding")
 
 
 def read_liger(source: Source, draft: Draft) -> None:

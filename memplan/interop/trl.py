@@ -12,7 +12,7 @@ from typing import Any
 from memplan.interop.defaults import reference_version
 from memplan.interop.reading import Draft, Source
 from memplan.interop.trainer import HARMLESS as _TRAINER_HARMLESS
-from memplan.interop.trainer import read_checkpointing, read_liger, read_precision, read_training
+from memplan.interop.trainer import read_checkpointing, read_liger, read_padding, read_precision, read_training
 
 HARMLESS = _TRAINER_HARMLESS | {
     "dataset_num_proc", "eval_packing", "lora_alpha", "truncation_mode", "use_rslora", "lora_task_type",
@@ -74,6 +74,8 @@ def _read_lengths(source: Source, draft: Draft) -> None:
     if source.flag("padding_free"):
         draft.refuse(source, "padding_free", "padding-free batches")
     source.take("packing_strategy")
+    if not source.flag("padding_free"):
+        read_padding(draft, "trl")
 
 
 def _read_loss(source: Source, draft: Draft) -> None:

@@ -24,10 +24,10 @@ from memplan.resolve import Resolved, resolve
 _NOT_COMPARED = frozenset({"gpu", "gpus", "expandable_segments", "torch_version", "stack_version", "target_length"})
 # What the framework itself decides; reported, and refused only where the recipe's author said otherwise.
 _IMPLIED = frozenset({
-    "stack", "loss", "autocast_adapter_dtype", "prepare_model_for_kbit_training", "bnb_4bit_quant_storage",
+    "stack", "loss", "padding", "autocast_adapter_dtype", "prepare_model_for_kbit_training", "bnb_4bit_quant_storage",
     "bnb_4bit_compute_dtype",
 })  # fmt: skip
-_NEVER_REFUSED = frozenset({"stack", "loss"})
+_NEVER_REFUSED = frozenset({"stack", "loss", "padding"})
 _LINEAR = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
 # Formats that hold a part of a run only.
 _PARTIAL = frozenset({"accelerate", "deepspeed"})

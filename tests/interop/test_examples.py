@@ -343,6 +343,7 @@ EXPECTED: dict[str, tuple[str, dict[str, Any], tuple[str, ...], str]] = {
             "max_grad_norm": 1.0,
             "gradient_accumulation_steps": 2,
             "micro_batch_size": 16,
+            "padding": True,
             "activation_checkpointing": "reentrant",
         },
         (),
@@ -358,6 +359,7 @@ EXPECTED: dict[str, tuple[str, dict[str, Any], tuple[str, ...], str]] = {
             "max_grad_norm": 1.0,
             "gradient_accumulation_steps": 1,
             "micro_batch_size": 2,
+            "padding": True,
             "activation_checkpointing": False,
         },
         (
@@ -407,6 +409,7 @@ EXPECTED: dict[str, tuple[str, dict[str, Any], tuple[str, ...], str]] = {
             "gradient_accumulation_steps": 1,
             "micro_batch_size": 8,
             "sequence_length": 1024,
+            "padding": True,
             "packing": False,
             "activation_checkpointing": "non-reentrant",
             "loss": "chunked",

@@ -300,3 +300,47 @@ def test_aliases_within_limits() -> None:
 def test_the_recipe_file_still_takes_no_alias() -> None:
     with pytest.raises(FileFormatError, match="line 2: aliases are not read"):
         yaml("model: &a gpt2\nmethod: *a\n")
+
+
+# -- what frameworks do beyond their keys -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "padding"),
+    [
+        ("model_name_or_path: gpt2\nmax_length: 64\nper_device_train_batch_size: 2\n", True),
+        ("model_name_or_path: gpt2\nmax_length: 64\nper_device_train_batch_size: 1\n", None),
+        ("model_name_or_path: gpt2\nmax_length: 64\nper_device_train_batch_size: 2\npacking: true\n", None),
+        ("base_model: gpt2\nmicro_batch_size: 2\n", True),
+        ("base_model: gpt2\nmicro_batch_size: 2\nsample_packing: true\n", None),
+        ("model_name_or_path: gpt2\nfinetuning_type: lora\nper_device_train_batch_size: 2\nbf16: true\n", True),
+    ],
+)
+def test_batches_of_several_sequences_are_padded(text: str, padding: bool | None) -> None:
+    reading = yaml(text)
+    assert reading.keys.get("padding") is padding
+    assert ("padding" in {entry.recipe_key for entry in reading.defaults}) is bool(padding)
+
+
+def test_llamafactory_packs_when_it_pretrains() -> None:
+    text = "model_name_or_path: gpt2\nfinetuning_type: full\nstage: pt\nbf16: true\n"
+    assert yaml(text).keys["packing"] is True
+    assert yaml(f"{text}packing: false\n").keys["packing"] is False
+
+
+@pytest.mark.parametrize(
+    ("text", "where"),
+    [
+        (
+            "adam_epsilon: 1\neval_strategy: steps\nper_device_train_batch_size: 2\n",
+            "run.yaml:2: evaluation in batches of 8",
+        ),
+        ("adam_epsilon: 1\neval_strategy: steps\nper_device_train_batch_size: 8\n", ""),
+        ("adam_epsilon: 1\neval_strategy: 'no'\nper_device_eval_batch_size: 64\n", ""),
+        ("base_model: gpt2\nmicro_batch_size: 1\neval_batch_size: 4\n", "run.yaml:3: evaluation in batches of 4"),
+    ],
+)
+def test_evaluation_in_larger_batches_is_reported(text: str, where: str) -> None:
+    found = [entry for entry in yaml(text).unsupported if "evaluation" in entry]
+    assert len(found) == bool(where)
+    assert all(entry.startswith(where) for entry in found)

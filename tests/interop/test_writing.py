@@ -23,8 +23,9 @@ WHOLE = ("trl", "axolotl", "llamafactory", "torchtune")
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 # What a framework decides by itself.
 APART = {
-    "gpu", "gpus", "expandable_segments", "torch_version", "stack", "stack_version", "loss", "bnb_4bit_compute_dtype",
-    "autocast_adapter_dtype", "prepare_model_for_kbit_training", "bnb_4bit_quant_storage", "method", "peft",
+    "gpu", "gpus", "padding", "expandable_segments", "torch_version", "stack", "stack_version",
+    "loss", "bnb_4bit_compute_dtype", "autocast_adapter_dtype", "prepare_model_for_kbit_training",
+    "bnb_4bit_quant_storage", "method", "peft",
 }  # fmt: skip
 
 
