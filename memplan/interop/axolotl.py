@@ -163,7 +163,9 @@ _LORA = {
 def read(source: Source, draft: Draft) -> None:
     """A fine-tuning run of axolotl."""
     draft.use(source, "base_model", "model")
-    source.take("base_model_config", "model_type")
+    source.take("base_model_config")
+    if "Classification" in (source.text("model_type") or ""):
+        draft.refuse(source, "model_type", f"the head of {source.get('model_type')}")
     _read_precision(source, draft)
     _read_batch(source, draft)
     _read_optimizer(source, draft)

@@ -26,6 +26,15 @@ _WITH_MODEL = ("dataset_name", "max_length", "max_seq_length", "dtype", "torch_d
 _FOREIGN = ("finetuning_type", "cutoff_len", "stage", "base_model", "template")
 
 
+# Keys of TRL's other trainers: a reference or reward model, generation, several losses.
+_OTHER_TRAINERS = (
+    "beta", "max_prompt_length", "max_completion_length", "num_generations", "reference_free", "ref_model_init_kwargs",
+    "precompute_ref_log_probs", "reward_model_path", "reward_model_name_or_path", "reward_funcs", "use_vllm", "rpo_alpha",
+    "desirable_weight", "undesirable_weight", "sync_ref_model", "teacher_model_name_or_path", "cpo_alpha", "num_ppo_epochs",
+    "judge", "ld_alpha", "disable_dropout", "center_rewards_coefficient", "num_iterations",
+)  # fmt: skip
+
+
 def is_trl(data: Mapping[str, Any]) -> bool:
     """Whether a mapping has keys of SFTConfig, or TRL's model keys beside its own data keys."""
     if any(key in data for key in _FOREIGN):
@@ -54,6 +63,9 @@ def read(source: Source, draft: Draft) -> None:
         draft.use(source, "attn_implementation", "attn_implementation")
     if source.flag("activation_offloading"):
         draft.refuse(source, "activation_offloading", "activations offloaded to the CPU")
+    other = [key for key in _OTHER_TRAINERS if source.get(key) is not None]
+    if other:
+        draft.refuse(source, other[0], f"another trainer than SFT ({', '.join(other)})")
     if source.get("model_init_kwargs"):
         draft.refuse(source, "model_init_kwargs", "model_init_kwargs, which may change how the model is loaded")
 

@@ -344,3 +344,18 @@ def test_evaluation_in_larger_batches_is_reported(text: str, where: str) -> None
     found = [entry for entry in yaml(text).unsupported if "evaluation" in entry]
     assert len(found) == bool(where)
     assert all(entry.startswith(where) for entry in found)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "model_name_or_path: gpt2\nmax_length: 64\nbeta: 0.1\n",
+        "model_name_or_path: gpt2\nmax_length: 64\nnum_generations: 8\nuse_vllm: true\n",
+        "model_name_or_path: gpt2\nfinetuning_type: lora\nstage: dpo\nbf16: true\n",
+        "base_model: gpt2\nrl: dpo\n",
+        "base_model: gpt2\nmodel_type: AutoModelForSequenceClassification\n",
+    ],
+)
+def test_other_ways_to_train_are_not_taken_for_fine_tuning(text: str) -> None:
+    words = ("another trainer", "preference training", "the head of")
+    assert any(word in entry for entry in yaml(text).unsupported for word in words)
