@@ -4,8 +4,8 @@ The rows are `calibration.toml`, which `python -m memplan.evidence calibration` 
 is one kind of run on one compute capability. By split conformal prediction, of a row's n configurations the
 ceil((n + 1) (1 - alpha))-th smallest relative under-prediction bounds a further run of the same kind with probability
 1 - alpha, if it is exchangeable with them; that needs n >= 49 for alpha = 2 %. What exchangeable asks for is taken
-strictly: configurations of several models, none of whose open settings were told from the reading itself, a family that is
-among them, and a size within their range. Everything else gets the stated margin, or a wider one where runs of the row
+strictly: configurations of several models, none of whose open settings were told from the reading itself, a family that has
+several among them, and a size within their range. Everything else gets the stated margin, or a wider one where runs of the row
 exceeded it; never a narrower one.
 """
 
@@ -55,7 +55,7 @@ class Row:
         configurations: distinct recipes measured.
         counted: those of them that can bound others (see the module).
         models: of the counted.
-        families: of the counted.
+        families: of the counted, those with enough configurations of their own.
         low_bytes, high_bytes: range of the counted ones' predicted reserved bytes.
         worst_ppm: largest under-prediction of all, in millionths of the prediction.
         bound_ppm: the conformal bound; None where too few count.

@@ -6,6 +6,7 @@ Split conformal prediction at the reserved level; `memplan.catalog.calibration` 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -19,6 +20,8 @@ ALPHA = 0.02
 # The smallest n for which ceil((n + 1) (1 - alpha)) <= n.
 LEAST_CONFIGURATIONS = math.ceil(1 / ALPHA) - 1
 LEAST_MODELS = 4
+# A family with fewer configurations than this is not among those that a bound speaks of.
+LEAST_OF_FAMILY = 5
 
 _HEADER = """\
 # Made by `python -m memplan.evidence calibration` from the committed records; a test fails when it is not what they give.
@@ -104,6 +107,7 @@ def rows_of(found: Iterable[Point]) -> list[Row]:
 def _row(where: str, kind: RunKind, members: list[Point]) -> Row:
     counted = [point for point in members if point.counts]
     models = {point.model for point in counted}
+    families = Counter(point.family for point in counted)
     bound = None
     if len(counted) >= LEAST_CONFIGURATIONS and len(models) >= LEAST_MODELS:
         bound = conformal_bound(point.excess for point in counted)
@@ -113,7 +117,7 @@ def _row(where: str, kind: RunKind, members: list[Point]) -> Row:
         configurations=len(members),
         counted=len(counted),
         models=len(models),
-        families=tuple(sorted({point.family for point in counted})),
+        families=tuple(sorted(family for family, count in families.items() if count >= LEAST_OF_FAMILY)),
         low_bytes=min((point.predicted_bytes for point in counted), default=0),
         high_bytes=max((point.predicted_bytes for point in counted), default=0),
         worst_ppm=math.ceil(max(0.0, *(point.excess for point in members), 0.0) * 10**6),
@@ -151,6 +155,14 @@ def write_calibration() -> None:
 
 
 __all__ = [
-    "ALPHA", "LEAST_CONFIGURATIONS", "LEAST_MODELS", "Point", "calibration_table", "conformal_bound", "points", "rows_of",
+    "ALPHA",
+    "LEAST_CONFIGURATIONS",
+    "LEAST_MODELS",
+    "LEAST_OF_FAMILY",
+    "Point",
+    "calibration_table",
+    "conformal_bound",
+    "points",
+    "rows_of",
     "write_calibration",
-]  # fmt: skip
+]

@@ -118,6 +118,12 @@ def test_runs_that_exceed_the_stated_margin_widen_it(monkeypatch: pytest.MonkeyP
     assert judge(T4, 4 * GIB, False, LORA).upper_bytes > judge(T4, 4 * GIB, False).upper_bytes
 
 
+def test_a_family_with_few_configurations_is_not_among_them() -> None:
+    few = [dataclasses.replace(point, family="gpt2", key=f"g{point.key}") for point in made(4)]
+    (row,) = rows_of([*made(49), *few])
+    assert (row.families, row.counted) == (("llama",), 53)
+
+
 def test_repeats_of_a_configuration_count_once_with_their_worst() -> None:
     keys = [(point.where, point.key) for point in points()]
     assert len(set(keys)) == len(keys)
