@@ -21,7 +21,9 @@ from memplan.families import Head, family_of
 from memplan.prepare import Prepared
 from memplan.recipe import Task
 from memplan.resolve import Resolved
+from memplan.step.adapters.prompts import prompted
 from memplan.step.allocator import AllocatorReport
+from memplan.step.builder import Builder
 from memplan.step.dim import guards
 from memplan.step.forms import guard
 from memplan.step.optimizer_step import OptimizerEvent, clipping_events
@@ -29,6 +31,7 @@ from memplan.step.ports import CannotUnfold
 from memplan.step.recording import Recording, joined, record
 from memplan.step.replay import Program, Run
 from memplan.step.settings import StepSettings
+from memplan.step.tensor import Tensor
 from memplan.step.walk import Resident, Walk, Walker
 
 # Without a GPU in the recipe: the data-centre generation that most published figures come from.
@@ -148,9 +151,15 @@ def recordings(resolved: Resolved, prepared: Prepared, *, fold: bool | None = No
     head = Head(resolved.task, resolved.values.get("num_labels", 2))
     settings = settings_of(resolved, prepared)
 
+    def forward(tape: Builder) -> Tensor:
+        prompt = prepared.adaptation.prompt
+        if prompt is None:
+            return family.forward(tape, resolved.config, head)
+        return prompted(tape, prompt, lambda t: family.forward(t, resolved.config, head))
+
     def recorded(settings: StepSettings) -> Recording:
         folds = family.folds if fold is None else fold
-        return record(lambda tape: family.forward(tape, resolved.config, head), prepared.sites, settings, fold=folds)
+        return record(forward, prepared.sites, settings, fold=folds)
 
     first = recorded(settings)
     if settings.micro_batches == 1:

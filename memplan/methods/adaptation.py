@@ -8,7 +8,7 @@ from enum import StrEnum
 from math import prod
 from operator import index
 
-from memplan.step.site import AdapterSite, LoraSite
+from memplan.step.site import AdapterSite, LoraSite, PromptSite
 
 
 class AddedKind(StrEnum):
@@ -72,6 +72,7 @@ class Adaptation:
         buffers: tensors beyond parameters.
         lora: how plain LoRA rewrites modules, by module path.
         adapters: how other methods rewrite modules, by module path.
+        prompt: virtual tokens and what they come from.
         virtual_tokens: positions added to every sequence (prompt methods).
         prefix_key_values: key/value positions added to every layer's cache (prefix tuning).
         unwalked: what of this method the step walk has no rule for yet, in words; empty when it is covered.
@@ -84,6 +85,7 @@ class Adaptation:
     buffers: tuple[AddedBuffer, ...] = ()
     lora: Mapping[str, LoraSite] = field(default_factory=dict)
     adapters: Mapping[str, AdapterSite] = field(default_factory=dict)
+    prompt: PromptSite | None = None
     virtual_tokens: int = 0
     prefix_key_values: int = 0
     unwalked: tuple[str, ...] = ()

@@ -21,6 +21,8 @@ from memplan.methods.adaptation import Adaptation, AddedKind
 from memplan.methods.apply import finish
 from memplan.methods.state import ModelState, Weight
 from memplan.model_config.schema import config_class
+from memplan.step.adapters import prompts as encoders
+from memplan.step.site import AdapterTensor, PromptSite, Rewrite
 
 Encoder = Callable[[Mapping[str, Any]], list[Weight]]
 
@@ -180,6 +182,8 @@ def apply_prompts(method: str, state: ModelState, config: dict[str, Any]) -> Ada
         created = replace(weight, dtype=DType.FLOAT32, autocast=False)
         state.add("prompt_encoder.default", "", created, DType.FLOAT32, AddedKind.PROMPT)
     finish(state, config, config.get("modules_to_save"))
+    encode = _encoder(config)
+    tensors = tuple(AdapterTensor(w.name, w.shape, DType.FLOAT32, w.trainable) for w in ENCODERS[peft_type](config))
     cached = peft_type in ("PREFIX_TUNING", "CARTRIDGE")
     tokens = config["num_virtual_tokens"]
     return Adaptation(
@@ -189,8 +193,20 @@ def apply_prompts(method: str, state: ModelState, config: dict[str, Any]) -> Ada
         added=state.added(),
         virtual_tokens=0 if cached else tokens,
         prefix_key_values=tokens if cached else 0,
-        unwalked=(_UNWALKED[peft_type],),
+        prompt=PromptSite(encode, tensors, tokens) if encode is not None else None,
+        unwalked=() if encode is not None else (_UNWALKED[peft_type],),
     )
+
+
+def _encoder(config: Mapping[str, Any]) -> Rewrite | None:
+    """What makes the virtual tokens in the step, where they stand before one decoder's sequence."""
+    if config["task_type"] != "CAUSAL_LM" or config["num_transformer_submodules"] != 1:
+        return None
+    if config["peft_type"] == "PROMPT_TUNING":
+        return encoders.prompt_tuning
+    if config["peft_type"] == "P_TUNING" and config["encoder_reparameterization_type"] == "MLP":
+        return encoders.p_tuning
+    return None
 
 
 def _checked(config: dict[str, Any]) -> dict[str, Any]:

@@ -85,23 +85,24 @@ class LayerOps(ModuleTape):
         # The arguments are cast from the last to the first, as the compiler evaluates them.
         bias = self.cast_weight(bias, autocast) if bias is not None else None
         weight = self.cast_weight(weight, autocast)
-        return ops.linear(self, ops.to(self, x, autocast), weight, bias)
+        return ops.linear(self, self.cast_weight(x, autocast), weight, bias)
 
     def cast_weight(self, weight: Tensor, dtype: DType) -> Tensor:
-        """Autocast's copy of a parameter; kept until autocast ends if the parameter is a trained float32 leaf.
+        """Autocast's copy of a tensor; kept until autocast ends if the tensor is a trained float32 leaf.
+
+        Besides parameters such leaves are the input embedding's result under `input_require_grads`, and the input of a layer
+        that reentrant checkpointing repeats.
 
         Source: aten/src/ATen/autocast_mode.cpp, `cached_cast`.
         """
         if weight.dtype is dtype:
             return weight
-        key = f"{id(weight)}"
-        known = self.casts.get(key)
-        if known is not None:
-            return known
-        copy = ops.to(self, weight, dtype)
-        if isinstance(weight.node, Leaf) and not weight.is_view and weight.dtype is DType.FLOAT32:
-            self.casts[key] = copy
-        return copy
+        if not isinstance(weight.node, Leaf) or weight.is_view or weight.dtype is not DType.FLOAT32:
+            return ops.to(self, weight, dtype)
+        key = f"{id(weight.node)}"
+        if key not in self.casts:
+            self.casts[key] = ops.to(self, weight, dtype)
+        return self.casts[key]
 
     # -- embedding and norms ----------------------------------------------------------------------------
 
@@ -133,8 +134,7 @@ class LayerOps(ModuleTape):
             )
         outer, self.module = self.module, path
         weight = self.parameter(path, "weight", (num_embeddings, dim))
-        node = self.record("embedding", (weight,), (indices,), _embedding_backward, (weight.shape, weight.dtype))
-        out = self.new((*shape, dim), weight.dtype, "embedding", node)
+        out = lookup(self, weight, indices, shape)
         self.module = outer
         return out
 
@@ -160,6 +160,8 @@ class LayerOps(ModuleTape):
                 `require_input_gradient` is called on what it does return.
         """
         self.input_path = self.join(name)
+        if self.prompt is not None:
+            shape = (self.batch, self.tokens)
         out = self.embedding(name, shape, num_embeddings, dim, class_name=class_name)
         return self.require_input_gradient(out) if is_result else out
 
@@ -169,7 +171,7 @@ class LayerOps(ModuleTape):
             leaf = Leaf(self.input_path, out.shape, out.dtype, Component.TEMPORARIES)
             out.node = leaf
             self.held.append((out.storage, leaf))
-        return out
+        return self.prompt(out) if self.prompt is not None else out
 
     def rms_norm(self, name: str, x: Tensor, *, class_name: str = "RMSNorm", weight_in_float: bool = False) -> Tensor:
         """RMSNorm over the last dimension, computed in float32 (LlamaRMSNorm; Gemma multiplies `1 + weight` in float32).
@@ -217,6 +219,14 @@ class LayerOps(ModuleTape):
     def dropout(self, x: Tensor, probability: float) -> Tensor:
         """`F.dropout` of a model in training."""
         return ops.dropout(self, x, probability)
+
+
+def lookup(t: Tape, weight: Tensor, indices: Tensor | None, shape: Shape | None = None) -> Tensor:
+    """`F.embedding` of a weight [V, H] with indices of `shape`: a trained one saves the indices."""
+    shape = indices.shape if shape is None and indices is not None else shape
+    assert shape is not None
+    node = t.record("embedding", (weight,), (indices,), _embedding_backward, (weight.shape, weight.dtype))
+    return t.new((*shape, weight.shape[-1]), weight.dtype, "embedding", node)
 
 
 def _linear_module(
@@ -279,6 +289,6 @@ def _gelu_new(t: LayerOps, x: Tensor) -> Tensor:
     """Transformers' `NewGELUActivation`: 0.5 * x * (1 + tanh(c * (x + 0.044715 * x**3))), op by op."""
     half = ops.scale(t, x)
     base = ops.to(t, x, DType.FLOAT32) if t.settings.autocast is not None else x  # autocast runs pow in float32
-    inner = ops.unary(t, "tanh", ops.scale(t, x + ops.scale(t, ops.power(t, base))), save="output")
+    cubed = ops.power(t, base)
     del base
-    return half * ops.add_scalar(t, inner)
+    return half * ops.add_scalar(t, ops.unary(t, "tanh", ops.scale(t, x + ops.scale(t, cubed)), save="output"))

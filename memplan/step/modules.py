@@ -32,6 +32,8 @@ class ModuleTape(Tape):
         head_modules: top-level modules that the task head adds, output embedding excluded.
         frozen: full names of parameters that the model itself does not train.
         outputs: what the model's output object holds besides the loss: logits, past key/values.
+        tokens: length of the batch, without what a prompt method puts in front.
+        prompt: puts it there, given the embedded batch.
         layer_locals: attention weights that eager attention returns and that a variable of the layer holds until its end.
     """
 
@@ -55,7 +57,9 @@ class ModuleTape(Tape):
         self.class_names: dict[str, str] = {}
         self.parameters: dict[str, Tensor] = {}
         self.batch = Dim.variable(settings.batch, "B")
-        self.sequence = Dim.variable(settings.sequence, "S") + settings.virtual_tokens
+        self.tokens = Dim.variable(settings.sequence, "S")
+        self.sequence = self.tokens + settings.virtual_tokens
+        self.prompt: Callable[[Tensor], Tensor] | None = None
         target = settings.target_sequence
         self.target_sequence = Dim.variable(target, "T") if target else self.sequence
 

@@ -53,9 +53,10 @@ def record(
     """
     tape = Builder(settings, sites, fold=fold)
     tape.enter(Phase.FORWARD)
-    batch = (tape.batch, tape.sequence)
+    batch = (tape.batch, tape.tokens)
     input_ids = tape.alloc(batch, DType.INT64, "input_ids", Component.BUFFERS)
-    labelled = (tape.batch,) if settings.labels_by_row else (tape.batch, tape.target_sequence)
+    length = tape.target_sequence if settings.target_sequence else tape.tokens
+    labelled = (tape.batch,) if settings.labels_by_row else (tape.batch, length)
     labels = tape.alloc(labelled, DType.INT64, "labels", Component.BUFFERS)
     attention_mask = tape.alloc(batch, DType.INT64, "attention_mask", Component.BUFFERS) if settings.padding else None
     loss = forward(tape)

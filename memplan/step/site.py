@@ -80,6 +80,21 @@ class AdapterSite:
 
 
 @dataclass(frozen=True, slots=True)
+class PromptSite:
+    """Virtual tokens before every sequence.
+
+    Attributes:
+        encode: makes their embeddings [B, N, H] (`memplan.step.adapters.prompts`): called with the tape and this.
+        tensors: the encoder's parameters.
+        tokens: N.
+    """
+
+    encode: Rewrite
+    tensors: tuple[AdapterTensor, ...]
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class Site:
     """A module in a run. Equal sites behave alike, so that equal layers are executed once."""
 

@@ -223,10 +223,10 @@ def test_what_outlives_a_repeated_layer_is_freed_once_a_layer(tape: Tape) -> Non
 def test_a_frame_holds_no_tensors_in_forward_and_stops_at_the_last_in_recomputation(tape: Tape) -> None:
     weight = leaf(tape, (4,))
 
-    def call(_: Any = None) -> None:
+    def call(_: Any = None) -> object:
         x = ops.clone(tape, weight)
         x = ops.silu(tape, x)
-        ops.silu(tape, x)
+        return ops.silu(tape, x).node
 
     runs: list[int] = []
 
@@ -239,8 +239,9 @@ def test_a_frame_holds_no_tensors_in_forward_and_stops_at_the_last_in_recomputat
         tape.frame = None
 
     frame = tape.frame = Frame(recompute)
-    call()
+    graph = call()
     tape.frame = None
+    assert graph is not None
     assert frame.count == 2
     assert sorted(events(tape)) == [~2, ~1, ~0, 0, 1, 2]  # nothing is left
     first = Slot(frame, 0).unpack()

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import cast
 
+from memplan.dtypes import DType
 from memplan.step import ops
 from memplan.step.adapters.layer import AdaptedLayer
 from memplan.step.tensor import Node, Shape, Tape, Tensor
@@ -50,9 +51,9 @@ def _hadamard(layer: AdaptedLayer) -> Tensor:
 
 
 def _hadamard_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | None]:
-    shapes = [cast(Shape, shape) for shape, _ in cast(tuple[tuple[Shape, object], ...], node.meta)]
-    factors = [Tensor(tape, shape, dtype, None) for shape, dtype in node.meta]  # type: ignore[misc]
-    w1a, w1b, w2a, w2b = factors
+    meta = cast(tuple[tuple[Shape, DType], ...], node.meta)
+    shapes = [shape for shape, _ in meta]
+    w1a, w1b, w2a, w2b = (Tensor(tape, shape, dtype, None) for shape, dtype in meta)
     grad = ops.scale(tape, grad)
     product = mm(tape, w2a, w2b)
     temp = grad * product

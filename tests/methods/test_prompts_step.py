@@ -1,0 +1,54 @@
+"""The step under prompt methods against the trace."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import pytest
+
+from memplan.compare import Comparison
+from tests.methods.agreement import COURSES, DECODER, GPT2, QUANTIZED, check, compared
+
+GEMMA = {"model_type": "gemma", **DECODER}
+METHODS: dict[str, dict[str, Any]] = {
+    "prompt_tuning": {"num_virtual_tokens": 11},
+    "p_tuning": {"num_virtual_tokens": 11, "encoder_hidden_size": 100},
+}
+EXTRA: dict[str, dict[str, Any]] = {
+    "nf4": QUANTIZED,
+    "one row": {"micro_batch_size": 1, "sequence_length": 70, "keep_outputs": True},
+    "gpt2": {"model": GPT2},
+    "gemma": {"model": GEMMA, "precision": "amp"},
+}
+SAMPLED = ("bf16", "checkpointed, amp, eager", "padded, accumulated")
+
+
+def cases(courses: tuple[str, ...]) -> dict[str, dict[str, Any]]:
+    chosen = {**{name: COURSES[name] for name in courses}, **EXTRA}
+    return {
+        f"{method}, {name}": {"method": method, "peft": peft, **keys}
+        for method, peft in METHODS.items()
+        for name, keys in chosen.items()
+    }
+
+
+@cache
+def sampled() -> dict[str, Comparison]:
+    return compared(cases(SAMPLED))
+
+
+@cache
+def every() -> dict[str, Comparison]:
+    return compared(cases(tuple(COURSES)))
+
+
+@pytest.mark.parametrize("name", cases(SAMPLED))
+def test_walk_equals_trace(name: str) -> None:
+    check(sampled()[name])
+
+
+@pytest.mark.full_matrix
+@pytest.mark.parametrize("name", cases(tuple(COURSES)))
+def test_walk_equals_trace_on_every_course(name: str) -> None:
+    check(every()[name])
