@@ -68,11 +68,12 @@ class Written:
     reading: Reading | None = None
 
 
-def write(recipe: Recipe, to: str, template: str | Path | None = None) -> Written:
+def write(recipe: Recipe | Mapping[str, Any], to: str, template: str | Path | None = None) -> Written:
     """A recipe as the config of a framework.
 
     Args:
-        recipe: what is to run; its defaults are written out, so that a framework's own do not apply.
+        recipe: what is to run; its defaults are written out, so that a framework's own do not apply. Or recipe keys that
+            change what the template says.
         to: trl, axolotl, llamafactory, torchtune, accelerate or deepspeed.
         template: a config of that format; only the keys that the recipe changes are changed in its text.
 
@@ -84,8 +85,12 @@ def write(recipe: Recipe, to: str, template: str | Path | None = None) -> Writte
     if to not in SETTINGS:
         raise UnknownNameError("export format", to, SETTINGS)
     if template is None:
+        if not isinstance(recipe, Recipe):
+            raise InputError("changes need a template", hint="give the config that they change, or a whole Recipe")
         return write_text(recipe, to)
     path = Path(template)
+    if not isinstance(recipe, Recipe):
+        recipe = _read(read_text(path), to, str(path)).recipe_with(**recipe)
     return write_text(recipe, to, read_text(path), str(path))
 
 

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
+import memplan
 from memplan import interop
-from memplan.errors import FileFormatError, UnknownNameError, UnsupportedError
+from memplan.errors import FileFormatError, InputError, UnknownNameError, UnsupportedError
 from memplan.interop.edit import edited
 from memplan.interop.settings import SETTINGS
 from memplan.interop.writing import write, write_text
@@ -217,6 +218,27 @@ def test_what_a_framework_implies_is_said() -> None:
     assert "bnb_4bit_quant_storage is bfloat16 in axolotl, not uint8" in written.implied
     assert written.reading is not None
     assert written.reading.keys["bnb_4bit_quant_storage"] == "bfloat16"
+
+
+def test_changes_of_a_template() -> None:
+    written = write({"micro_batch_size": 1}, "axolotl", EXAMPLES / "axolotl_qlora_1b.yaml")
+    assert [line for line in written.diff.splitlines() if line[:1] in "+-"][2:] == [
+        "-micro_batch_size: 2",
+        "+micro_batch_size: 1",
+    ]
+    with pytest.raises(InputError, match="changes need a template"):
+        write({"micro_batch_size": 1}, "axolotl")
+
+
+def test_a_plan_is_exported_and_reads_back_as_planned() -> None:
+    recipe = Recipe(model="meta-llama/Llama-3.1-8B", method="lora", target_modules="all-linear", micro_batch_size=8,
+                    sequence_length=4096, dtype="bfloat16", precision="amp")  # fmt: skip
+    plan = memplan.plan(recipe, gpu="rtx-4090")
+    assert plan.smallest is not None
+    planned = Recipe(**plan.smallest.recipe)
+    for to in ("axolotl", "llamafactory", "trl"):
+        reading = interop.read_text(write(planned, to).text, name="planned.yaml")
+        assert essentials(reading.recipe) == essentials(planned)
 
 
 def test_unknown_targets() -> None:
