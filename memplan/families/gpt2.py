@@ -130,7 +130,12 @@ def model(t: Builder, config: Mapping[str, Any]) -> Tensor:
     mask = t.causal_mask(x.dtype)
     # GPT-2's layers are given the position ids, so a checkpointed layer keeps them until its backward.
     given = None if d.big_code else position_ids
-    x = t.layers("h", d.layers, lambda t, h, _, held=given: block(t, h, d, mask), x)
+
+    def one(t: Builder, h: Tensor, _: int, held: Tensor | None = given) -> Tensor:
+        return block(t, h, d, mask)
+
+    x = t.layers("h", d.layers, one, x)
+    del one
     x = t.layer_norm("ln_f", x)
     del embedded, positions, position_ids
     return x

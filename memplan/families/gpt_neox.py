@@ -99,8 +99,13 @@ def model(t: Builder, config: Mapping[str, Any]) -> Tensor:
     for name in ("inv_freq", "original_inv_freq"):
         t.buffer(f"rotary_emb.{name}", ((d.rotary_size + 1) // 2,))
     cos, sin = t.rotary_table(x.dtype, d.rotary_size, t.sequence)
+
     # Every layer is given the position ids, so a checkpointed layer keeps them until its backward.
-    x = t.layers("layers", d.layers, lambda t, h, _, held=position_ids: layer(t, h, d, cos, sin, mask), x)
+    def one(t: Builder, h: Tensor, _: int, held: Tensor = position_ids) -> Tensor:
+        return layer(t, h, d, cos, sin, mask)
+
+    x = t.layers("layers", d.layers, one, x)
+    del one
     x = t.layer_norm("final_layer_norm", x)
     del embedded, position_ids
     return x

@@ -131,8 +131,13 @@ def model(t: Builder, config: Mapping[str, Any]) -> Tensor:
     position_ids = t.position_ids(t.sequence)
     mask = additive_causal_mask(t, embedded.dtype)
     x = t.dropout(embedded, d.embedding_dropout)
+
     # Every layer is given the position ids, so a checkpointed layer keeps them until its backward.
-    x = t.layers("h", d.layers, lambda t, h, _, held=position_ids: block(t, h, d, mask), x)
+    def one(t: Builder, h: Tensor, _: int, held: Tensor = position_ids) -> Tensor:
+        return block(t, h, d, mask)
+
+    x = t.layers("h", d.layers, one, x)
+    del one
     x = t.layer_norm("ln_f", x)
     del embedded, position_ids
     return x

@@ -128,8 +128,13 @@ def decoder(t: Builder, config: Mapping[str, Any]) -> Tensor:
     if d.word != d.hidden:
         embedded = t.linear("project_in", embedded, d.hidden)
     x = embedded + positions
+
     # Every layer is given the position ids, so a checkpointed layer keeps them until its backward.
-    x = t.layers("layers", d.layers, lambda t, h, _, held=position_ids: layer(t, h, d, mask), x)
+    def one(t: Builder, h: Tensor, _: int, held: Tensor = position_ids) -> Tensor:
+        return layer(t, h, d, mask)
+
+    x = t.layers("layers", d.layers, one, x)
+    del one
     if d.final_norm:
         x = norm(t, "final_layer_norm", x, d)
     if d.word != d.hidden:
