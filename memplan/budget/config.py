@@ -150,7 +150,7 @@ def _spec(table: Table, defaults: Table) -> CheckSpec:
     found = _Shared(table, defaults)
     gpu_table = found.table("gpu")
     gpu = gpu_table.text("gpu", MAX_NAME)
-    budget = found.parsed("budget", lambda value, key: (value.strip(), parse_size(value, key, least_bytes=MIB)))
+    budget = found.parsed("budget", lambda value, key: (parse_size(value, key, least_bytes=MIB), value.strip()))
     headroom = None if found.value("headroom") == "auto" else found.parsed("headroom", parse_amount)
     return CheckSpec(
         name=name,
@@ -160,8 +160,8 @@ def _spec(table: Table, defaults: Table) -> CheckSpec:
         format=file_format,
         framework_version=table.text("framework_version", MAX_NAME),
         override={**(defaults.mapping("override") or {}), **(table.mapping("override") or {})},
-        budget=budget[0] if budget else "",
-        budget_bytes=budget[1] if budget else None,
+        budget=budget[1] if budget else "",
+        budget_bytes=budget[0] if budget else None,
         gpu=gpu,
         is_default_gpu=gpu is not None and gpu_table is defaults,
         level=found.choice("level", Level, Level.DEVICE),

@@ -60,7 +60,7 @@ class GitFiles:
     def has(self, path: str) -> bool:
         """See `memplan.budget.files.Files.has`."""
         try:
-            return _git(self.top, "cat-file", "-e", f"{self.base.commit}:{self._inside(path)}") is not None
+            return _git(self.top, "cat-file", "-t", f"{self.base.commit}:{self._inside(path)}") == b"blob\n"
         except UnavailableError:
             return False
 
