@@ -61,7 +61,7 @@ def points(files: Iterable[RecordFile] | None = None) -> list[Point]:
     """Every configuration with a reserved reading and a prediction, on a card of the catalog."""
     found: dict[tuple[str, str], Point] = {}
     for file in record_files() if files is None else files:
-        told = {name for name, entry in file.settled.items() if entry.how == "identified"}
+        told = {name for name, entry in file.settled.items() if entry.how != "stated"}
         for record in file.records:
             point = _point(record, counts=not told & set(record.settled))
             if point is None:
