@@ -26,6 +26,28 @@ TIED = {**LLAMA, "tie_word_embeddings": True}
 # More than 1536 rows: bitsandbytes always dequantizes there, whatever the GPU.
 MANY_ROWS = {"micro_batch_size": 13, "sequence_length": 129}
 
+# Experts narrower than the dense layers; heads of their own size in latent attention.
+MIXTRAL = {"model_type": "mixtral", **DECODER, "num_local_experts": 6, "num_experts_per_tok": 2}
+QWEN3_MOE = {
+    "model_type": "qwen3_moe", **DECODER, "num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 200,
+    "norm_topk_prob": True,
+}  # fmt: skip
+QWEN2_MOE = {**QWEN3_MOE, "model_type": "qwen2_moe", "shared_expert_intermediate_size": 328}
+GPT_OSS = {
+    **MIXTRAL,
+    "model_type": "gpt_oss",
+    "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+}
+DEEPSEEK_V3: dict[str, Any] = {
+    "model_type": "deepseek_v3", **{key: value for key, value in DECODER.items() if key != "head_dim"},
+    "num_key_value_heads": 6, "n_routed_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 200,
+    "kv_lora_rank": 128, "q_lora_rank": 160, "qk_rope_head_dim": 32, "qk_nope_head_dim": 64, "v_head_dim": 64,
+    "n_shared_experts": 1, "first_k_dense_replace": 1, "n_group": 4, "topk_group": 2,
+}  # fmt: skip
+DEEPSEEK_V2 = {**DEEPSEEK_V3, "model_type": "deepseek_v2"}
+PHI = {"model_type": "phi", **{key: value for key, value in DECODER.items() if key != "head_dim"}}
+QUERIES = {"method": "lora", "target_modules": ["q_proj", "v_proj"]}
+
 BERT: dict[str, Any] = {
     "hidden_size": 384, "intermediate_size": 1000, "num_hidden_layers": 3, "num_attention_heads": 6, "vocab_size": 5003,
     "max_position_embeddings": 514, "dtype": "bfloat16",
@@ -148,6 +170,39 @@ RECIPES: dict[str, dict[str, Any]] = {
     "BLOOM, fp32, accumulated": {
         "model": BLOOM, "precision": "fp32", "gradient_accumulation_steps": 2, "attn_implementation": "eager",
     },
+    "one row": {"micro_batch_size": 1},
+    "gemma2, LoRA, checkpointed": {
+        "model": {"model_type": "gemma2", **DECODER, "sliding_window": 20}, "method": "lora", "activation_checkpointing": True,
+    },
+    "gemma3, cache kept": {
+        "model": {"model_type": "gemma3_text", **DECODER, "sliding_window": 20}, "use_cache": True, "keep_outputs": True,
+    },
+    "olmo2, reentrant, amp": {
+        "model": {"model_type": "olmo2", **DECODER}, "precision": "amp", "activation_checkpointing": "reentrant",
+    },
+    "olmo2, QLoRA, whose first layer takes the embeddings as they are": {
+        "model": {"model_type": "olmo2", **DECODER}, "method": "qlora", **MANY_ROWS,
+    },
+    "phi, checkpointed": {"model": PHI, "activation_checkpointing": True},
+    "phi, all linear, amp": {"model": PHI, "method": "lora", "target_modules": "all-linear", "precision": "amp"},
+    "phi, H100": {"model": {**PHI, "num_key_value_heads": 6}, "gpu": "h100"},
+    "mixtral": {"model": MIXTRAL},
+    "mixtral, fp32, accumulated": {"model": MIXTRAL, "precision": "fp32", "gradient_accumulation_steps": 2},
+    "mixtral, QLoRA on attention": {"model": MIXTRAL, **QUERIES, "method": "qlora", **MANY_ROWS},
+    "qwen2_moe, amp, checkpointed": {"model": QWEN2_MOE, "precision": "amp", "activation_checkpointing": True},
+    "qwen3_moe, padded, foreach": {"model": QWEN3_MOE, "padding": True, "optim": "adamw_torch"},
+    "qwen3_moe, LoRA on attention, eager": {"model": QWEN3_MOE, **QUERIES, "attn_implementation": "eager"},
+    "deepseek_v2, reentrant": {"model": DEEPSEEK_V2, "activation_checkpointing": "reentrant"},
+    "deepseek_v3, amp": {"model": DEEPSEEK_V3, "precision": "amp"},
+    "deepseek_v3, LoRA on attention, checkpointed": {
+        "model": DEEPSEEK_V3, "method": "lora", "target_modules": ["q_b_proj", "kv_b_proj"], "activation_checkpointing": True,
+    },
+    "gpt-oss, cache kept": {"model": GPT_OSS, "use_cache": True, "keep_outputs": True},
+    "gpt-oss, all linear, checkpointed": {
+        "model": GPT_OSS, "method": "lora", "target_modules": "all-linear", "activation_checkpointing": True,
+    },
+    "Mixtral, classified": {"model": MIXTRAL, **CLASSIFY},
+    "Phi, classified, checkpointed": {"model": PHI, "activation_checkpointing": True, **CLASSIFY},
     "BERT": {"model": {"model_type": "bert", **BERT}},
     "BERT, classified, amp, padded": {
         "model": {"model_type": "bert", **BERT}, "precision": "amp", "padding": True, **CLASSIFY,

@@ -17,8 +17,8 @@ from memplan.dtypes import DType
 from memplan.families import Head
 from memplan.families.heads import Finish, causal_lm, sequence_classification, token_classification
 from memplan.recipe import Task
-from memplan.step.builder import Builder
-from memplan.step.masks import layer_masks, mask_kind
+from memplan.step.builder import Builder, PerLayer
+from memplan.step.masks import layer_masks, mask_kind, slides
 from memplan.step.tensor import Dim, Tensor
 
 Norm = Callable[[Builder, str, Tensor], Tensor]
@@ -72,6 +72,7 @@ class Position:
         mask: None where the kernel is causal by itself.
         index: of the layer.
         position_ids: every layer is given them, so a checkpointed layer keeps them until its backward.
+        slides: whether its key/value cache has a window.
     """
 
     cos: Tensor
@@ -79,6 +80,7 @@ class Position:
     mask: Tensor | None
     index: int
     position_ids: Tensor
+    slides: bool
 
 
 Layer = Callable[[Builder, Tensor, Position], Tensor]
@@ -145,10 +147,15 @@ def decoder_layers(
     masks = layer_masks(t, inputs_embeds.dtype, config)
     x = t.dropout(inputs_embeds, dropout)
     rotary = tables(t, x.dtype) if tables else [rotary_embedding(t, x.dtype, d.rotary_size)] * d.layers
+
+    def of(index: int) -> Callable[[Builder, Tensor, int], Tensor]:
+        at = Position(*rotary[index], masks[index], index, position_ids, slides(config, index))
+        return lambda t, h, _: layer(t, h, at)
+
     x = t.layers(
         "layers",
         d.layers,
-        lambda t, h, index: layer(t, h, Position(*rotary[index], masks[index], index, position_ids)),
+        PerLayer(of),
         x,
         kind=lambda index: (mask_kind(config, index), kind(index) if kind else None),
     )

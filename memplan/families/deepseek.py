@@ -120,7 +120,7 @@ def router_v3(t: Builder, x: Tensor, config: Mapping[str, Any]) -> Routing:
     logits = _router_logits(t, x, count)
     scores = t.activation("sigmoid", logits)
     t.buffer("e_score_correction_bias", (count,), DType.FLOAT32, persistent=True)
-    choice = ops.add_scalar(t, scores)
+    choice = scores + Tensor(t, (count,), DType.FLOAT32, None)
     best, _ = top_k(t, t.view(choice, (x.shape[0], config["n_group"], count // config["n_group"])), 2)
     groups = sum_last(t, best, keepdim=False)
     mask = _group_mask(t, groups, config)
@@ -204,4 +204,10 @@ def forward(t: Builder, config: Mapping[str, Any], head: Head) -> Tensor:
     return with_head(t, lambda t: model(t, config), config, head)
 
 
-FAMILY = Family(forward, "model", TEXT_TASKS, missing={"deepseek_v2": frozenset({Task.TOKEN_CLASSIFICATION})})
+FAMILY = Family(
+    forward,
+    "model",
+    TEXT_TASKS,
+    walked=frozenset({"deepseek_v2", "deepseek_v3"}),
+    missing={"deepseek_v2": frozenset({Task.TOKEN_CLASSIFICATION})},
+)

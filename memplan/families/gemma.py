@@ -49,7 +49,7 @@ def attention(t: Builder, x: Tensor, d: Dims, config: Mapping[str, Any], at: Pos
         query = norm(t, "q_norm", query)
         key = norm(t, "k_norm", key)
     query, key = t.apply_rotary_pos_emb(query, key, at.cos, at.sin)
-    key, value = t.cache_key_values(key, value)
+    key, value = t.cache_key_values(key, value, slides=at.slides)
     if config["model_type"] == "gemma2" and t.settings.attn_implementation != "flash_attention_2":
         out = softcapped_attention(t, query, key, value, at.mask, d.attention_dropout)
     else:

@@ -64,7 +64,7 @@ def attention(t: Builder, x: Tensor, d: Dims, config: Mapping[str, Any], at: Pos
     key = t.split_heads(t.linear("k_proj", x, d.kv_heads * d.head_size, bias=bias), d.kv_heads, d.head_size)
     value = t.split_heads(t.linear("v_proj", x, d.kv_heads * d.head_size, bias=bias), d.kv_heads, d.head_size)
     query, key = rotate(t, query, at), rotate(t, key, at)
-    key, value = t.cache_key_values(key, value)
+    key, value = t.cache_key_values(key, value, slides=at.slides)
     sinks = t.bare("sinks", (d.heads,))
     if t.settings.attn_implementation == "flash_attention_2":
         out = t.attention(query, key, value, mask=at.mask, dropout=d.attention_dropout)
@@ -130,4 +130,4 @@ def forward(t: Builder, config: Mapping[str, Any], head: Head) -> Tensor:
     return with_head(t, lambda t: model(t, config), config, head)
 
 
-FAMILY = Family(forward, "model", TEXT_TASKS)
+FAMILY = Family(forward, "model", TEXT_TASKS, walked=frozenset({"gpt_oss"}))

@@ -110,5 +110,5 @@ FAMILY = Family(
     forward,
     "model",
     tuple(task for task in TEXT_TASKS if task is not Task.TOKEN_CLASSIFICATION),
-    walked=frozenset({"olmo"}),
+    walked=frozenset({"olmo", "olmo2"}),
 )

@@ -70,4 +70,4 @@ def forward(t: Builder, config: Mapping[str, Any], head: Head) -> Tensor:
     return with_head(t, lambda t: model(t, config), config, head, bias=True)
 
 
-FAMILY = Family(forward, "model", TEXT_TASKS)
+FAMILY = Family(forward, "model", TEXT_TASKS, walked=frozenset({"phi"}))

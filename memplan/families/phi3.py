@@ -37,7 +37,7 @@ def attention(t: Builder, x: Tensor, d: Dims, at: Position) -> Tensor:
     key = t.split_heads(key, d.kv_heads, d.head_size)
     value = t.split_heads(value, d.kv_heads, d.head_size)
     query, key = apply_rotary_pos_emb(t, query, d, at), apply_rotary_pos_emb(t, key, d, at)
-    key, value = t.cache_key_values(key, value)
+    key, value = t.cache_key_values(key, value, slides=at.slides)
     out = t.attention(query, key, value, mask=at.mask, dropout=d.attention_dropout)
     out = t.view(out, (*x.shape[:-1], query_width))
     return t.linear("o_proj", out, d.hidden)

@@ -24,7 +24,7 @@ def attention(t: Builder, x: Tensor, d: Dims, config: Mapping[str, Any], at: Pos
     key = t.split_heads(t.linear("k_proj", x, d.kv_heads * d.head_size, bias=bias), d.kv_heads, d.head_size)
     value = t.split_heads(t.linear("v_proj", x, d.kv_heads * d.head_size, bias=bias), d.kv_heads, d.head_size)
     query, key = t.apply_rotary_pos_emb(query, key, at.cos, at.sin)
-    key, value = t.cache_key_values(key, value)
+    key, value = t.cache_key_values(key, value, slides=at.slides)
     out = t.attention(query, key, value, mask=at.mask, dropout=d.attention_dropout)
     out = t.view(out, (*x.shape[:-1], d.heads * d.head_size))
     return t.dropout(t.linear("o_proj", out, d.hidden, bias=bias), config["residual_dropout"])

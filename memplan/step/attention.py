@@ -48,10 +48,18 @@ class AttentionOps(LayerOps):
         """`x * cos + rotate_half(x) * sin` for x [B, A, S, D]."""
         return (x * cos) + (rotate_half(self, x) * sin)
 
-    def cache_key_values(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """`past_key_values.update` on an empty cache: both are copied by `torch.cat` (cache_utils.py, `DynamicLayer`)."""
+    def cache_key_values(self, k: Tensor, v: Tensor, *, slides: bool = False) -> tuple[Tensor, Tensor]:
+        """`past_key_values.update` on an empty cache: both are copied by `torch.cat` (cache_utils.py, `DynamicLayer`).
+
+        Args:
+            k: keys [B, K, S, D].
+            v: values, likewise.
+            slides: the layer's cache has a window, whose length it keeps on the device (`DynamicSlidingWindowLayer`).
+        """
         if not self.settings.use_cache:
             return k, v
+        if slides:
+            self.outputs.append(self.new((), DType.INT64, "_to_copy"))
         k, v = _copy_by_cat(self, k, k.dtype), _copy_by_cat(self, v, ops.promote(k.dtype, v.dtype))
         self.outputs += (detached(k), detached(v))
         return k, v

@@ -22,6 +22,21 @@ Layer = Callable[["Builder", Tensor, int], Tensor]
 
 
 @dataclass(frozen=True, slots=True)
+class PerLayer:
+    """Layers that are given tensors of their own (a mask of their kind).
+
+    Attributes:
+        of: makes the forward of layer `index`, which refers to what that layer is given and to nothing else.
+    """
+
+    of: Callable[[int], Layer]
+
+
+def _of(layer: Layer | PerLayer, index: int) -> Layer:
+    return layer.of(index) if isinstance(layer, PerLayer) else layer
+
+
+@dataclass(frozen=True, slots=True)
 class Run:
     """Consecutive layers that behave alike: the first index and how many."""
 
@@ -56,7 +71,7 @@ class Builder(LossOps):
         self,
         name: str,
         count: int,
-        layer: Layer,
+        layer: Layer | PerLayer,
         x: Tensor,
         *,
         kind: Callable[[int], object] | None = None,
@@ -67,7 +82,8 @@ class Builder(LossOps):
         Args:
             name: path of the ModuleList below the running module.
             count: number of layers.
-            layer: one layer's forward.
+            layer: one layer's forward. A checkpoint keeps everything that it refers to; what only layer `index` is given is
+                left to a `PerLayer`.
             x: input of the first layer.
             kind: what besides its parameters distinguishes layer `index` (such as sliding or full attention).
             checkpoint: whether the layer class is a `GradientCheckpointingLayer`.
@@ -76,7 +92,7 @@ class Builder(LossOps):
         if self.declaring:
             self.layer_groups[path] = count
             for index in range(count):
-                x = self.call(f"{name}.{index}", lambda t, h, i=index: layer(t, h, i), x)
+                x = self.call(f"{name}.{index}", lambda t, h, i=index: _of(layer, i)(t, h, i), x)
             return x
         checkpointed = checkpoint and self.settings.checkpointing is not None
         for run in self.runs(path, count, kind):
@@ -85,7 +101,7 @@ class Builder(LossOps):
                 self.layer_names.append(f"{path}.{index}")
                 self.enter(self.phase, len(self.layer_counts) - 1)
                 given = x.storage.info.index if x.storage is not None else None
-                x = self._run_layer(path, index, layer, x, checkpointed)
+                x = self._run_layer(path, index, _of(layer, index), x, checkpointed)
                 if x.storage is not None:
                     x.storage.info.is_port = True
                     if repeats > 1 and given is not None:

@@ -13,7 +13,7 @@ from typing import cast
 
 from memplan.dtypes import DType
 from memplan.step import ops
-from memplan.step.attention import AttentionOps, autocast_matmul
+from memplan.step.attention import AttentionOps, autocast_matmul, detached
 from memplan.step.matmul import merge_heads, repeat_kv, require_contiguous_gradient, softmax, transpose_last
 from memplan.step.split import concatenate, narrow
 from memplan.step.tensor import Node, Shape, Tape, Tensor
@@ -31,6 +31,7 @@ def softcapped_attention(
         weights = weights + mask
     weights = ops.to(t, softmax(t, weights, DType.FLOAT32), q.dtype)
     weights = ops.dropout(t, weights, dropout)
+    t.layer_locals.append(detached(weights))  # `hidden_states, _ = self.self_attn(...)`
     out = require_contiguous_gradient(t, autocast_matmul(t, weights, value, (batch, heads, length, size)))
     return merge_heads(t, out)
 
@@ -58,6 +59,7 @@ def attention_with_sinks(
     probabilities = softmax(t, combined, combined.dtype)
     scores = narrow(t, probabilities, (batch, heads, length, columns))
     weights = ops.to(t, ops.dropout(t, scores, dropout), value.dtype)
+    t.layer_locals.append(detached(weights))
     out = require_contiguous_gradient(t, autocast_matmul(t, weights, value, (batch, heads, length, size)))
     return merge_heads(t, out)
 

@@ -288,7 +288,9 @@ def _layer_norm_backward(tape: Tape, node: Node, grad: Tensor) -> tuple[Tensor |
 def _gelu_new(t: LayerOps, x: Tensor) -> Tensor:
     """Transformers' `NewGELUActivation`: 0.5 * x * (1 + tanh(c * (x + 0.044715 * x**3))), op by op."""
     half = ops.scale(t, x)
-    base = ops.to(t, x, DType.FLOAT32) if t.settings.autocast is not None else x  # autocast runs pow in float32
-    cubed = ops.power(t, base)
-    del base
-    return half * ops.add_scalar(t, ops.unary(t, "tanh", ops.scale(t, x + ops.scale(t, cubed)), save="output"))
+    return half * ops.add_scalar(t, ops.unary(t, "tanh", ops.scale(t, x + ops.scale(t, _cube(t, x))), save="output"))
+
+
+def _cube(t: LayerOps, x: Tensor) -> Tensor:
+    # Autocast runs pow in float32.
+    return ops.power(t, ops.to(t, x, DType.FLOAT32) if t.settings.autocast is not None else x)

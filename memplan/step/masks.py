@@ -71,6 +71,12 @@ def layer_masks(t: AttentionOps, dtype: DType, config: Mapping[str, Any]) -> lis
     return [masks[layer_type] for layer_type in types]
 
 
+def slides(config: Mapping[str, Any], index: int) -> bool:
+    """Whether the key/value cache of layer `index` has a window (cache_utils.py, `get_layer_types_and_kwargs`)."""
+    types = config.get("layer_types")
+    return types[index] == "sliding_attention" if types else config.get("sliding_window") is not None
+
+
 def mask_kind(config: Mapping[str, Any], index: int) -> str:
     """What distinguishes the attention of layer `index` from that of others."""
     types = config.get("layer_types")

@@ -68,43 +68,55 @@ def _scatter_back(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | Non
     return (out,)
 
 
-def normalise(t: Tape, weights: Tensor, *, epsilon: bool = False) -> Tensor:
+def normalise(t: Builder, weights: Tensor, *, epsilon: bool = False) -> Tensor:
     """`weights /= weights.sum(-1, keepdim=True)` (`+ epsilon`), in place: a clone of the dividend is saved for the sum."""
     total = sum_last(t, weights, keepdim=True)
     if epsilon:
         total = ops.add_scalar(t, total)
     dividend = t.alloc(weights.shape, weights.dtype, "clone") if total.node is not None else None
-    node = t.record("div_", (weights, total), (dividend, total), _div_backward, (weights.shape, total.shape))
+    kinds = (weights.shape, weights.dtype, total.shape, total.dtype)
+    node = t.record("div_", (weights, total), (dividend, total), _div_backward, kinds)
     return Tensor(t, weights.shape, weights.dtype, weights.storage, node)
 
 
 def _div_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | None]:
-    shape, total = cast(tuple[Shape, Shape], node.meta)
+    shape, dtype, total, total_dtype = cast(tuple[Shape, DType, Shape, DType], node.meta)
     kept = [node.stored(index) for index in range(len(node.saved))]
-    left = tape.new(shape, grad.dtype, "div")
-    ratio = tape.alloc(shape, grad.dtype, "div")
-    full = tape.alloc(shape, grad.dtype, "mul")
-    right = tape.new(total, grad.dtype, "sum")
+    wide = ops.promote(grad.dtype, total_dtype)
+    left = tape.new(shape, wide, "div")
+    ratio = tape.alloc(shape, wide, "div")
+    full = tape.alloc(shape, wide, "mul")
+    right = tape.new(total, wide, "sum")
     del full, ratio, kept
-    return (left, right)
+    return (ops.fit_gradient(tape, left, shape, dtype), right)
 
 
-def sum_last(t: Tape, x: Tensor, *, keepdim: bool) -> Tensor:
+def sum_last(t: Builder, x: Tensor, *, keepdim: bool) -> Tensor:
     """`x.sum(-1)`: the gradient is expanded, a view."""
     shape = (*x.shape[:-1], 1) if keepdim else x.shape[:-1]
-    node = t.record("sum", (x,), (), _expand_back, (x.shape,))
-    return t.new(shape, x.dtype, "sum", node)
+    node = t.record("sum", (x,), (), _expand_back, (x.shape, x.dtype))
+    return t.new(shape, _sum_dtype(t, x), "sum", node)
 
 
-def _sum_middle(t: Tape, x: Tensor) -> Tensor:
-    """`x.sum(dim=1)` of [N, C, H]."""
-    node = t.record("sum", (x,), (), _expand_back, (x.shape,))
-    return t.new((x.shape[0], x.shape[2]), x.dtype, "sum", node)
+def _sum_dtype(t: Builder, x: Tensor) -> DType:
+    """Autocast asks `sum` for a float32 result (autocast_mode.h, `fp32_set_opt_dtype`)."""
+    return x.dtype if t.settings.autocast is None else DType.FLOAT32
+
+
+def _sum_middle(t: Builder, x: Tensor) -> Tensor:
+    """`x.view(N, C, H).sum(dim=1)` of [N·C, H]: the expanded gradient is copied, since no view of it is [N·C, H]."""
+    node = t.record("sum", (x,), (), _copy_expanded, (x.shape, x.dtype))
+    return t.new((x.shape[0], x.shape[2]), _sum_dtype(t, x), "sum", node)
+
+
+def _copy_expanded(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | None]:
+    shape, dtype = cast(tuple[Shape, DType], node.meta)
+    return (tape.new(shape, dtype, "clone" if dtype is grad.dtype else "_to_copy"),)
 
 
 def _expand_back(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | None]:
-    (shape,) = cast(tuple[Shape], node.meta)
-    return (Tensor(tape, shape, grad.dtype, grad.storage, None, is_view=True),)
+    shape, dtype = cast(tuple[Shape, DType], node.meta)
+    return (ops.fit_gradient(tape, Tensor(tape, shape, grad.dtype, grad.storage, None, is_view=True), shape, dtype),)
 
 
 @dataclass(frozen=True, slots=True)
