@@ -4,9 +4,9 @@ The rows are `calibration.toml`, which `python -m memplan.evidence calibration` 
 is one kind of run on one compute capability. By split conformal prediction, of a row's n configurations the
 ceil((n + 1) (1 - alpha))-th smallest relative under-prediction bounds a further run of the same kind with probability
 1 - alpha, if it is exchangeable with them; that needs n >= 49 for alpha = 2 %. What exchangeable asks for is taken
-strictly: configurations of several models, none of whose settings were assumed or told from the reading itself, a family that has
-several among them, and a size within their range. Everything else gets the stated margin, or a wider one where runs of the row
-exceeded it; never a narrower one.
+strictly: configurations of several models, none of whose settings were assumed or told from the reading itself, a family
+that has several among them, and a size within their range. Everything else gets the stated margin, or a wider one where
+runs of the row exceeded it; never a narrower one.
 """
 
 from __future__ import annotations
