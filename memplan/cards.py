@@ -87,7 +87,9 @@ class ResolvedModel:
         return self.id.rstrip("/").rsplit("/", 1)[-1]
 
 
-def resolve_model(model: str | os.PathLike[str] | Mapping[str, Any], *, allow_paths: bool = True) -> ResolvedModel:
+def resolve_model(
+    model: str | os.PathLike[str] | Mapping[str, Any], *, allow_paths: bool = True, described_only: bool = True
+) -> ResolvedModel:
     """The model that `model` names.
 
     Args:
@@ -95,6 +97,7 @@ def resolve_model(model: str | os.PathLike[str] | Mapping[str, Any], *, allow_pa
             a path to a config.json or to a directory that holds one, or the object of a config.json. A text that
             is both a card and a relative path is the card; `./` in front makes it the path.
         allow_paths: whether a text may name a file; false where the text comes from the network.
+        described_only: refuse a model type that memplan has no family for.
 
     Raises:
         UnknownNameError: no such card and no such path, or a `model_type` that memplan does not know.
@@ -102,10 +105,10 @@ def resolve_model(model: str | os.PathLike[str] | Mapping[str, Any], *, allow_pa
         InvalidValueError: a value in the config that cannot stand there.
     """
     if isinstance(model, Mapping):
-        config = normalise_config(model)
+        config = normalise_config(model, described_only=described_only)
         return ResolvedModel(id=f"{config['model_type']} (inline config)", config=config, source="inline")
     if isinstance(model, os.PathLike) and allow_paths:
-        return _from_path(os.fspath(model))
+        return _from_path(os.fspath(model), described_only)
     if not isinstance(model, str) or not model.strip():
         path = "a path to a config.json, " if allow_paths else ""
         raise InvalidValueError("model", model, f"a model id, {path}or an object as in a config.json")
@@ -114,7 +117,7 @@ def resolve_model(model: str | os.PathLike[str] | Mapping[str, Any], *, allow_pa
     if card_id is not None:
         return _from_card(card_id)
     if allow_paths and (_looks_like_path(name) or _exists(name)):
-        return _from_path(name)
+        return _from_path(name, described_only)
     raise _unknown(name, allow_paths=allow_paths)
 
 
@@ -200,9 +203,10 @@ def _exists(name: str) -> bool:
         return False
 
 
-def _from_path(name: str) -> ResolvedModel:
+def _from_path(name: str, described_only: bool) -> ResolvedModel:
     try:
         path = Path(name).expanduser()
     except RuntimeError:
         raise FileFormatError(f"{name} does not exist", hint="there is no such user") from None
-    return ResolvedModel(id=name, config=normalise_config(read_config_file(path)), source="file")
+    config = normalise_config(read_config_file(path), described_only=described_only)
+    return ResolvedModel(id=name, config=config, source="file")

@@ -14,7 +14,7 @@ from memplan.cards import ResolvedModel, resolve_model
 from memplan.catalog.gpus import Gpu, get_gpu
 from memplan.dtypes import DType, parse_dtype
 from memplan.errors import InputError, InvalidValueError
-from memplan.families import WITHOUT_SDPA, check_task, family_of
+from memplan.families import WITHOUT_SDPA, check_task, family_of, model_types
 from memplan.families.positions import max_positions
 from memplan.methods import canonical_method, get_method
 from memplan.methods.targets import compile_pattern
@@ -100,8 +100,13 @@ class _Filler:
         return self.values[key]
 
 
-def resolve(recipe: Recipe, *, allow_paths: bool = True) -> Resolved:
+def resolve(recipe: Recipe, *, allow_paths: bool = True, described_only: bool = True) -> Resolved:
     """Fill every default of `recipe` in.
+
+    Args:
+        recipe: what the user said.
+        allow_paths: whether the model may be a path.
+        described_only: refuse a model type that no family describes; False is for the trace, which needs none.
 
     Raises:
         UnknownNameError: an unknown model, method, GPU, dtype.
@@ -109,7 +114,7 @@ def resolve(recipe: Recipe, *, allow_paths: bool = True) -> Resolved:
     """
     said = recipe.said()
     filler = _Filler(said)
-    model = resolve_model(recipe.model, allow_paths=allow_paths)
+    model = resolve_model(recipe.model, allow_paths=allow_paths, described_only=described_only)
     filler.values["model"], filler.sources["model"] = recipe.model, USER
     method = canonical_method(recipe.method, recipe.peft)
     filler.fill("method", method, "default: every parameter is trained" if method == "full" else "peft.peft_type")
@@ -231,18 +236,26 @@ def _check_peft(config: Mapping[str, Any]) -> None:
 
 def _task(recipe: Recipe, model: ResolvedModel, peft: Mapping[str, Any], filler: _Filler) -> Task:
     model_type = model.config["model_type"]
-    family = family_of(model_type)
+    described = model_type in model_types()
     task_type = peft.get("task_type")
     if recipe.task is None and task_type in _TASK_OF_PEFT:
         default, source = _TASK_OF_PEFT[str(task_type)], "peft.task_type"
     else:
-        default, source = _task_of_config(model.config, family.tasks_of(model_type))
+        tasks = family_of(model_type).tasks_of(model_type) if described else _tasks_of_undescribed(model.config)
+        default, source = _task_of_config(model.config, tasks)
     task = Task(filler.fill("task", default, source))
-    check_task(model_type, task)
+    if described:
+        check_task(model_type, task)
     classified = (Task.SEQUENCE_CLASSIFICATION, Task.TOKEN_CLASSIFICATION, Task.IMAGE_CLASSIFICATION)
     if task in classified:
         filler.fill("num_labels", model.config.get("num_labels") or 2, "the config, transformers' default is 2")
     return task
+
+
+def _tasks_of_undescribed(config: Mapping[str, Any]) -> tuple[Task, ...]:
+    """The heads that a trace can put on a model that no family describes, the likeliest first."""
+    usual = Task.SEQ2SEQ_LM if config.get("is_encoder_decoder") else Task.CAUSAL_LM
+    return usual, Task.MASKED_LM, Task.SEQUENCE_CLASSIFICATION, Task.TOKEN_CLASSIFICATION
 
 
 def _task_of_config(config: Mapping[str, Any], tasks: tuple[Task, ...]) -> tuple[Task, str]:
@@ -260,6 +273,8 @@ def _config(recipe: Recipe, model: ResolvedModel, filler: _Filler) -> dict[str, 
         holder = config
         if "text_config" in config:
             holder = config["text_config"] = dict(config["text_config"])
+        if "vocab_size" not in holder:
+            raise InvalidValueError("num_added_tokens", added, "0 where the config names no vocab_size")
         holder["vocab_size"] = holder["vocab_size"] + added
     if recipe.tie_word_embeddings is not None:
         config["tie_word_embeddings"] = recipe.tie_word_embeddings

@@ -67,7 +67,7 @@ def trace(
     if events == "-" and (as_json or markdown):
         raise InputError("--events - and --json or --markdown both want stdout", hint="name a file: --events FILE")
     with _opened(events) as stream:
-        found = answer(resolve(recipe), events=stream, memory_viz=memory_viz, timeout_s=timeout)
+        found = answer(resolve(recipe, described_only=False), events=stream, memory_viz=memory_viz, timeout_s=timeout)
     if events == "-":
         return exit_code(found, FailOn(fail_on) if fail_on else None)
     return show(found, as_json=as_json, markdown=markdown, defaults=defaults, fail_on=fail_on)

@@ -10,12 +10,17 @@ from memplan.errors import InvalidValueError, UnknownNameError
 from memplan.model_config.derive import RULES
 from memplan.model_config.rope import standardise_rope
 from memplan.model_config.schema import ConfigClass, config_class, known_model_types, known_part_types
+from memplan.model_config.undescribed import plain_values
 from memplan.model_config.values import check_json_data, check_value
 
 _MAX_LABELS = 65536
+_OTHERWISE = (
+    "for other model types there is no analytic rule; `memplan trace` answers for each one that the installed transformers "
+    "knows"
+)
 
 
-def normalise_config(raw: Mapping[str, Any]) -> dict[str, Any]:
+def normalise_config(raw: Mapping[str, Any], *, described_only: bool = True) -> dict[str, Any]:
     """Every architecture key of the model that `raw` describes, with the class defaults put in.
 
     The values are those that the config class of transformers 5.23.0 would hold: its defaults, its other names (a
@@ -29,6 +34,8 @@ def normalise_config(raw: Mapping[str, Any]) -> dict[str, Any]:
 
     Args:
         raw: the object of a config.json; is not changed.
+        described_only: refuse a `model_type` that memplan has no family for; otherwise such a config keeps the plain
+            values of the file, and transformers' own class completes it when the model is traced.
 
     Raises:
         UnknownNameError: a `model_type` or dtype that memplan does not know.
@@ -40,7 +47,9 @@ def normalise_config(raw: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(model_type, str):
         raise InvalidValueError("model_type", model_type, "a model type that memplan knows, such as llama")
     if model_type not in known_model_types():
-        raise UnknownNameError("model_type", model_type, known_model_types(), show=60)
+        if not described_only:
+            return {**plain_values(raw), "model_type": model_type, **_common(raw, model_type, path="")}
+        raise UnknownNameError("model_type", model_type, known_model_types(), show=60, hint=_OTHERWISE)
     return _normalise(raw, config_class(model_type), path="")
 
 
@@ -56,7 +65,7 @@ def _normalise(raw: Mapping[str, Any], cls: ConfigClass, *, path: str) -> dict[s
         del extra["head_dim"]
     for key in cls.sub_configs:
         fields[key] = _sub_config(raw, cls, key, path=path)
-    fields.update(_common(raw, cls, path=path))
+    fields.update(_common(raw, cls.model_type, path=path))
     for rule in RULES.get(cls.model_type, ()):
         rule(fields, extra)
     if cls.rope_theta is not None:
@@ -89,7 +98,7 @@ def _sub_config(raw: Mapping[str, Any], cls: ConfigClass, key: str, *, path: str
     return _normalise(nested, config_class(model_type), path=f"{path}{key}.")
 
 
-def _common(raw: Mapping[str, Any], cls: ConfigClass, *, path: str) -> dict[str, Any]:
+def _common(raw: Mapping[str, Any], model_type: str, *, path: str) -> dict[str, Any]:
     """The keys that every config class shares: dtype, number of labels, architectures, quantization."""
     common: dict[str, Any] = {}
     dtype = raw.get("dtype") if raw.get("dtype") is not None else raw.get("torch_dtype")
@@ -102,7 +111,7 @@ def _common(raw: Mapping[str, Any], cls: ConfigClass, *, path: str) -> dict[str,
             raise InvalidValueError(f"{path}id2label", labels, f"an object with 1 to {_MAX_LABELS} labels, or null")
         count = len(labels)
     if count is None:
-        count = 3 if cls.model_type == "bart" else 2  # BartConfig and PreTrainedConfig.__post_init__
+        count = 3 if model_type == "bart" else 2  # BartConfig and PreTrainedConfig.__post_init__
     common["num_labels"] = check_value("num_labels", count, path=path)
     architectures = raw.get("architectures")
     if architectures is not None and not (

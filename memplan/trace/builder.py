@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from memplan.errors import InvalidValueError, UnavailableError, UnsupportedError
+from memplan.errors import InvalidValueError, UnavailableError, UnknownNameError, UnsupportedError
 from memplan.trace.patches import copy_attributes
 from memplan.trace.quantized import QuantizedLoader
 from memplan.trace.spec import TraceSpec
@@ -33,15 +33,16 @@ def build_config(spec: TraceSpec) -> Any:
     """The transformers configuration of the spec, at full depth or at `spec.num_layers`.
 
     Raises:
-        UnsupportedError: transformers does not know the model type.
+        UnknownNameError: transformers does not know the model type.
+        UnsupportedError: its class does not take the values.
     """
     from transformers import AutoConfig
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     model_type = str(spec.model_config["model_type"])
-    known = None
-    if model_type in CONFIG_MAPPING:  # whose `get` does not load what it has not loaded yet
-        known = CONFIG_MAPPING[model_type]
+    if model_type not in CONFIG_MAPPING:
+        raise UnknownNameError("model_type", model_type, CONFIG_MAPPING, hint="the installed transformers has no other")
+    known = CONFIG_MAPPING[model_type]
     values = {
         key: value
         for key, value in spec.model_config.items()
@@ -52,9 +53,9 @@ def build_config(spec: TraceSpec) -> Any:
         values = _with_layers(values, spec.num_layers)
     try:
         config = AutoConfig.for_model(model_type, **values)
-    except ValueError as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UnsupportedError(
-            f"transformers cannot configure this model: {error}", code="unknown_model_type"
+            f"transformers cannot configure this model: {type(error).__name__}: {error}", code="model_not_buildable"
         ) from None
     if spec.task in ("sequence-classification", "token-classification"):
         config.num_labels = spec.num_labels

@@ -280,7 +280,9 @@ def test_unknown_model_type() -> None:
     with pytest.raises(UnknownNameError) as caught:
         normalise_config({"model_type": "Llama"})
     assert str(caught.value) == (
-        "unknown model_type 'Llama'\ndid you mean llama or llava?\nallowed: " + ", ".join(known_model_types())
+        "unknown model_type 'Llama'\ndid you mean llama or llava?\nallowed: " + ", ".join(known_model_types()) + "\n"
+        "for other model types there is no analytic rule; `memplan trace` answers for each one that the installed "
+        "transformers knows"
     )
 
 
