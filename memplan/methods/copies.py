@@ -10,7 +10,7 @@ from typing import Any
 from memplan.architecture import ModuleKind
 from memplan.dtypes import DType
 from memplan.errors import InvalidValueError, UnsupportedError
-from memplan.methods.adaptation import Adaptation
+from memplan.methods.adaptation import Adaptation, AddedKind
 from memplan.methods.apply import find_targets, finish, prepare_targets, target_matcher
 from memplan.methods.state import ModelState, Weight
 from memplan.methods.targets import module_paths, no_match
@@ -31,7 +31,7 @@ def _adaptation(method: str, state: ModelState, config: dict[str, Any], unwalked
         trainable_base=state.trainable_base(),
         added=state.added(),
         buffers=tuple(state.buffers),
-        unwalked=(unwalked,),
+        unwalked=(unwalked,) if unwalked else (),
     )
 
 
@@ -57,18 +57,21 @@ def ln_tuning(method: str, state: ModelState, config: dict[str, Any]) -> Adaptat
     paths = [path for path in module_paths(architecture) if matcher.targets(path)]
     if not paths:
         raise no_match("peft.target_modules", config["target_modules"], architecture)
+    unwalked = ""
     for path in paths:
         for module in architecture.modules:
             if module.path != path and not module.path.startswith(f"{path}."):
                 continue
+            if module.kind is not ModuleKind.NORM:
+                unwalked = "LN tuning of modules that are no norms"
             owner = "ln_tuning_layers.default" + module.path[len(path) :]
             dtype = state.layer_dtype(module)
             for parameter in module.parameters:
                 copied = Weight(f"{owner}.{parameter.name}", parameter.shape, dtype=dtype, autocast=False)
-                state.add(path, module.path, copied, dtype)
+                state.add(path, module.path, copied, dtype, AddedKind.COPY)
         state.adapted.add(path)
     finish(state, config, given)
-    return _adaptation(method, state, config, "LN tuning's copies of norms")
+    return _adaptation(method, state, config, unwalked)
 
 
 def trainable_tokens(method: str, state: ModelState, config: dict[str, Any]) -> Adaptation:

@@ -17,6 +17,7 @@ from memplan.methods.state import Weight
 from memplan.methods.targets import compile_pattern, pattern_value
 from memplan.methods.tuner import LINEAR, LINEAR_OR_CONV1D, Config, Target, Tuner
 from memplan.step.adapters import ia3 as adapters
+from memplan.step.adapters.miss import miss as adapted_miss
 
 
 def _is_feedforward(target: Target, config: Config) -> bool:
@@ -196,7 +197,13 @@ BEFT = Tuner(LINEAR, beft, "BEFT's added bias")
 FOURIERFT = Tuner(LINEAR_OR_CONV1D, fourierft, "FourierFT's materialised update")
 WAVEFT = Tuner(LINEAR_OR_CONV1D, waveft, "WaveFT's materialised update", shared=waveft_shared)
 C3A = Tuner(LINEAR, c3a, "C3A's circulant convolution")
-MISS = Tuner(LINEAR, miss, "MiSS's sharded input sum")
+MISS = Tuner(
+    LINEAR,
+    miss,
+    "MiSS's blocks of the weight (bat)",
+    rewrite=lambda target, config: adapted_miss if config["init_weights"] != "bat" else None,
+    options=lambda target, config: {"dropout": float(config["miss_dropout"])},
+)
 SHIRA = Tuner(LINEAR, shira, "ShiRA's materialised sparse update", check=_check_shira)
 SUPERTUNING = Tuner(
     LINEAR, supertuning, "Supertuning's materialised sparse update", check=_check_supertuning, packed=False

@@ -7,11 +7,14 @@ every rule is held against a trace of the real op.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from memplan.dtypes import DType
 from memplan.step import ops
 from memplan.step.tensor import Node, Shape, Tape, Tensor
+
+if TYPE_CHECKING:
+    from memplan.step.layers import LayerOps
 
 
 def transposed(tape: Tape, x: Tensor) -> Tensor:
@@ -40,6 +43,30 @@ def _mm_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | None
     return (left, right)
 
 
+def matmul(t: LayerOps, x: Tensor, w: Tensor) -> Tensor:
+    """`x @ w` of x [..., in] and w [in, out] under the step's autocast."""
+    autocast = t.settings.autocast
+    if autocast is not None:
+        w = t.cast_weight(w, autocast)
+        x = ops.to(t, x, autocast)
+    saved = (x if w.node is not None else None, w if x.node is not None else None)
+    node = t.record("mm", (x, w), saved, _matmul_backward, (x.shape, w.shape, x.dtype))
+    return t.new((*x.shape[:-1], w.shape[1]), x.dtype, "mm", node)
+
+
+def _matmul_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | None]:
+    x_shape, w_shape, dtype = cast(tuple[Shape, Shape, DType], node.meta)
+    kept = [node.stored(index) for index in range(len(node.saved))]
+    grad_x = grad_w = None
+    if node.edges[0] is not None:
+        grad_x = tape.new(x_shape, dtype, "mm")
+        grad_x.is_view = len(x_shape) > 2  # computed over [rows, in] and viewed back
+    if node.edges[1] is not None:
+        grad_w = tape.new(w_shape, dtype, "mm")
+    del kept
+    return (grad_x, grad_w)
+
+
 def vector_norm(tape: Tape, x: Tensor, shape: Shape) -> Tensor:
     """`torch.linalg.norm(x, dim=...)` of a tensor that needs no gradient."""
     assert x.node is None
@@ -57,5 +84,5 @@ def _div_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | Non
     shape, dtype = cast(tuple[Shape, DType], node.meta)
     kept = [node.stored(index) for index in range(len(node.saved))]
     out = tape.new(grad.shape, grad.dtype, "div")
-    del kept
+    del kept  # what a recomputation made for this node goes before the engine's `validate_outputs`
     return (ops.fit_gradient(tape, out, shape, dtype),)

@@ -15,6 +15,8 @@ METHODS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "ia3": ({}, ("nf4", "gpt2")),
     "loha": ({}, ("qwen2",)),
     "lokr": ({"decompose_both": True, "r": 4}, ("qwen2",)),
+    "ln_tuning": ({}, ("nf4", "gpt2")),
+    "miss": ({"r": 7, "miss_dropout": 0.1}, ("nf4", "qwen2")),
     "vera": ({"vera_dropout": 0.1, "r": 32}, ("nf4", "gpt2")),
 }
 EXTRA: dict[str, dict[str, Any]] = {
