@@ -16,9 +16,10 @@ from pathlib import Path
 from memplan.documents import Document, Syntax, parse, read_document, syntax_of
 from memplan.errors import InputError
 from memplan.interop.callback import trainer_callback
+from memplan.interop.draft import Draft, Source
 from memplan.interop.formats import Format, detect, format_names, get_format
 from memplan.interop.objects import read_objects
-from memplan.interop.reading import DefaultUsed, Draft, Reading, Source, UsedKey
+from memplan.interop.reading import DefaultUsed, Reading, UsedKey
 from memplan.interop.settle import settle
 from memplan.interop.writing import Written, write
 from memplan.recipe import mapping_of

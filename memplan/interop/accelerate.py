@@ -6,7 +6,7 @@ and deepspeed/runtime/constants.py (0.19.8). One process is covered; everything 
 
 from __future__ import annotations
 
-from memplan.interop.reading import Draft, Source
+from memplan.interop.draft import Draft, Source
 
 HARMLESS = frozenset(
     {

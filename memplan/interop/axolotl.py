@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from memplan.interop.reading import Draft, Source
+from memplan.interop.draft import Draft, Source
 from memplan.interop.trainer import HARMLESS as _TRAINER_HARMLESS
 from memplan.interop.trainer import optim_args, read_padding
 

@@ -9,7 +9,7 @@ from typing import Any
 from memplan.documents import Document
 from memplan.errors import FileFormatError, UnknownNameError
 from memplan.interop import accelerate, axolotl, llamafactory, peft, torchtitan, torchtune, trainer, trl
-from memplan.interop.reading import Draft, Source
+from memplan.interop.draft import Draft, Source
 from memplan.recipe import Recipe
 
 

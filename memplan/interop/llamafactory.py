@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from memplan.interop.reading import Draft, Source
+from memplan.interop.draft import Draft, Source
 from memplan.interop.trainer import HARMLESS as _TRAINER_HARMLESS
 from memplan.interop.trainer import read_padding, read_training
 

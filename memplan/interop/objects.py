@@ -11,7 +11,8 @@ from typing import Any
 
 from memplan.errors import InputError
 from memplan.interop import peft, trainer, trl
-from memplan.interop.reading import Draft, Reading, Source
+from memplan.interop.draft import Draft, Source
+from memplan.interop.reading import Reading
 from memplan.interop.settle import settle
 
 _DEEPEST = 16

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from memplan.interop.reading import Draft, Source
+from memplan.interop.draft import Draft, Source
 
 # What saving an adapter writes and training does not read.
 _ABOUT_THE_FILE = (

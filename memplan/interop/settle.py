@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from memplan.dtypes import DType, parse_dtype
-from memplan.interop.reading import Draft
+from memplan.interop.draft import Draft
 
 _BNB_4BIT = ("bnb_4bit_quant_type", "bnb_4bit_use_double_quant", "bnb_4bit_compute_dtype", "bnb_4bit_quant_storage")
 

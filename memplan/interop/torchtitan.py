@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from memplan.interop.reading import Draft, Source
+from memplan.interop.draft import Draft, Source
 
 HARMLESS = frozenset({"global_batch_size", "gc_freq", "steps", "dataset", "data_parallel_replicate_degree"})
 _MARKS = ("training", "parallelism", "activation_checkpoint", "job", "experimental", "optimizer")

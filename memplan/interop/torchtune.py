@@ -12,7 +12,7 @@ from typing import Any
 
 from memplan.errors import FileFormatError
 from memplan.interop.defaults import reference_version
-from memplan.interop.reading import Draft, Source
+from memplan.interop.draft import Draft, Source
 
 HARMLESS = frozenset(
     {

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from memplan.errors import FileFormatError
-from memplan.interop.reading import Draft, Source
+from memplan.interop.draft import Draft, Source
 
 # Known, and without any bearing on the memory of a training step.
 HARMLESS = frozenset({

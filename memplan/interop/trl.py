@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from memplan.interop.defaults import reference_version
-from memplan.interop.reading import Draft, Source
+from memplan.interop.draft import Draft, Source
 from memplan.interop.trainer import HARMLESS as _TRAINER_HARMLESS
 from memplan.interop.trainer import read_checkpointing, read_liger, read_padding, read_precision, read_training
 

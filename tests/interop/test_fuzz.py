@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from memplan import interop
 from memplan.documents import parse
 from memplan.errors import MemplanError
+from memplan.interop.draft import Draft, Source
 from memplan.interop.formats import FORMATS, get_format
-from memplan.interop.reading import Draft, Source
 
 EXAMPLES = Path(__file__).parent / "examples"
 NAMES = [entry.name for entry in FORMATS if entry.name != "recipe"]
