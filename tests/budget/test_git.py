@@ -27,7 +27,7 @@ def test_files_are_those_of_the_commit(repository: Repository) -> None:
 
 def test_what_is_not_there(repository: Repository) -> None:
     files = GitFiles(repository.folder, Base("main", repository.git("rev-parse", "HEAD")))
-    with pytest.raises(UnavailableError, match="no such file: none.yaml at main"):
+    with pytest.raises(UnavailableError, match=r"no such file: none\.yaml at main"):
         files.read("none.yaml")
     with pytest.raises(UnavailableError, match="outside of the repository"):
         files.read("../other.yaml")

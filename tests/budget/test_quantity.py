@@ -57,7 +57,7 @@ def test_refused(value: object, says: list[str]) -> None:
 
 @pytest.mark.parametrize("text", ["0 B", "1 B", "2000 TiB"])
 def test_bounds(text: str) -> None:
-    with pytest.raises(InvalidValueError, match="from 1.0 MiB to"):
+    with pytest.raises(InvalidValueError, match=r"from 1\.0 MiB to"):
         parse_size(text, "budget", least_bytes=2**20)
 
 

@@ -20,8 +20,7 @@ def plain(text: str, longest: int = _LONGEST) -> str:
     text = _SPECIAL.sub(r"\\\1", text)
     text = text.replace("@", f"@{_ZERO_WIDTH}").replace("#", f"#{_ZERO_WIDTH}")
     text = re.sub(r"(?i)\b(gh)(\\-)(?=\d)", rf"\1\2{_ZERO_WIDTH}", text)
-    text = text.replace("://", f":{_ZERO_WIDTH}//")
-    return re.sub(r"(?i)\bwww\.", lambda found: f"{found[0]}{_ZERO_WIDTH}", text)
+    return _without_addresses(text)
 
 
 def code(text: str, longest: int = _LONGEST) -> str:
@@ -32,12 +31,9 @@ def code(text: str, longest: int = _LONGEST) -> str:
 
 def html(text: str) -> str:
     """`text` inside of an HTML element of a Markdown page, such as a `<summary>`."""
-    text = (
-        _one_line(text, _LONGEST).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("|", "&#124;")
-    )
-    return text.replace("@", f"@{_ZERO_WIDTH}").replace("#", f"#{_ZERO_WIDTH}").replace("`", "&#96;").replace(
-        "://", f":{_ZERO_WIDTH}//"
-    )  # fmt: skip
+    text = re.sub(r"[^\w\s.,:;()/@#%+-]|_", lambda found: f"&#{ord(found[0])};", _one_line(text, _LONGEST))
+    text = re.sub(r"@|#(?=\d)", lambda found: found[0] + _ZERO_WIDTH, text.replace("&#", "\0")).replace("\0", "&#")
+    return _without_addresses(text)
 
 
 def slug(text: str) -> str:
@@ -48,3 +44,8 @@ def slug(text: str) -> str:
 def _one_line(text: str, longest: int) -> str:
     text = " ".join("".join(sign if sign.isprintable() or sign.isspace() else "\ufffd" for sign in text).split())
     return text if len(text) <= longest else text[: longest - 1] + "…"
+
+
+def _without_addresses(text: str) -> str:
+    text = text.replace("://", f":{_ZERO_WIDTH}//")
+    return re.sub(r"(?i)\bwww\.", lambda found: f"www{_ZERO_WIDTH}.", text)
