@@ -14,8 +14,8 @@ from memplan.errors import InvalidValueError
 from memplan.recipe import Recipe
 from memplan.web.patterns import check_patterns
 
-# The work grows with the layers; the largest published models have about half of these.
-MAX_LAYERS = 256
+# The work grows with the layers; the largest published model that memplan has a card of has 126.
+MAX_LAYERS = 128
 _LAYER_KEYS = (("depth", "encoder_layers", "num_hidden_layers", "num_layers"), ("decoder_layers", "num_decoder_layers"))
 _LOCALLY = "`memplan` on your own machine takes it"
 
@@ -52,10 +52,9 @@ def accept(recipe: Recipe) -> None:
         InputError: a model that is no card and no config object; a pattern that could take forever; more layers than this
             service walks.
     """
-    for key in _PATTERN_KEYS:
-        check_patterns(key, getattr(recipe, key))
+    check_patterns({key: getattr(recipe, key) for key in _PATTERN_KEYS})
     model = resolve_model(recipe.model, allow_paths=False)  # raises; a card stays the same card when paths are allowed
-    check_patterns("model", model.config.get("quantization_config"))
+    check_patterns({"model": model.config.get("quantization_config")})
     layers = _layers_of(model.config)
     if layers > MAX_LAYERS:
         raise InvalidValueError(

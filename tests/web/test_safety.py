@@ -138,9 +138,9 @@ def test_sizes_of_a_config_have_bounds(client: TestClient, size: str, value: Any
 @pytest.mark.parametrize(
     ("config", "taken"),
     [
-        (SMALL | {"num_hidden_layers": 256}, True), (SMALL | {"num_hidden_layers": 257}, False),
-        ({"model_type": "t5", "num_layers": 128, "num_decoder_layers": 128, "d_model": 64}, True),
-        ({"model_type": "t5", "num_layers": 128, "num_decoder_layers": 129, "d_model": 64}, False),
+        (SMALL | {"num_hidden_layers": 128}, True), (SMALL | {"num_hidden_layers": 129}, False),
+        ({"model_type": "t5", "num_layers": 64, "num_decoder_layers": 64, "d_model": 64}, True),
+        ({"model_type": "t5", "num_layers": 64, "num_decoder_layers": 65, "d_model": 64}, False),
         ({"model_type": "bart", "encoder_layers": 200, "decoder_layers": 100}, False),
     ],
 )  # fmt: skip
@@ -148,7 +148,7 @@ def test_the_work_for_one_answer_is_bounded(config: dict[str, Any], taken: bool)
     if taken:
         recipe_of({"model": config})
     else:
-        with pytest.raises(InputError, match="at most 256 layers in this service"):
+        with pytest.raises(InputError, match="at most 128 layers in this service"):
             recipe_of({"model": config})
 
 

@@ -297,7 +297,7 @@ def test_a_cache_of_nothing_keeps_nothing() -> None:
 def test_costly_patterns_are_refused(pattern: str) -> None:
     for value in (pattern, [pattern], {"target_modules": pattern}, {pattern: 8}, {"a": {"b": [pattern]}}):
         with pytest.raises(InvalidValueError, match="peft"):
-            check_patterns("peft", value)
+            check_patterns({"peft": value})
 
 
 @pytest.mark.parametrize(
@@ -309,13 +309,13 @@ def test_costly_patterns_are_refused(pattern: str) -> None:
     ],
 )  # fmt: skip
 def test_usual_patterns_are_taken(pattern: str) -> None:
-    check_patterns("peft", {"target_modules": [pattern]})
+    check_patterns({"peft": {"target_modules": [pattern]}})
 
 
 def test_patterns_that_are_taken_cost_little() -> None:
     name = "model.layers.31.self_attn.very_long_module_name.q_proj.lora_A"
     for pattern in (".*a.*b.*c", ".+.+.+!", "[a-z.]*[a-z_]*[a-z0-9.]*!", "a*a*a*b"):
-        check_patterns("peft", pattern)
+        check_patterns({"peft": pattern})
         started = time.process_time()
         assert re.fullmatch(pattern, name) is None
         assert time.process_time() - started < 0.05
