@@ -16,7 +16,7 @@ from memplan.budget.files import Files
 from memplan.cards import resolve_model
 from memplan.documents import parse, syntax_of
 from memplan.errors import FileFormatError, InputError, MemplanError, UnknownNameError
-from memplan.recipe import Recipe
+from memplan.recipe import Recipe, mapping_of
 from memplan.report.wording import model_name
 
 Accept = Callable[[Recipe], None]
@@ -55,9 +55,9 @@ def run_of(spec: CheckSpec, files: Files, accept: Accept | None = None) -> Run:
     override = dict(spec.override)
     if spec.gpu is not None and not spec.is_default_gpu:
         override["gpu"] = spec.gpu
-    if spec.recipe is not None:
-        keys, uncovered = {**spec.recipe, **override}, ()
-        return _finished(keys, uncovered, spec, files, accept)
+    said = spec.recipe if spec.recipe is not None else _recipe_file(spec, files)
+    if said is not None:
+        return _finished({**said, **override}, (), spec, files, accept)
     reading = _reading(spec, files)
     keys = {**reading.keys, **override}
     # Raises where there is no model; says what is not covered.
@@ -68,6 +68,14 @@ def run_of(spec: CheckSpec, files: Files, accept: Accept | None = None) -> Run:
 def _known(override: Mapping[str, Any]) -> dict[str, Any]:
     Recipe(model="", **{key: value for key, value in override.items() if key != "model"})
     return dict(override)
+
+
+def _recipe_file(spec: CheckSpec, files: Files) -> Mapping[str, Any] | None:
+    """Keys of a recipe file; None where the check names configs, whose readers take a while to load."""
+    if spec.format != "recipe":
+        return None
+    (path,) = spec.files
+    return mapping_of(parse(files.read(path), syntax_of(path), path))
 
 
 def _reading(spec: CheckSpec, files: Files) -> Any:
