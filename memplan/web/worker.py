@@ -30,6 +30,9 @@ _LENGTH = struct.Struct("!Q")
 _PAGE_BYTES = mmap.PAGESIZE
 
 
+READY = b"\x06"
+
+
 @dataclass(frozen=True, slots=True)
 class Bug:
     """An exception that nobody raised on purpose."""
@@ -78,7 +81,11 @@ def answer(function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
 
 
 def serve(connection: socket.socket, max_resident_bytes: int) -> None:
-    """Answer jobs until the other end is closed; says with an answer when it is the last, because the process has grown."""
+    """Answer jobs until the other end is closed.
+
+    Says first that it is there; and with an answer that it is the last, where the process has grown.
+    """
+    connection.sendall(READY)
     with connection.makefile("rb") as stream:
         while len(head := stream.read(HEAD_BYTES)) == HEAD_BYTES:
             function, args = pickle.loads(stream.read(frame_length(head)))
