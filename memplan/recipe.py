@@ -6,7 +6,7 @@ says where each came from.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
@@ -78,6 +78,15 @@ Rank = Annotated[int, Field(strict=True, ge=1, le=16_384)]
 Flag = Annotated[bool, Field(strict=True)]
 
 
+class _Origins(dict[str, str]):
+    """Equal to every other, so that recipes compare by what they say."""
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Origins)
+
+    __hash__ = None
+
+
 class Recipe(BaseModel):
     """A training run, as far as the user said it.
 
@@ -145,6 +154,7 @@ class Recipe(BaseModel):
     expandable_segments: Flag | None = None
 
     _uncovered: tuple[str, ...] = PrivateAttr(())
+    _origins: _Origins = PrivateAttr(default_factory=lambda: _Origins())
 
     def __init__(self, /, **data: Any) -> None:
         data = _accept_old_names(data)
@@ -217,7 +227,21 @@ class Recipe(BaseModel):
 
     def replace(self, **changes: Any) -> Recipe:
         """This recipe with `changes` (validated again)."""
-        return Recipe(**{**self.said(), **changes}).with_uncovered(self._uncovered)
+        changed = Recipe(**{**self.said(), **changes}).with_uncovered(self._uncovered)
+        return changed.with_origins({key: text for key, text in self._origins.items() if key not in changes})
+
+    @property
+    def origins(self) -> Mapping[str, str]:
+        """Where the values of keys are from that nobody said: the default of a framework whose config was read."""
+        return self._origins
+
+    def with_origins(self, origins: Mapping[str, str]) -> Recipe:
+        """This recipe with `origins`; they are no part of what it says, and recipes are compared without them."""
+        if not origins:
+            return self
+        copy = self.model_copy()
+        copy._origins = _Origins({**self._origins, **origins})
+        return copy
 
     @property
     def uncovered(self) -> tuple[str, ...]:

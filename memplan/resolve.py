@@ -137,6 +137,9 @@ def resolve(recipe: Recipe, *, allow_paths: bool = True, described_only: bool = 
     filler.fill("expandable_segments", False, "default: PyTorch's allocator as it comes")
     config = _config(recipe, model, filler)
     _refuse_unused(said, filler, method, task)
+    for key, origin in recipe.origins.items():
+        if filler.sources.get(key) == USER:
+            filler.sources[key] = origin
     return Resolved(
         recipe=recipe,
         values=filler.values,

@@ -11,7 +11,7 @@ import typer
 from memplan.cli.output import write_json, write_report
 from memplan.errors import InputError
 
-Files = Annotated[list[Path], typer.Argument(metavar="FILE...", help="Config files of one run.")]
+Files = Annotated[list[Path], typer.Argument(metavar="FILE", help="Config files of one run.")]
 FormatOption = Annotated[
     str | None, typer.Option("--format", metavar="NAME", help="Format of the file; by default it is detected.")
 ]

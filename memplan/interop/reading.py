@@ -107,7 +107,12 @@ class Reading:
         texts = self.uncovered
         if self.open_length and keys.get("sequence_length") is None:
             texts = (*texts, self.open_length)
-        return Recipe(**keys).with_uncovered(texts)
+        origins = {
+            entry.recipe_key: f"{entry.framework} {entry.version_range}: {entry.source}"
+            for entry in self.defaults
+            if entry.recipe_key in keys and entry.recipe_key not in changes
+        }
+        return Recipe(**keys).with_uncovered(texts).with_origins(origins)
 
     @property
     def uncovered(self) -> tuple[str, ...]:

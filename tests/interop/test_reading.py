@@ -13,6 +13,8 @@ from memplan.errors import FileFormatError, InputError, MemplanError, UnknownNam
 from memplan.estimate import Fits
 from memplan.interop.defaults import framework_default, in_range, list_defaults, reference_version
 from memplan.interop.names import is_memory_like, words_of
+from memplan.recipe import Recipe
+from memplan.resolve import resolve
 
 TINY = {"model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
         "num_attention_heads": 4, "vocab_size": 320}  # fmt: skip
@@ -359,3 +361,14 @@ def test_evaluation_in_larger_batches_is_reported(text: str, where: str) -> None
 def test_other_ways_to_train_are_not_taken_for_fine_tuning(text: str) -> None:
     words = ("another trainer", "preference training", "the head of")
     assert any(word in entry for entry in yaml(text).unsupported for word in words)
+
+
+def test_an_estimate_says_whose_default_a_value_is() -> None:
+    reading = yaml("model_name_or_path: gpt2\nmax_length: 64\nper_device_train_batch_size: 2\n")
+    sources = reading.estimate(model=TINY).recipe_sources
+    assert sources["micro_batch_size"] == "user"
+    assert sources["dtype"] == "trl >=1.0: trl/trainer/model_config.py:71 (1.16.0)"
+    changed = reading.recipe_with(model=TINY).replace(dtype="bfloat16")
+    assert resolve(changed).sources["dtype"] == "user"
+    assert resolve(changed).sources["optim"].startswith("transformers >=5.0: ")
+    assert changed == Recipe(**changed.said())
