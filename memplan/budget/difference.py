@@ -87,7 +87,8 @@ def difference(
 def component_changes(before: Estimate, after: Estimate) -> tuple[ComponentChange, ...]:
     """Components at both peaks up to the device's bytes, in the order of `Component`; equal ones are listed too."""
     first, second = _parts(before), _parts(after)
-    order = [*(str(component) for component in Component), UNSPLIT]
+    order = [str(component) for component in Component]
+    order.insert(order.index(str(Component.ALLOCATOR_CACHE)), UNSPLIT)
     return tuple(
         ComponentChange(component=name, before_bytes=first.get(name, 0), after_bytes=second.get(name, 0))
         for name in order

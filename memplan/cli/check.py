@@ -21,7 +21,7 @@ def _option(name: str, metavar: str, text: str) -> Any:
 Files = Annotated[
     list[Path] | None,
     typer.Argument(
-        metavar="[FILE]...",
+        metavar="FILE",
         help="A budget file; by default memplan.toml or [tool.memplan] in pyproject.toml, here or above, up to the top of "
         "the repository. Or recipes and training configs, for --budget and --gpu.",
     ),
