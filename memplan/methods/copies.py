@@ -5,17 +5,20 @@ Source: peft/tuners/{ln_tuning,trainable_tokens,adaption_prompt}/{model,layer}.p
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from memplan.architecture import ModuleKind
 from memplan.dtypes import DType
 from memplan.errors import InvalidValueError, UnsupportedError
 from memplan.methods.adaptation import Adaptation, AddedKind
-from memplan.methods.apply import find_targets, finish, prepare_targets, target_matcher
+from memplan.methods.apply import adapter_tensor, find_targets, finish, prepare_targets, target_matcher
 from memplan.methods.state import ModelState, Weight
 from memplan.methods.targets import module_paths, no_match
-from memplan.methods.tokens import check_indices, token_weights
+from memplan.methods.tokens import check_indices, tied_to_embedding, token_weights
 from memplan.methods.tuner import Tuner
+from memplan.step.adapters import embeddings
+from memplan.step.site import AdapterSite
 
 _ROWS = Tuner(frozenset({ModuleKind.EMBEDDING, ModuleKind.LINEAR}), lambda target, config: [], "")
 
@@ -88,10 +91,22 @@ def trainable_tokens(method: str, state: ModelState, config: dict[str, Any]) -> 
     targets = find_targets(_ROWS, state, config)
     if not targets:
         raise no_match("peft.target_modules", config["target_modules"], architecture)
+    sites: dict[str, AdapterSite] = {}
+    plain = True
     for target in targets:
-        state.inject(target.module, token_weights(target.module, len(indices)))
+        weights = token_weights(target.module, len(indices))
+        state.inject(target.module, weights)
+        tensors = tuple(adapter_tensor(weight, state, target.dtype) for weight in weights)
+        sites[target.path] = AdapterSite(
+            embeddings.trainable_tokens, tensors, creation=embeddings.trainable_tokens_creation
+        )
+        plain = plain and target.path == architecture.input_embeddings and target.module.class_name == "Embedding"
+        for path in tied_to_embedding(architecture):
+            owned = tuple(replace(tensor, owner=target.path) for tensor in tensors)
+            sites[path] = AdapterSite(embeddings.trainable_tokens_head, owned)
     finish(state, config, None)
-    return _adaptation(method, state, config, "the replaced rows of trainable tokens")
+    unwalked = "" if plain else "trainable tokens elsewhere than on an embedding that does not scale"
+    return replace(_adaptation(method, state, config, unwalked), adapters=sites if plain else {})
 
 
 def adaption_prompt(method: str, state: ModelState, config: dict[str, Any]) -> Adaptation:

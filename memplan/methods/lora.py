@@ -16,6 +16,7 @@ from memplan.methods.state import Weight
 from memplan.methods.targets import pattern_value
 from memplan.methods.tuner import LINEAR_OR_CONV1D, Config, Target, Tuner
 from memplan.step.adapters import lora as adapters
+from memplan.step.adapters.embeddings import lora_embedding
 from memplan.step.site import Creator, LoraSite, Rewrite
 
 KINDS = frozenset({ModuleKind.LINEAR, ModuleKind.CONV1D, ModuleKind.EMBEDDING, ModuleKind.CONV})
@@ -41,6 +42,7 @@ _INITS = ("gaussian", "olora", "loftq", "eva", "corda", "orthogonal", "lora_ga",
 
 # How the step changes, for each variant.
 _UNWALKED = {
+    "use_dora": "DoRA on an embedding or a convolution",
     "use_bdlora": "BD-LoRA's block-diagonal factors",
     "alora_invocation_tokens": "activated LoRA's invocation mask",
     "velora_config": "VeLoRA's compressed activations",
@@ -197,6 +199,9 @@ def site(target: Target, config: Config, dtype: Any) -> LoraSite | None:
 def rewrite(target: Target, config: Config) -> Rewrite | None:
     """The forward of the adapted layer."""
     variants = [key for key in _LINEAR_VARIANTS if has_variant(config, key)]
+    if target.kind is ModuleKind.EMBEDDING:
+        plain = not variants and config["init_lora_weights"] != "mica" and target.module.class_name == "Embedding"
+        return lora_embedding if plain else None
     if target.kind not in LINEAR_OR_CONV1D or config["init_lora_weights"] == "mica":
         return None
     if not variants:
@@ -211,7 +216,7 @@ def unwalked(target: Target, config: Config) -> str:
             return words
     if config["init_lora_weights"] == "mica":
         return "MiCA's frozen B"
-    return {ModuleKind.EMBEDDING: "LoRA on an embedding"}.get(target.kind, "LoRA on a convolution")
+    return {ModuleKind.EMBEDDING: "LoRA on an embedding that scales"}.get(target.kind, "LoRA on a convolution")
 
 
 def options(target: Target, config: Config) -> Mapping[str, Any]:
@@ -221,7 +226,7 @@ def options(target: Target, config: Config) -> Mapping[str, Any]:
 
 def creation(target: Target, config: Config) -> Creator | None:
     """What making the adapter computes."""
-    return adapters.dora_creation if config["use_dora"] else None
+    return adapters.dora_creation if rewrite(target, config) is adapters.dora else None
 
 
 TUNER = Tuner(KINDS, weights, "", rank="r", check=check, rewrite=rewrite, options=options, creation=creation)

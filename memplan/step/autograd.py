@@ -111,7 +111,7 @@ def _accumulate_leaf(tape: Tape, leaf: Leaf, buffers: dict[int, Tensor]) -> None
     grad = buffers.pop(id(leaf))
     if leaf.grad is not None or leaf.accumulates:
         return  # added in place into the gradient that is there; the new one is freed here
-    if unique and grad.storage is not None:
+    if unique and grad.storage is not None and not grad.by_token:  # stolen only in the parameter's own layout
         grad.storage.info.component = leaf.component
         leaf.grad = grad.storage
     else:

@@ -5,7 +5,7 @@ Symbols: B micro batch, S sequence length, H hidden size, R adapter rank, I inte
 Sources: the modeling files of transformers 5.23 (norms compute in float32), torch.nn 2.13.
 
 Known limits:
-    Adapters rewrite linear layers and Conv1D (`memplan.step.adapters`), not embeddings and norms.
+    Adapters (`memplan.step.adapters`) stand on linear layers, Conv1D and embeddings.
 """
 
 from __future__ import annotations
@@ -134,9 +134,20 @@ class LayerOps(ModuleTape):
             )
         outer, self.module = self.module, path
         weight = self.parameter(path, "weight", (num_embeddings, dim))
-        out = lookup(self, weight, indices, shape)
+        site = self.sites.get(path) if self.sites else None
+        if site is None or site.adapter is None:
+            out = lookup(self, weight, indices, shape)
+        else:
+            tokens = indices or Tensor(self, shape, DType.INT64, None)
+            layer = AdaptedLayer(self, path, site, weight, None, lambda x: self._base_embedding(path, weight, x))
+            out = site.adapter.rewrite(layer, tokens)
         self.module = outer
         return out
+
+    def _base_embedding(self, path: str, weight: Tensor, tokens: Tensor) -> Tensor:
+        out = lookup(self, weight, tokens, tokens.shape)
+        # The hook was put on this module before an adapter was put around it.
+        return self._made_leaf(out) if path == self.input_path else out
 
     def input_embedding(
         self,
@@ -167,11 +178,15 @@ class LayerOps(ModuleTape):
 
     def require_input_gradient(self, out: Tensor) -> Tensor:
         """With `input_require_grads` the input embedding's result is made a leaf, whose gradient accumulates."""
+        out = self._made_leaf(out)
+        return self.prompt(out) if self.prompt is not None else out
+
+    def _made_leaf(self, out: Tensor) -> Tensor:
         if self.settings.input_require_grads and out.node is None:
             leaf = Leaf(self.input_path, out.shape, out.dtype, Component.TEMPORARIES)
             out.node = leaf
             self.held.append((out.storage, leaf))
-        return self.prompt(out) if self.prompt is not None else out
+        return out
 
     def rms_norm(self, name: str, x: Tensor, *, class_name: str = "RMSNorm", weight_in_float: bool = False) -> Tensor:
         """RMSNorm over the last dimension, computed in float32 (LlamaRMSNorm; Gemma multiplies `1 + weight` in float32).

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from memplan.compare import Comparison
-from tests.methods.agreement import COURSES, GPT2, QUANTIZED, QWEN2, check, compared
+from tests.methods.agreement import COURSES, GPT2, LLAMA, QUANTIZED, QWEN2, check, compared
 
 # Adapter configs, each with what of `EXTRA` it can stand on.
 METHODS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
@@ -16,12 +16,14 @@ METHODS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "loha": ({}, ("qwen2",)),
     "lokr": ({"decompose_both": True, "r": 4}, ("qwen2",)),
     "ln_tuning": ({}, ("nf4", "gpt2")),
+    "trainable_tokens": ({"token_indices": [1, 2, 3]}, ("nf4", "tied", "gpt2")),
     "miss": ({"r": 7, "miss_dropout": 0.1}, ("nf4", "qwen2")),
     "vera": ({"vera_dropout": 0.1, "r": 32}, ("nf4", "gpt2")),
 }
 EXTRA: dict[str, dict[str, Any]] = {
     "nf4": QUANTIZED,
     "gpt2": {"model": GPT2, "precision": "amp"},
+    "tied": {"model": {**LLAMA, "tie_word_embeddings": True}, "activation_checkpointing": True},
     "qwen2": {"model": QWEN2, "precision": "amp"},
 }
 SAMPLED = ("bf16", "checkpointed, amp, eager")

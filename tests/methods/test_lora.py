@@ -123,7 +123,7 @@ def test_site_has_the_rank_of_its_pattern_and_the_dtype_of_its_weights() -> None
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"target_modules": ["embed_tokens"]}, "LoRA on an embedding"),
+        ({"target_modules": ["embed_tokens"], "use_dora": True}, "DoRA on an embedding or a convolution"),
         ({"trainable_token_indices": [1]}, "trainable tokens"),
         ({"kasa_config": {}}, "KaSA's diagonal"),
     ],

@@ -11,6 +11,7 @@ from memplan.compare import Comparison
 from tests.methods.agreement import COURSES, GPT2, QUANTIZED, QWEN2, check, compared
 
 DORA = {"use_dora": True}
+EMBEDDING = {"target_modules": ["embed_tokens", "q_proj"]}
 CASES: dict[str, dict[str, Any]] = {
     **{f"DoRA, {name}": {"method": "lora", "peft": DORA, **keys} for name, keys in COURSES.items()},
     "DoRA with dropout, biases in the base, amp": {
@@ -22,6 +23,14 @@ CASES: dict[str, dict[str, Any]] = {
     "DoRA with dropout on nf4, no autocast": {
         "method": "lora", "peft": {**DORA, "lora_dropout": 0.1}, **QUANTIZED, "precision": "pure",
         "activation_checkpointing": False,
+    },
+    "LoRA on the embedding": {"method": "lora", "peft": EMBEDDING},
+    "LoRA on the embedding, checkpointed, amp": {
+        "method": "lora", "peft": EMBEDDING, "precision": "amp", "activation_checkpointing": True,
+    },
+    "LoRA on the embedding of nf4": {"method": "lora", "peft": EMBEDDING, **QUANTIZED},
+    "LoRA on GPT-2's embeddings": {
+        "model": GPT2, "method": "lora", "peft": {"target_modules": ["wte", "wpe", "c_fc"], "lora_dropout": 0.1},
     },
     "LoRA on Conv1D": {"model": GPT2, "method": "lora", "peft": {"target_modules": ["c_attn", "c_proj"]}},
     "DoRA on Conv1D": {
