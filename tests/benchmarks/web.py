@@ -199,14 +199,19 @@ async def measure(service: Service, seconds: float, memory: int) -> None:
         load = await steady(port, posts(kind), 100, seconds)
         latency_row(f"POST /estimate, {kind}, 100 a second", load, GOALS["p50"], GOALS["p99"])
     for kind in ("new", "repeated"):
+        before = service.cpu_seconds()
         load = await saturated(port, posts(kind), CONNECTIONS, seconds=seconds)
+        used = [
+            1e3 * (now - then) / len(load.latencies) for now, then in zip(service.cpu_seconds(), before, strict=False)
+        ]
         row(
             f"POST /estimate, {kind}, {CONNECTIONS} connections",
             f"{load.rate:.0f} a second",
             goal=f">= {GOALS['saturated']:.0f}",
             met=load.rate >= GOALS["saturated"] and not load.errors,
         )
-        row("  of which", f"p50 {ms(load.quantile(0.5))}, p99 {ms(load.quantile(0.99))}, {load.errors} errors")
+        row("  processor time of each process an answer", " + ".join(f"{one:.2f}" for one in used) + " ms")
+        row("  latency", f"p50 {ms(load.quantile(0.5))}, p99 {ms(load.quantile(0.99))}, {load.errors} errors")
     load = await steady(port, pages(), 10, seconds)
     latency_row("the page's answer, new, 10 a second", load, GOALS["page"])
     rss_row(service, "RSS at last")
