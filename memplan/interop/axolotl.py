@@ -336,7 +336,9 @@ def _read_quantization(source: Source, draft: Draft, adapter: str) -> None:
                 draft.refuse(source, key, f"{key} with adapter {adapter}")
         return
     # loaders/model.py:435: what prepare_model_for_kbit_training casts up is cast back to the load dtype.
-    keys["prepare_model_for_kbit_training"] = False
+    keys["prepare_model_for_kbit_training"] = draft.default(
+        "axolotl", "prepare_model_for_kbit_training", "prepare_model_for_kbit_training"
+    )
 
 
 def _read_loss(source: Source, draft: Draft) -> None:

@@ -244,7 +244,9 @@ def _read_quantization(source: Source, draft: Draft) -> None:
         draft.refuse(source, "quantization_bit", f"quantization to {bits} bits by {method}")
         return
     keys = draft.keys
-    keys["prepare_model_for_kbit_training"] = False
+    keys["prepare_model_for_kbit_training"] = draft.default(
+        "llamafactory", "prepare_model_for_kbit_training", "prepare_model_for_kbit_training"
+    )
     if bits == 8:
         draft.use(source, "quantization_bit", "load_in_8bit", True)
         return

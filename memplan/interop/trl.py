@@ -129,8 +129,8 @@ def _read_quantization(source: Source, draft: Draft) -> None:
         draft.keys["bnb_4bit_compute_dtype"] = "float32" if dtype == "auto" else dtype
     if draft.keys.get("load_in_4bit") or draft.keys.get("load_in_8bit"):
         # sft_trainer.py:904-911: no prepare_model_for_kbit_training, adapters cast to bfloat16
-        draft.keys["prepare_model_for_kbit_training"] = False
-        draft.keys["autocast_adapter_dtype"] = False
+        for key in ("prepare_model_for_kbit_training", "autocast_adapter_dtype"):
+            draft.keys[key] = draft.default("trl", key, key)
         if draft.keys.get("bnb_4bit_compute_dtype", "float32") != "bfloat16":
             place = "load_in_4bit" if draft.keys.get("load_in_4bit") else "load_in_8bit"
             draft.refuse(source, place, "adapters that TRL casts to bfloat16 on a base of another type")
