@@ -140,9 +140,23 @@ def test_every_reference_of_the_schema_resolves() -> None:
     text = json.dumps(schema)
     names = {part.split('"')[0] for part in text.split("#/$defs/")[1:]}
     assert names <= set(schema["$defs"])
-    jsonschema = pytest.importorskip("jsonschema")
-    good = {"schema": 1, "check": [{"name": "a", "recipe": {"model": "m"}, "budget": "72 GiB", "max_increase": "+5%"}]}
-    jsonschema.Draft202012Validator(schema).validate(good)
-    for bad in ({"budget": "72"}, {"budgte": "72 GiB"}, {"level": "vram"}, {"config": "x"}, {"max_increase": "5"}):
-        entry = {**good["check"][0], **bad}  # type: ignore[index]
-        assert not jsonschema.Draft202012Validator(schema).is_valid({"schema": 1, "check": [entry]}), bad
+
+
+def test_the_schema_accepts_and_refuses_what_the_reader_does() -> None:
+    validator = pytest.importorskip("jsonschema_rs").validator_for(config_schema())
+    entry = {"name": "a", "recipe": {"model": "m"}, "budget": "72 GiB", "max_increase": "+5%", "headroom": "auto"}
+    changes: list[dict[str, Any]] = [
+        {}, {"budget": "72"}, {"budget": 72}, {"budget": "72 Gb"}, {"budgte": "72 GiB"}, {"level": "vram"},
+        {"level": "reserved"},
+        {"config": "x"}, {"max_increase": "5"}, {"max_increase": "1 GiB"}, {"headroom": "5%"}, {"headroom": "wide"},
+        {"severity": "warn"}, {"on_uncertain": "maybe"}, {"override": {"padding": True}}, {"message": ""},
+    ]  # fmt: skip
+    for change in changes:
+        document = {"schema": 1, "check": [{**entry, **change}]}
+        try:
+            specs_of(Document("x", "json", document))
+        except InputError:
+            is_read = False
+        else:
+            is_read = True
+        assert validator.is_valid(document) is is_read, change
