@@ -50,7 +50,9 @@ ERROR_EXAMPLE: Schema = {
 DESCRIPTION = """How much GPU memory a training run needs, where it goes, and whether it fits.
 
 Every size is an integer of bytes. An answer to the same request is the same bytes as long as the version stays the same.
+
 Unknown keys, keys given twice, and numbers in quotes are refused: a mistake never becomes the answer to another question.
+
 Every answer carries an `X-Request-ID`: the one sent, where it is 1 to 64 letters, digits, dots, dashes and underscores, or a
 new one. Every error is one envelope, `{"error": {"code", "message", "hint"?, "field"?, "request_id"}}`; `code` is stable.
 """

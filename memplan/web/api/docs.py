@@ -81,7 +81,7 @@ def _operation(path: str, method: str, found: Mapping[str, Any], url: str) -> Op
     command = f"curl -s {shlex.quote(url + address)}"
     if body:
         example = next(iter(body["examples"].values()))["value"]
-        command += f" \\\n  -H 'Content-Type: {_JSON}' \\\n  -d {shlex.quote(json.dumps(example))}"
+        command += f" \\\n  -H 'Content-Type: {_JSON}' \\\n  -d {shlex.quote(json.dumps(example, indent=2))}"
     return Operation(
         id=found["operationId"],
         method=method,
@@ -142,7 +142,7 @@ async def docs(request: Request) -> Response:
         "api_docs.html",
         root=root_of(request),
         here="/api/docs",
-        intro=document["info"]["description"].strip().splitlines(),
+        intro=document["info"]["description"].strip().split("\n\n"),
         operations=operations_of(document, url),
         shapes={name: list(keys_of(schema)) for name, schema in schemas.items() if schema.get("properties")},
     )
