@@ -34,15 +34,18 @@ def _apply(layer: AdaptedLayer, x: Tensor, update: Callable[[AdaptedLayer, Tenso
     dtype = result.dtype
     if not layer.is_quantized:
         x = ops.to(t, x, wanted)
-        return ops.to(t, update(layer, x, result), dtype)
+        result = update(layer, x, result)  # the base layer's result goes before the sum is cast
+        return ops.to(t, result, dtype)
     if layer.is_4bit:
         result = ops.clone(t, result)
     if t.settings.autocast is not None:
-        return update(layer, x, result)
+        result = update(layer, x, result)
+        return result
     x = ops.to(t, x, wanted)
     if update is _plain:
         return result + ops.to(t, _factors(layer, x), dtype)
-    return ops.to(t, update(layer, x, result), dtype)
+    result = update(layer, x, result)
+    return ops.to(t, result, dtype)
 
 
 def _plain(layer: AdaptedLayer, x: Tensor, result: Tensor) -> Tensor:
