@@ -12,6 +12,8 @@ from memplan.dtypes import DType
 from memplan.errors import InvalidValueError, UnsupportedError
 from memplan.methods.state import Weight
 from memplan.methods.tuner import LINEAR, LINEAR_OR_CONV, Config, Target, Tuner
+from memplan.step.adapters import oft as adapters
+from memplan.step.site import Rewrite
 
 
 def _rotated_size(target: Target) -> int:
@@ -135,7 +137,19 @@ def _check_road(config: Config) -> None:
         raise InvalidValueError("peft.group_size", config["group_size"], "a positive even number")
 
 
-OFT = Tuner(frozenset({*LINEAR_OR_CONV, ModuleKind.EMBEDDING}), oft, "OFT's rotation of the input", check=_check_oft)
+def _oft_rewrite(target: Target, config: Config) -> Rewrite | None:
+    special = config["coft"] or config["block_share"] or config["module_dropout"] or not config["use_cayley_neumann"]
+    return adapters.oft if target.kind is ModuleKind.LINEAR and not special else None
+
+
+OFT = Tuner(
+    frozenset({*LINEAR_OR_CONV, ModuleKind.EMBEDDING}),
+    oft,
+    "OFT on other than linear layers, or with coft, block_share, module_dropout or an exact Cayley transform",
+    check=_check_oft,
+    rewrite=_oft_rewrite,
+    options=lambda target, config: {"terms": config["num_cayley_neumann_terms"]},
+)
 BOFT = Tuner(LINEAR_OR_CONV, boft, "BOFT's materialised rotation", check=_check_boft)
 HRA = Tuner(LINEAR_OR_CONV, hra, "HRA's materialised reflections", rank="r", packed=False)
 PSOFT = Tuner(LINEAR, psoft, "PSOFT's rotation in the principal subspace", rank="r", packed=False)

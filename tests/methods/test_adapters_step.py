@@ -16,6 +16,7 @@ METHODS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "loha": ({}, ("qwen2",)),
     "lokr": ({"decompose_both": True, "r": 4}, ("qwen2",)),
     "ln_tuning": ({}, ("nf4", "gpt2")),
+    "oft": ({}, ("nf4", "qwen2")),
     "trainable_tokens": ({"token_indices": [1, 2, 3]}, ("nf4", "tied", "gpt2")),
     "miss": ({"r": 7, "miss_dropout": 0.1}, ("nf4", "qwen2")),
     "vera": ({"vera_dropout": 0.1, "r": 32}, ("nf4", "gpt2")),

@@ -1,0 +1,144 @@
+"""OFT: the input rotated in blocks, by the Cayley transform of skew-symmetric matrices as a Neumann series.
+
+Symbols: B micro batch, S sequence length, n blocks, b block size, in = n b.
+
+Source: peft/tuners/oft/layer.py, OFTRotationModule (PEFT 0.21.2).
+
+Known limits:
+    No `coft`, `block_share`, `module_dropout`, and no exact Cayley transform.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, cast
+
+from memplan.dtypes import DType
+from memplan.step import ops
+from memplan.step.adapters.layer import AdaptedLayer
+from memplan.step.tensor import Node, Shape, Tape, Tensor
+
+if TYPE_CHECKING:
+    from memplan.step.layers import LayerOps
+
+
+def oft(layer: AdaptedLayer, x: Tensor) -> Tensor:
+    """`base(rotate(x))`."""
+    t, previous, weight = layer.t, x.dtype, layer["oft_R"]
+    x = ops.to(t, x, weight.dtype)
+    x = _rotate(layer, x, weight)
+    return ops.to(t, layer.base(ops.to(t, x, previous)), previous)
+
+
+def _rotate(layer: AdaptedLayer, x: Tensor, weight: Tensor) -> Tensor:
+    t, required = layer.t, x.dtype
+    blocks, size = weight.shape[0], x.shape[-1] // weight.shape[0]
+    rotation = _cayley(t, weight, (blocks, size, size), layer.option("terms"))
+    rows = x.shape[0] * x.shape[1]
+    # einsum("...rk,rkc->...rc") permutes its operands and multiplies them with bmm, the rotation on the left.
+    shards = _regrouped(t, x, (blocks, size, rows))
+    rotated = _bmm(t, rotation, shards)
+    del shards
+    return ops.to(t, _gathered(t, rotated, x.shape), required)
+
+
+def _cayley(t: LayerOps, vector: Tensor, shape: Shape, terms: int) -> Tensor:
+    """I + 2 Q + 2 Q^2 + ... + Q^(terms - 1), [n, b, b], added up in place."""
+    skew = _skew_symmetric(t, vector, shape)
+    eye = t.new(shape[1:], vector.dtype, "eye")
+    total = t.new(shape, vector.dtype, "repeat")
+    del eye
+    if terms == 1:
+        return total
+    total = add_in_place(t, total, skew, scaled=True)
+    if terms == 2:
+        return total
+    squared = _bmm(t, skew, skew)
+    total = add_in_place(t, total, squared, scaled=True)
+    power = squared
+    for _ in range(3, terms - 1):
+        power = _bmm(t, power, skew)
+        total = add_in_place(t, total, power, scaled=True)
+    power = _bmm(t, power, skew)
+    return add_in_place(t, total, power)
+
+
+def _skew_symmetric(t: Tape, vector: Tensor, shape: Shape) -> Tensor:
+    """The matrices with `vector` above their diagonals, less their transposes."""
+    storage = t.alloc(shape, vector.dtype, "zeros")
+    node = t.record("index_put_", (vector,), (), _index_backward, (vector.shape, vector.dtype))
+    matrix = Tensor(t, shape, vector.dtype, storage, node)
+    return subtract(t, matrix, t.view(matrix, shape))
+
+
+def _index_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | None]:
+    shape, dtype = cast(tuple[Shape, DType], node.meta)
+    return (tape.new(shape, dtype, "index"),)
+
+
+def subtract(t: Tape, a: Tensor, b: Tensor) -> Tensor:
+    """`a - b` of tensors alike: the second gradient is negated."""
+    node = t.record("sub", (a, b), (), _sub_backward)
+    return t.new(a.shape, a.dtype, "sub", node)
+
+
+def _sub_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | None]:
+    right = tape.new(grad.shape, grad.dtype, "neg") if node.edges[1] is not None else None
+    return (grad if node.edges[0] is not None else None, right)
+
+
+def add_in_place(t: Tape, total: Tensor, other: Tensor, *, scaled: bool = False) -> Tensor:
+    """`total.add_(other, alpha=...)`; a factor is multiplied into the gradient of `other`."""
+    node = t.record("add_", (total, other), (), _add_in_place_backward, (other.shape, other.dtype, scaled))
+    return Tensor(t, total.shape, total.dtype, total.storage, node)
+
+
+def _add_in_place_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | None]:
+    shape, dtype, scaled = cast(tuple[Shape, DType, bool], node.meta)
+    right = None
+    if node.edges[1] is not None:
+        right = tape.new(grad.shape, grad.dtype, "mul") if scaled else grad
+        right = ops.fit_gradient(tape, right, shape, dtype)
+    return (grad if node.edges[0] is not None else None, right)
+
+
+def _bmm(t: LayerOps, a: Tensor, b: Tensor) -> Tensor:
+    """`torch.bmm(a, b)` of [n, i, j] and [n, j, k] under the step's autocast."""
+    autocast = t.settings.autocast
+    if autocast is not None:
+        b = ops.to(t, b, autocast)
+        a = ops.to(t, a, autocast)
+    saved = (b if a.node is not None else None, a if b.node is not None else None)
+    node = t.record("bmm", (a, b), saved, _bmm_backward, (a.shape, b.shape, a.dtype))
+    return t.new((*a.shape[:2], b.shape[2]), a.dtype, "bmm", node)
+
+
+def _bmm_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | None]:
+    a_shape, b_shape, dtype = cast(tuple[Shape, Shape, DType], node.meta)
+    kept = [node.stored(index) for index in range(len(node.saved))]
+    left = tape.new(a_shape, dtype, "bmm") if node.edges[0] is not None else None
+    right = tape.new(b_shape, dtype, "bmm") if node.edges[1] is not None else None
+    del kept
+    return (left, right)
+
+
+def _regrouped(t: Tape, x: Tensor, shape: Shape) -> Tensor:
+    """[B, S, in] seen as [n, b, B S]; the gradient is copied back into the order of x."""
+    node = t.record("permute", (x,), (), _copy_backward, (x.shape,))
+    return Tensor(t, shape, x.dtype, x.storage, node, is_view=True)
+
+
+def _gathered(t: Tape, x: Tensor, shape: Shape) -> Tensor:
+    """[n, b, B S] copied into [B, S, in]; the gradient is a view."""
+    node = t.record("clone", (x,), (), _view_backward, (x.shape,))
+    return t.new(shape, x.dtype, "clone", node)
+
+
+def _copy_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | None]:
+    (shape,) = cast(tuple[Shape], node.meta)
+    return (tape.new(shape, grad.dtype, "clone"),)
+
+
+def _view_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | None]:
+    (shape,) = cast(tuple[Shape], node.meta)
+    return (Tensor(tape, shape, grad.dtype, grad.storage, None, is_view=True),)
