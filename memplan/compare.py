@@ -6,7 +6,9 @@ The trace is the witness; what differs is a finding about the engine (or about t
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain
 
 from memplan.errors import MemplanError
 from memplan.prepare import prepare
@@ -16,8 +18,12 @@ from memplan.step.walk import Walk
 from memplan.trace.estimate import spec_of
 from memplan.trace.result import TraceResult
 from memplan.trace.runner import run_many
+from memplan.trace.spec import TraceSpec
 from memplan.training_step import walk
 from memplan.unsupported import unsupported_parts
+
+# Recipes traced by one worker: enough to import torch rarely, few enough that a crash costs little.
+_CHUNK = 24
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +55,14 @@ class PhaseDifference:
         return self.estimate_end_bytes - self.trace_end_bytes
 
     @property
+    def fractions(self) -> tuple[float, float]:
+        """Both differences as parts of what the trace says."""
+        return (
+            self.peak_difference_bytes / max(self.trace_peak_bytes, 1),
+            self.end_difference_bytes / max(self.trace_end_bytes, 1),
+        )
+
+    @property
     def is_equal(self) -> bool:
         """Whether peak and end agree to the byte."""
         return not self.peak_difference_bytes and not self.end_difference_bytes
@@ -76,15 +90,16 @@ class Comparison:
 
     @property
     def worst_fraction(self) -> float:
-        """Largest relative difference of a phase's peak."""
-        return max((abs(p.peak_difference_bytes) / p.trace_peak_bytes for p in self.phases), default=0.0)
+        """Largest difference at a phase's peak or end, as a part of the traced peak or end."""
+        return max((max(map(abs, phase.fractions)) for phase in self.phases), default=0.0)
 
 
-def compare(recipes: Sequence[Recipe], *, walk_unsupported: bool = False) -> list[Comparison]:
-    """Compare estimate and trace for each recipe; one worker process traces them all.
+def compare(recipes: Sequence[Recipe], *, walk_unsupported: bool = False, jobs: int = 1) -> list[Comparison]:
+    """Compare estimate and trace for each recipe.
 
     Args:
         recipes: what to compare.
+        jobs: worker processes that trace at a time; one process traces many recipes.
         walk_unsupported: walk a step that the engine itself would call unsupported (to find out whether it is right).
 
     Raises:
@@ -108,7 +123,7 @@ def compare(recipes: Sequence[Recipe], *, walk_unsupported: bool = False) -> lis
             asked.append(index)
         except MemplanError as error:
             found[index] = Comparison(recipes[index], refusal=error.message)
-    for index, result in zip(asked, run_many(specs) if specs else [], strict=True):
+    for index, result in zip(asked, _traced(specs, jobs), strict=True):
         if isinstance(result, MemplanError):
             found[index] = Comparison(recipes[index], refusal=f"trace: {result.message}")
             continue
@@ -121,6 +136,22 @@ def compare(recipes: Sequence[Recipe], *, walk_unsupported: bool = False) -> lis
         )
     assert all(entry is not None for entry in found)
     return [entry for entry in found if entry is not None]
+
+
+def _traced(specs: Sequence[TraceSpec], jobs: int) -> list[TraceResult | MemplanError]:
+    if jobs == 1:
+        return run_many(specs) if specs else []
+    chunks = [specs[start : start + _CHUNK] for start in range(0, len(specs), _CHUNK)]
+    with ThreadPoolExecutor(jobs) as pool:
+        return list(chain.from_iterable(pool.map(_traced_chunk, chunks)))
+
+
+def _traced_chunk(specs: Sequence[TraceSpec]) -> list[TraceResult | MemplanError]:
+    """Several specs in one worker; one by one where it died, so that only the one at fault has no answer."""
+    try:
+        return run_many(specs)
+    except MemplanError as error:
+        return [error] if len(specs) == 1 else [*chain.from_iterable(_traced_chunk([spec]) for spec in specs)]
 
 
 def differences(walk: Walk, result: TraceResult) -> tuple[PhaseDifference, ...]:

@@ -11,6 +11,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from memplan.cli.accuracy import accuracy
 from memplan.cli.check import check
+from memplan.cli.compare import compare
 from memplan.cli.diff import diff
 from memplan.cli.calibrate import calibrate
 from memplan.cli.errors import usage_message
@@ -114,6 +115,7 @@ for _command in (
     with_recipe(plan),
     with_recipe(trace),
     with_recipe(measure),
+    with_recipe(compare),
     with_recipe(explain),
     with_recipe(explain_oom, file_option="--recipe"),
     with_recipe(export),
