@@ -21,6 +21,7 @@ from memplan.families import Head, family_of
 from memplan.prepare import Prepared
 from memplan.recipe import Task
 from memplan.resolve import Resolved
+from memplan.step.adapters.adalora import orthogonality
 from memplan.step.adapters.prompts import prompted
 from memplan.step.allocator import AllocatorReport
 from memplan.step.builder import Builder
@@ -152,13 +153,15 @@ def recordings(resolved: Resolved, prepared: Prepared, *, fold: bool | None = No
     settings = settings_of(resolved, prepared)
 
     def forward(tape: Builder) -> Tensor:
-        prompt = prepared.adaptation.prompt
-        if prompt is None:
-            return family.forward(tape, resolved.config, head)
-        return prompted(tape, prompt, lambda t: family.forward(t, resolved.config, head))
+        adaptation = prepared.adaptation
+        if adaptation.prompt is not None:
+            return prompted(tape, adaptation.prompt, lambda t: family.forward(t, resolved.config, head))
+        loss = family.forward(tape, resolved.config, head)
+        return orthogonality(tape, adaptation.adapters, loss) if adaptation.method == "adalora" else loss
 
     def recorded(settings: StepSettings) -> Recording:
-        folds = family.folds if fold is None else fold
+        # AdaLoRA's term of the loss looks at every layer's factors.
+        folds = family.folds and prepared.adaptation.method != "adalora" if fold is None else fold
         return record(forward, prepared.sites, settings, fold=folds)
 
     first = recorded(settings)

@@ -94,6 +94,8 @@ def unsupported_parts(resolved: Resolved, prepared: Prepared) -> Unsupported:
         other.append(f"attention heads of {head_size} elements, which sdpa pads to a multiple of 8")
     if resolved.peft.get("init_lora_weights", True) not in (True, False, "gaussian"):
         other.append(f"what init_lora_weights={resolved.peft['init_lora_weights']} borrows while the adapter is made")
+    if resolved.method == "adalora":
+        other.append("the importance scores that AdaLoRA's update_and_allocate keeps: three numbers a parameter")
     if values["gpus"] > 1:
         other.append(f"parallelism over {values['gpus']} GPUs: the figures are those of one GPU that holds everything")
     if resolved.quantization is not None and resolved.quantization.scheme is Scheme.INT8:

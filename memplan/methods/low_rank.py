@@ -13,6 +13,7 @@ from memplan.methods.lora import rank_of
 from memplan.methods.state import Weight
 from memplan.methods.targets import is_all_linear
 from memplan.methods.tuner import LINEAR, LINEAR_OR_CONV1D, Config, Target, Tuner
+from memplan.step.adapters import adalora as adapters
 
 _CONVOLUTIONS = frozenset({*LINEAR_OR_CONV1D, ModuleKind.CONV})
 
@@ -21,7 +22,7 @@ def adalora(target: Target, config: Config) -> list[Weight]:
     """A [r, in], B [out, r], the singular values E [r, 1], and the count of ranks kept, at rank `init_r`.
 
     The count is created frozen, but moving it to the layer's device or dtype makes a new parameter of it, which
-    requires a gradient and never gets one; only on a CPU in float32 nothing moves.
+    requires a gradient, gets one and is trained; only on a CPU in float32 nothing moves.
     """
     rank = config["init_r"]
     inputs = target.in_features
@@ -204,7 +205,13 @@ def _check_lily(config: Config) -> None:
 
 
 ADALORA = Tuner(
-    _CONVOLUTIONS, adalora, "AdaLoRA's singular values and rank pruning", rank="init_r", check=_check_adalora
+    _CONVOLUTIONS,
+    adalora,
+    "AdaLoRA on convolutions",
+    rank="init_r",
+    check=_check_adalora,
+    rewrite=lambda target, config: adapters.adalora if target.kind is not ModuleKind.CONV else None,
+    options=lambda target, config: {"dropout": float(config["lora_dropout"])},
 )
 HIRA = Tuner(frozenset({*_CONVOLUTIONS, ModuleKind.EMBEDDING}), hira, "HiRA's product of weight and update", rank="r")
 DELORA = Tuner(LINEAR, delora, "DeLoRA's normalised update", rank="r", packed=False)

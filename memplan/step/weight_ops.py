@@ -74,15 +74,25 @@ def vector_norm(tape: Tape, x: Tensor, shape: Shape) -> Tensor:
 
 
 def div(tape: Tape, a: Tensor, b: Tensor) -> Tensor:
-    """`a / b` with a divisor that needs no gradient, which is saved."""
-    assert b.node is None
-    node = tape.record("div", (a,), (b,), _div_backward, (a.shape, a.dtype))
+    """`a / b`: saves the divisor, and the dividend where the divisor needs a gradient."""
+    saved = (a if b.node is not None else None, b)
+    node = tape.record("div", (a, b), saved, _div_backward, (a.shape, a.dtype, b.shape, b.dtype))
     return tape.new(ops.broadcast(a.shape, b.shape), ops.promote(a.dtype, b.dtype), "div", node)
 
 
 def _div_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | None]:
-    shape, dtype = cast(tuple[Shape, DType], node.meta)
+    a_shape, a_dtype, b_shape, b_dtype = cast(tuple[Shape, DType, Shape, DType], node.meta)
     kept = [node.stored(index) for index in range(len(node.saved))]
-    out = tape.new(grad.shape, grad.dtype, "div")
+    left = right = None
+    if node.edges[1] is not None:  # -grad * ((a / b) / b)
+        quotient = tape.alloc(grad.shape, a_dtype, "div")
+        twice = tape.alloc(grad.shape, a_dtype, "div")
+        negative = tape.alloc(grad.shape, grad.dtype, "neg")
+        right = tape.new(grad.shape, grad.dtype, "mul")
+        del negative, twice, quotient
+    if node.edges[0] is not None:
+        left = ops.fit_gradient(tape, tape.new(grad.shape, grad.dtype, "div"), a_shape, a_dtype)
     del kept  # what a recomputation made for this node goes before the engine's `validate_outputs`
-    return (ops.fit_gradient(tape, out, shape, dtype),)
+    if right is not None:
+        right = ops.fit_gradient(tape, right, b_shape, b_dtype)
+    return (left, right)

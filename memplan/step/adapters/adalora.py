@@ -1,0 +1,86 @@
+"""AdaLoRA: LoRA with singular values, and what it adds to the loss.
+
+Symbols: R rank.
+
+Source: peft/tuners/adalora/{layer,bnb,model}.py (PEFT 0.21.2).
+
+Known limits:
+    Before ranks are pruned, when the most is alive.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, cast
+
+from memplan.dtypes import DType
+from memplan.step import ops
+from memplan.step.adapters.layer import AdaptedLayer
+from memplan.step.adapters.oft import add_in_place, subtract
+from memplan.step.tensor import Node, Shape, Tape, Tensor
+from memplan.step.weight_ops import div, matmul, mm, transposed
+
+if TYPE_CHECKING:
+    from memplan.step.layers import LayerOps
+
+
+def adalora(layer: AdaptedLayer, x: Tensor) -> Tensor:
+    """`result += dropout(x) @ (A * E).T @ B.T * scaling / ranknum`."""
+    t = layer.t
+    result = layer.base(x)
+    dtype = result.dtype
+    if layer.is_4bit:
+        result = ops.clone(t, result)
+    ranknum = ops.add_scalar(t, layer["ranknum"])
+    converts = not layer.is_quantized or t.settings.autocast is None
+    if converts:
+        x = ops.to(t, x, layer["lora_A"].dtype)
+    factors = layer["lora_A"] * layer["lora_E"]
+    dropped = ops.dropout(t, x, layer.option("dropout"))
+    output = matmul(t, matmul(t, dropped, transposed(t, factors)), transposed(t, layer["lora_B"]))
+    del factors, dropped
+    if layer.is_quantized and converts:
+        output = ops.to(t, output, dtype)
+    output = ops.scale(t, output)
+    output = div(t, output, ranknum)
+    return add_in_place(t, result, output)
+
+
+def orthogonality(t: LayerOps, paths: Iterable[str], loss: Tensor) -> Tensor:
+    """The mean of ||P P^T - I|| over every A and B of the layers at `paths`, added to the loss."""
+    total: Tensor | None = None
+    for path in paths:
+        a, b = t.parameters[f"{path}.lora_A"], t.parameters[f"{path}.lora_B"]
+        for left, right in ((a, transposed(t, a)), (transposed(t, b), b)):
+            covariance = _product(t, left, right)
+            eye = t.new(covariance.shape, covariance.dtype, "empty_like")
+            norm = _norm(t, subtract(t, covariance, eye))
+            total = ops.add_scalar(t, norm) if total is None else add_in_place(t, total, norm)
+    assert total is not None
+    total = ops.scale(t, total, "div")
+    return add_in_place(t, loss, ops.scale(t, total))
+
+
+def _product(t: LayerOps, a: Tensor, b: Tensor) -> Tensor:
+    autocast = t.settings.autocast
+    if autocast is not None:
+        b = t.cast_weight(b, autocast)
+        a = t.cast_weight(a, autocast)
+    return mm(t, a, b)
+
+
+def _norm(t: Tape, x: Tensor) -> Tensor:
+    """`torch.norm(x, p="fro")`: saves its input and its result."""
+    out = t.alloc((), x.dtype, "linalg_vector_norm")
+    node = t.record("linalg_vector_norm", (x,), (x, out), _norm_backward, (x.shape, x.dtype))
+    return Tensor(t, (), x.dtype, out, node)
+
+
+def _norm_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | None]:
+    shape, dtype = cast(tuple[Shape, DType], node.meta)
+    kept = [node.stored(index) for index in range(len(node.saved))]
+    quotient = tape.alloc(shape, dtype, "div")
+    mask = tape.alloc((), DType.BOOL, "eq")
+    out = tape.new(shape, dtype, "mul")
+    del mask, quotient, kept
+    return (out,)
