@@ -9,7 +9,7 @@ Symbols: B micro batch, S sequence length, T target length of encoder-decoder mo
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from itertools import chain
@@ -18,6 +18,7 @@ from memplan.catalog.cuda_context import cublas_workspace_bytes
 from memplan.dtypes import DType
 from memplan.estimate import Component
 from memplan.families import Head, family_of
+from memplan.optimizers.torch_optim import TorchOptimizer
 from memplan.prepare import Prepared
 from memplan.recipe import Task
 from memplan.resolve import Resolved
@@ -27,6 +28,7 @@ from memplan.step.allocator import AllocatorReport
 from memplan.step.builder import Builder
 from memplan.step.dim import guards
 from memplan.step.forms import guard
+from memplan.step.grad_scaler import scaled_update
 from memplan.step.optimizer_step import OptimizerEvent, clipping_events
 from memplan.step.ports import CannotUnfold
 from memplan.step.recording import Recording, joined, record
@@ -104,6 +106,7 @@ def settings_of(resolved: Resolved, prepared: Prepared) -> StepSettings:
         input_require_grads=bool(mode),  # modeling_utils.py, _activation_checkpointing_enable
         virtual_tokens=prepared.adaptation.virtual_tokens,
         micro_batches=values["gradient_accumulation_steps"],
+        grad_scaler=resolved.autocast is DType.FLOAT16,
         labels_by_row=resolved.task is Task.SEQUENCE_CLASSIFICATION,
     )
 
@@ -170,19 +173,25 @@ def recordings(resolved: Resolved, prepared: Prepared, *, fold: bool | None = No
     return joined(first, recorded(replace(settings, accumulating=True)))
 
 
-def clipping(resolved: Resolved, prepared: Prepared) -> list[OptimizerEvent]:
-    """What gradient clipping borrows."""
+def updating(resolved: Resolved, prepared: Prepared) -> tuple[list[OptimizerEvent], Sequence[OptimizerEvent]]:
+    """What gradient clipping borrows, and the optimizer's states and what its step borrows; with a scaler all in one."""
     policy = prepared.state.policy
     gradients: dict[DType, int] = {}
     for param in chain(*prepared.state.trained):
         dtype = policy.gradient_dtype(param.dtype)
         gradients[dtype] = gradients.get(dtype, 0) + 1
-    return clipping_events(gradients, resolved.values["max_grad_norm"])
+    clipping = clipping_events(gradients, resolved.values["max_grad_norm"])
+    if resolved.autocast is not DType.FLOAT16:
+        return clipping, prepared.optimizer_events
+    optimizer = prepared.optimizer
+    is_fused = isinstance(optimizer, TorchOptimizer) and optimizer.implementation == "fused"
+    return [], scaled_update(clipping, prepared.optimizer_events, is_fused=is_fused)
 
 
 def walker_of(recordings: tuple[Recording, ...], resolved: Resolved, prepared: Prepared) -> Walker:
     """The walk over a step's recordings, on top of what stays."""
     state = prepared.state
+    clipping, optimizer_events = updating(resolved, prepared)
     loading = prepared.loading.with_workspace(_workspace_bytes(resolved))
     loaded = Counter(state.loaded)
     loaded[Component.TEMPORARIES] += loading.end_bytes - prepared.loading.end_bytes
@@ -194,8 +203,8 @@ def walker_of(recordings: tuple[Recording, ...], resolved: Resolved, prepared: P
             load_transient_bytes=loading.peak_bytes - loading.end_bytes,
         ),
         prepared.construction,
-        clipping(resolved, prepared),
-        prepared.optimizer_events,
+        clipping,
+        optimizer_events,
         following=recordings[1] if len(recordings) > 1 else None,
     )
 
@@ -208,6 +217,7 @@ def walk(resolved: Resolved, prepared: Prepared, *, fold: bool | None = None) ->
 
 def run_of(recordings: tuple[Recording, ...], resolved: Resolved, prepared: Prepared) -> Run:
     """The run as the allocator sees it."""
+    clipping, optimizer_events = updating(resolved, prepared)
     later = min(resolved.values["gradient_accumulation_steps"], PLAYED_MICRO_STEPS) - 1
     loading = prepared.loading.with_workspace(_workspace_bytes(resolved))
     return Run(
@@ -215,8 +225,8 @@ def run_of(recordings: tuple[Recording, ...], resolved: Resolved, prepared: Prep
         last_key=loading.last_key,
         micro_steps=(recordings[0], *recordings[1:] * later),
         construction=prepared.construction,
-        clipping=clipping(resolved, prepared),
-        optimizer_events=prepared.optimizer_events,
+        clipping=clipping,
+        optimizer_events=optimizer_events,
     )
 
 

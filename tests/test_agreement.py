@@ -171,6 +171,12 @@ RECIPES: dict[str, dict[str, Any]] = {
         "model": BLOOM, "precision": "fp32", "gradient_accumulation_steps": 2, "attn_implementation": "eager",
     },
     "one row": {"micro_batch_size": 1},
+    "float16 autocast on T4, accumulated": {
+        "precision": "amp", "autocast_dtype": "float16", "gpu": "t4", "gradient_accumulation_steps": 3,
+    },
+    "float16 autocast, foreach, no clipping": {
+        "precision": "amp", "autocast_dtype": "float16", "optim": "adamw_torch", "max_grad_norm": 0.0, "keep_outputs": True,
+    },
     "gemma2, LoRA, checkpointed": {
         "model": {"model_type": "gemma2", **DECODER, "sliding_window": 20}, "method": "lora", "activation_checkpointing": True,
     },

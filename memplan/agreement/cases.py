@@ -53,6 +53,7 @@ PRECISIONS: dict[str, dict[str, Any]] = {
     "amp": {"dtype": "float32", "precision": "amp"},
     "fp32": {"dtype": "float32", "precision": "fp32"},
     "fp16": {"dtype": "float16", "precision": "pure"},
+    "fp16 amp": {"dtype": "float32", "precision": "amp", "autocast_dtype": "float16"},
 }
 SHAPES: dict[str, tuple[int, int]] = {"2 x 129": (2, 129), "3 x 37": (3, 37), "1 x 64": (1, 64), "5 x 21": (5, 21)}
 MANY_ROWS = (13, 129)

@@ -19,7 +19,7 @@ from memplan.resolve import Resolved
 from memplan.step.allocator import segment_size_bytes
 from memplan.step.optimizer_step import OptimizerEvent
 from memplan.step.receipt import fold_layers, formula, numbers
-from memplan.training_step import clipping, recordings
+from memplan.training_step import recordings, updating
 
 _SMALLEST_TELLING_BYTES = 20 * 2**20
 # Words of a traceback's part, and what they are called in module paths and ops.
@@ -130,7 +130,8 @@ def _allocations(resolved: Resolved, prepared: Prepared) -> Iterator[Candidate]:
                     segment.count,
                     0,
                 )
-    events = (*prepared.construction, *clipping(resolved, prepared), *prepared.optimizer_events)
+    clipping, optimizer_events = updating(resolved, prepared)
+    events = (*prepared.construction, *clipping, *optimizer_events)
     for happening in events:
         yield from _of_optimizer(happening)
 

@@ -14,6 +14,7 @@ from memplan.estimate import Component, Phase
 from memplan.step import ops
 from memplan.step.autograd import backward
 from memplan.step.builder import Builder
+from memplan.step.grad_scaler import scale_loss
 from memplan.step.ports import Ledger
 from memplan.step.settings import StepSettings
 from memplan.step.site import Site
@@ -69,6 +70,10 @@ def record(
     if not settings.keep_outputs:
         tape.outputs.clear()
     tape.casts.clear()  # autocast's cache ends with its context
+    if settings.grad_scaler:
+        if settings.keep_outputs and settings.micro_batches == 1:
+            tape.outputs.append(loss)
+        loss = scale_loss(tape, loss)
     tape.enter(Phase.BACKWARD)
     with tape.component(Component.LOGITS_AND_LOSS):
         grad = tape.new((), DType.FLOAT32, "ones_like")

@@ -27,6 +27,7 @@ class StepSettings:
         input_require_grads: `enable_input_require_grads` was called, as PEFT does with checkpointing.
         micro_batches: micro-batches of one optimizer step; with more than one the loss is divided by their number.
         accumulating: this is not the first of them: gradients exist.
+        grad_scaler: the loss is scaled (`torch.amp.GradScaler`), as under float16 autocast.
         labels_by_row: one label for each sequence instead of one for each token.
         virtual_tokens: positions that a prompt method puts in front of every sequence.
     """
@@ -48,4 +49,5 @@ class StepSettings:
     virtual_tokens: int = 0
     micro_batches: int = 1
     accumulating: bool = False
+    grad_scaler: bool = False
     labels_by_row: bool = False

@@ -10,7 +10,7 @@ from memplan import training_step
 from memplan.prepare import Prepared, prepare
 from memplan.recipe import Recipe
 from memplan.resolve import Resolved, resolve
-from memplan.step.optimizer_step import construction_events, step_events
+from memplan.step.optimizer_step import construction_events
 from memplan.step.recording import Recording
 from memplan.step.replay import Run
 from memplan.unsupported import unsupported_parts
@@ -109,11 +109,12 @@ def recorded(resolved: Resolved, found: Prepared, *, fold: bool = True) -> Recor
 
 def run_of(resolved: Resolved, found: Prepared, *, fold: bool = True) -> Run:
     """The whole run as the allocator sees it."""
+    clipping, optimizer_events = training_step.updating(resolved, found)
     return Run(
         load_events=found.loading.events,
         last_key=found.loading.last_key,
         micro_steps=training_step.walk(resolved, found, fold=fold)[0],
         construction=construction_events(found.optimizer, found.state.trained),
-        clipping=training_step.clipping(resolved, found),
-        optimizer_events=step_events(found.optimizer, found.state.trained),
+        clipping=clipping,
+        optimizer_events=optimizer_events,
     )
