@@ -17,6 +17,7 @@ from memplan.methods.state import Weight
 from memplan.methods.targets import compile_pattern, pattern_value
 from memplan.methods.tuner import LINEAR, LINEAR_OR_CONV1D, Config, Target, Tuner
 from memplan.step.adapters import ia3 as adapters
+from memplan.step.adapters.fourierft import fourierft as adapted_fourierft
 from memplan.step.adapters.miss import miss as adapted_miss
 
 
@@ -194,7 +195,7 @@ IA3 = Tuner(
     options=lambda target, config: {"feedforward": _is_feedforward(target, config)},
 )
 BEFT = Tuner(LINEAR, beft, "BEFT's added bias")
-FOURIERFT = Tuner(LINEAR_OR_CONV1D, fourierft, "FourierFT's materialised update")
+FOURIERFT = Tuner(LINEAR_OR_CONV1D, fourierft, "", rewrite=lambda target, config: adapted_fourierft)
 WAVEFT = Tuner(LINEAR_OR_CONV1D, waveft, "WaveFT's materialised update", shared=waveft_shared)
 C3A = Tuner(LINEAR, c3a, "C3A's circulant convolution")
 MISS = Tuner(

@@ -13,6 +13,7 @@ from tests.methods.agreement import COURSES, GPT2, LLAMA, QUANTIZED, QWEN2, chec
 # Adapter configs, each with what of `EXTRA` it can stand on.
 METHODS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "adalora": ({"total_step": 100, "lora_dropout": 0.1}, ("nf4", "qwen2", "gpt2")),
+    "fourierft": ({"n_frequency": 333}, ("nf4", "gpt2")),
     "ia3": ({}, ("nf4", "gpt2")),
     "loha": ({}, ("qwen2",)),
     "lokr": ({"decompose_both": True, "r": 4}, ("qwen2",)),
