@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Annotated, TextIO
@@ -39,6 +39,15 @@ MemoryVizOption = Annotated[
         "--memory-viz", metavar="FILE", help="Write a snapshot for PyTorch's memory viewer.", rich_help_panel=PANEL
     ),
 ]
+LayersOption = Annotated[
+    str,
+    typer.Option(
+        "--layers",
+        metavar="full|auto|N",
+        help="How deep to trace: all layers, or 6 (auto) or N of them, extrapolated where layers are equal.",
+        rich_help_panel=PANEL,
+    ),
+]
 TimeoutOption = Annotated[
     int | None,
     typer.Option("--timeout", metavar="SECONDS", min=1, help="How long the trace may take.", rich_help_panel=PANEL),
@@ -52,6 +61,7 @@ def trace(
     markdown: MarkdownOption = False,
     defaults: DefaultsOption = False,
     fail_on: FailOnOption = None,
+    layers: LayersOption = "full",
     events: EventsOption = None,
     memory_viz: MemoryVizOption = None,
     timeout: TimeoutOption = None,
@@ -61,13 +71,21 @@ def trace(
     Needs the extra: pip install 'memplan[trace]'. Exit codes as for estimate; 4 without the extra.
     """
     from memplan.resolve import resolve
-    from memplan.trace.cli import answer
+    from memplan.trace.cli import answer, check_layers
 
     check_formats(as_json, markdown, fail_on)
+    check_layers(layers)
     if events == "-" and (as_json or markdown):
         raise InputError("--events - and --json or --markdown both want stdout", hint="name a file: --events FILE")
-    with _opened(events) as stream:
-        found = answer(resolve(recipe, described_only=False), events=stream, memory_viz=memory_viz, timeout_s=timeout)
+    with _opened(events) as stream, _progress() as progress:
+        found = answer(
+            resolve(recipe, described_only=False),
+            events=stream,
+            memory_viz=memory_viz,
+            timeout_s=timeout,
+            layers=layers,
+            progress=progress,
+        )
     if events == "-":
         return exit_code(found, FailOn(fail_on) if fail_on else None)
     return show(found, as_json=as_json, markdown=markdown, defaults=defaults, fail_on=fail_on)
@@ -91,3 +109,18 @@ def _opened(events: str | None) -> Iterator[TextIO | None]:
                 f"{events} cannot be written: {error.strerror}", hint="--events FILE, or - for stdout"
             ) from None
         yield stream
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[float, str], None] | None]:
+    """A bar on stderr while the trace runs, where stderr is a terminal; it goes when the answer comes."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("tracing"), BarColumn(), TimeElapsedColumn(), TextColumn("{task.description}", markup=False))
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("loading the libraries", total=1.0)
+        yield lambda fraction, words: bar.update(task, completed=fraction, description=words)

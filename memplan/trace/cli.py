@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TextIO
 
-from memplan.errors import MemplanError
+from memplan.errors import InvalidValueError, MemplanError, UnsupportedError
 from memplan.estimate import Estimate
-from memplan.trace.depth import extrapolate
+from memplan.trace.depth import SHALLOWEST, depth_of, extrapolate
 from memplan.trace.estimate import ResolvedRecipe, spec_of, to_estimate
 from memplan.trace.result import TraceResult
-from memplan.trace.runner import run
+from memplan.trace.runner import Progress, run
 from memplan.trace.spec import TraceSpec
 from memplan.trace.viz import write_snapshot
 from memplan.units import format_bytes
@@ -82,6 +82,8 @@ def answer(
     events: TextIO | None = None,
     memory_viz: Path | None = None,
     timeout_s: float | None = None,
+    layers: str = "full",
+    progress: Progress | None = None,
 ) -> Estimate:
     """What `memplan trace` does with a resolved recipe: trace it, write what was asked for, return the estimate.
 
@@ -90,18 +92,52 @@ def answer(
         events: where the event list goes, as JSON lines (`write_event_lines`).
         memory_viz: where the snapshot for PyTorch's memory viewer goes.
         timeout_s: how long the worker may take.
+        layers: `full`, `auto`, or how many layers to trace: a deeper model is extrapolated from them where its layers
+            are equal, and traced at full depth where they are not (`memplan.trace.depth`).
+        progress: told how far the trace is.
 
     Raises:
+        InvalidValueError: `layers` is none of these.
         UnsupportedError: the recipe cannot be traced, or the trace could not be finished.
         UnavailableError: the libraries of the extra `trace` are missing.
     """
     spec = spec_of(resolved)
-    result = run(spec, timeout_s=timeout_s)
+    result = _traced(spec, layers, timeout_s, progress)
     if events is not None:
         write_event_lines(result, events)
     if memory_viz is not None:
         write_snapshot(result, memory_viz, expandable_segments=spec.expandable_segments)
     return to_estimate(result, resolved, expandable_segments=spec.expandable_segments)
+
+
+def check_layers(layers: str) -> int:
+    """How many layers to trace at most; 0 for all of them.
+
+    Raises:
+        InvalidValueError: neither `full`, `auto` nor a number from 6.
+    """
+    if layers in ("full", "auto"):
+        return SHALLOWEST if layers == "auto" else 0
+    if not layers.isascii() or not layers.isdigit() or int(layers) < SHALLOWEST:
+        raise InvalidValueError("--layers", layers, f"full, auto, or a number from {SHALLOWEST} of layers to trace")
+    return int(layers)
+
+
+def _traced(spec: TraceSpec, layers: str, timeout_s: float | None, progress: Progress | None) -> TraceResult:
+    traced = check_layers(layers)
+    if not traced:
+        return run(spec, timeout_s=timeout_s, progress=progress)
+    note = f"traced at full depth: the model has no more than {traced} layers"
+    if depth_of(spec.model_config) > traced or not depth_of(spec.model_config):
+        try:
+            return extrapolate(spec, traced_layers=traced, timeout_s=timeout_s)
+        except UnsupportedError as error:
+            if error.code != "layers_differ":
+                raise
+            note = f"traced at full depth: {error.message}"
+    result = run(spec, timeout_s=timeout_s, progress=progress)
+    result.notes.append(note)
+    return result
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -113,19 +149,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--saved", action="store_true", help="print what the last forward pass left alive")
     parser.add_argument("--json", action="store_true", help="print the whole result as JSON")
     parser.add_argument("--memory-viz", type=Path, help="write a snapshot for PyTorch's memory viewer")
-    parser.add_argument("--deep", type=int, help="extrapolate to this number of layers from shallow traces")
+    parser.add_argument("--layers", default="full", help="full, auto, or how many layers to trace")
     options = parser.parse_args(argv)
     try:
-        if options.deep:
-            deep = extrapolate(TraceSpec.from_json(options.spec.read_text(encoding="utf-8")), options.deep)
-            for entry in deep.phases:
-                sys.stdout.write(
-                    f"{entry.phase:>15s} {entry.step}  peak {entry.peak_bytes:>14d} {format_bytes(entry.peak_bytes):>12s}"
-                    f"  end {entry.end_bytes:>14d}  at {entry.op} [{entry.module}]\n"
-                )
-            sys.stdout.write(f"exact {deep.exact} {dict(deep.doubts)}\n")
-            return 0
-        result = run(TraceSpec.from_json(options.spec.read_text(encoding="utf-8")))
+        result = _traced(TraceSpec.from_json(options.spec.read_text(encoding="utf-8")), options.layers, None, None)
     except MemplanError as error:
         sys.stderr.write(f"error: {error}\n")
         return error.exit_code

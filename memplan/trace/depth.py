@@ -1,140 +1,127 @@
-"""A deep model from shallow traces (`--layers auto`): exact wherever memory is linear in the number of equal layers.
+"""A deep model from shallow traces (`--layers auto`): the events of one more layer, repeated.
 
-The same step is traced at three depths. Every place of the program (an op in a module, with a layer's number replaced
-by first, inner or last) has the highest live bytes ever seen there; each of these is a line through the three depths,
-and a phase's peak at full depth is the highest of the lines. A place whose three values are not on a line makes the
-result inexact, and so does a place that only some depths have.
+The same step is traced at three depths. What the second has beyond the first is, phase by phase, a few runs of events
+that repeat what stands before them: one layer's part of a forward pass, of a backward pass, of a list that an optimizer
+makes. Repeating each of them gives the events at any depth, in order and with what frees what, so that allocated and
+reserved memory come from the same replay as at full depth. The third trace is the proof: it must equal what the first
+two predict for it, event by event; otherwise, and for whatever is not known to have equal layers, the answer is a
+refusal and the model is traced at full depth.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from memplan.errors import MemplanError, UnsupportedError
 from memplan.trace.result import TraceResult
 from memplan.trace.runner import run_many
 from memplan.trace.spec import TraceSpec
+from memplan.trace.unfolding import LayersDifferError, deepen
 
 # Enough that two inner layers exist between first and last.
-DEPTHS = (4, 5, 6)
-_LAYER = re.compile(r"(?:(?<=\.)|^)(?:layers|layer|h|block|blocks)\.(\d+)(?=\.|$)")
-
-_Place = tuple[int, str, str, str]
-
-
-@dataclass(frozen=True)
-class DeepPhase:
-    """One phase at full depth, in live bytes rounded to 512 a storage."""
-
-    step: int
-    phase: str
-    peak_bytes: int
-    end_bytes: int
-    op: str
-    module: str
-
-
-@dataclass(frozen=True)
-class Extrapolation:
-    """What shallow traces say about a deep model.
-
-    Attributes:
-        num_layers: the depth extrapolated to.
-        exact: whether every line that could hold a peak went through all traced depths.
-        phases: peaks and ends.
-        doubts: places that are not on a line, with the bytes by which they miss it.
-    """
-
-    num_layers: int
-    exact: bool
-    phases: tuple[DeepPhase, ...]
-    doubts: Mapping[str, int]
-
-    @property
-    def peak_bytes(self) -> int:
-        """The highest live bytes of the run."""
-        return max(entry.peak_bytes for entry in self.phases)
+SHALLOWEST = 6
+# Model types whose layers are alike, and whose deepened traces tests hold against full depth.
+ALIKE = frozenset(
+    {
+        "bert", "gemma", "gpt2", "gpt_neox", "granite", "llama", "mistral", "mixtral", "phi", "phi3", "qwen2", "qwen3",
+        "qwen3_moe", "roberta", "starcoder2",
+    }
+)  # fmt: skip
+_DEPTH_KEYS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
+# Options of PEFT's configs that choose layers by number.
+_CHOOSES_LAYERS = (
+    "layers_to_transform",
+    "layers_pattern",
+    "layer_replication",
+    "adapter_layers",
+    "blocks_to_transform",
+)
+_NAMES_A_LAYER = re.compile(r"(?:^|[.(|])\d|\\d|\[\d|\[\^?0-9")
 
 
-def extrapolate(spec: TraceSpec, num_layers: int, *, timeout_s: float | None = None) -> Extrapolation:
-    """Traces `spec` at `DEPTHS` and extrapolates to `num_layers`.
+def depth_of(config: Mapping[str, Any]) -> int:
+    """The number of layers that a config names, 0 if it names none."""
+    return next((int(config[key]) for key in _DEPTH_KEYS if isinstance(config.get(key), int)), 0)
+
+
+def refusal(spec: TraceSpec) -> str:
+    """Why the layers of a run cannot be taken for equal; empty where they can."""
+    config = spec.model_config
+    if config["model_type"] not in ALIKE:
+        return f"no test holds deepened traces of {config['model_type']} models against full depth"
+    depth = depth_of(config)
+    for key, value in config.items():
+        if isinstance(value, list) and len(value) == depth and any(entry != value[0] for entry in value):
+            return f"{key} makes layers of several kinds"
+    if config.get("mlp_only_layers") or config.get("decoder_sparse_step", 1) != 1:
+        return "some layers have experts and others do not"
+    options = spec.peft or {}
+    for key in _CHOOSES_LAYERS:
+        if options.get(key) is not None:
+            return f"peft.{key} chooses layers by number"
+    for text in [*_texts(options.values()), *_texts(spec.trainable or ())]:
+        if _NAMES_A_LAYER.search(text):
+            return f"{text!r} names layers by number"
+    return ""
+
+
+def _texts(values: Iterable[Any]) -> list[str]:
+    found: list[str] = []
+    for value in values:
+        if isinstance(value, str):
+            found.append(value)
+        elif isinstance(value, Mapping):
+            found += _texts([*value, *value.values()])
+        elif isinstance(value, list | tuple | set):
+            found += _texts(value)
+    return found
+
+
+def extrapolate(spec: TraceSpec, *, traced_layers: int = SHALLOWEST, timeout_s: float | None = None) -> TraceResult:
+    """The trace of `spec` at its full depth, from traces of `traced_layers` layers and of one and two fewer.
 
     Raises:
-        TraceFailedError, UnsupportedError: a trace failed, or the model's layers are not alike.
+        UnsupportedError: with code `layers_differ`: the layers are not alike, or not known to be.
+        TraceFailedError: a trace failed.
     """
-    config = spec.model_config
-    kinds = config.get("layer_types")
-    if isinstance(kinds, list) and len(set(kinds)) > 1:
-        raise UnsupportedError(
-            "layers of several kinds cannot be extrapolated from a few of them",
-            hint="trace the model at full depth",
-            code="layers_differ",
-        )
-    answers = run_many([dataclasses.replace(spec, num_layers=depth) for depth in DEPTHS], timeout_s=timeout_s)
-    results = []
-    for answer in answers:
+    reason = refusal(spec)
+    if reason:
+        raise _differ(reason)
+    depths = (traced_layers - 2, traced_layers - 1, traced_layers)
+    results: list[TraceResult] = []
+    for answer in run_many([dataclasses.replace(spec, num_layers=depth) for depth in depths], timeout_s=timeout_s):
         if isinstance(answer, MemplanError):
             raise answer
         results.append(answer)
-    return combine(results, DEPTHS, num_layers)
+    return combine(results, depths, depth_of(spec.model_config))
 
 
-def combine(results: list[TraceResult], depths: tuple[int, int, int], num_layers: int) -> Extrapolation:
-    """The lines through three traces at `depths`, at `num_layers`."""
-    tables = [_peaks_by_place(result, depth) for result, depth in zip(results, depths, strict=True)]
-    doubts: dict[str, int] = {}
-    best: dict[tuple[int, str], tuple[int, str, str]] = {}
-    for place in tables[-1]:
-        values = [table.get(place) for table in tables]
-        step, phase, op, module = place
-        if None in values:
-            doubts[f"{phase} {step}: {op} in {module}"] = tables[-1][place]
-            continue
-        first, second, third = (value for value in values if value is not None)
-        bend = (third - second) - (second - first)
-        if bend:
-            doubts[f"{phase} {step}: {op} in {module}"] = abs(bend)
-        full = third + (third - second) * (num_layers - depths[2])
-        if full > best.get((step, phase), (-1, "", ""))[0]:
-            best[(step, phase)] = (full, op, module)
-    phases: list[DeepPhase] = []
-    for summary in results[-1].phases:
-        key = (summary.step, summary.phase)
-        if key not in best or any((entry.step, entry.phase) == key for entry in phases):
-            continue
-        ends = [_last(result, key) for result in results]
-        end_bytes = ends[2] + (ends[2] - ends[1]) * (num_layers - depths[2])
-        peak, op, module = best[key]
-        phases.append(DeepPhase(summary.step, summary.phase, max(peak, end_bytes), end_bytes, op, module))
-    relevant = {place: miss for place, miss in doubts.items() if miss}
-    return Extrapolation(num_layers, not relevant, tuple(phases), relevant)
+def combine(results: list[TraceResult], depths: tuple[int, int, int], num_layers: int) -> TraceResult:
+    """What traces at three successive `depths` say about `num_layers` layers.
+
+    Raises:
+        UnsupportedError: with code `layers_differ`: the third is not what the first two predict.
+    """
+    low, middle, high = results
+    try:
+        deepen(low, middle, depths[0], depths[2], expected=high)
+        deep = deepen(middle, high, depths[1], num_layers)
+    except LayersDifferError as error:
+        raise _differ(str(error)) from None
+    deep.notes.append(
+        f"{num_layers} layers from traces of {depths[0]}, {depths[1]} and {depths[2]}: the events of one layer repeated, "
+        "after the deepest of these was found to be what the other two predict, event by event; allocated and reserved "
+        "memory are a replay of the repeated events"
+    )
+    return deep
 
 
-def _last(result: TraceResult, key: tuple[int, str]) -> int:
-    return [entry for entry in result.phases if (entry.step, entry.phase) == key][-1].end_bytes
-
-
-def _peaks_by_place(result: TraceResult, depth: int) -> dict[_Place, int]:
-    peaks: dict[_Place, int] = {}
-    for event in result.walk():
-        if not event.alloc:
-            continue
-        path = event.storage.name if event.phase == "load" and event.storage.name else event.storage.module
-        place = (event.step, event.phase, event.storage.op, _position(path, depth))
-        if event.live_bytes > peaks.get(place, -1):
-            peaks[place] = event.live_bytes
-    return peaks
-
-
-def _position(path: str, depth: int) -> str:
-    """`path` with a layer's number replaced by where in the stack it stands."""
-
-    def word(match: re.Match[str]) -> str:
-        number = int(match.group(1))
-        where = "first" if number == 0 else "last" if number == depth - 1 else "inner"
-        return match.group(0)[: match.start(1) - match.start(0)] + where
-
-    return _LAYER.sub(word, path)
+def _differ(reason: str) -> UnsupportedError:
+    return UnsupportedError(
+        f"these layers cannot be extrapolated from a few of them: {reason}",
+        hint="trace the model at full depth (--layers full)",
+        code="layers_differ",
+    )

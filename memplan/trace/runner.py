@@ -6,11 +6,17 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 
 from memplan.errors import MemplanError, UnavailableError, UnsupportedError
 from memplan.trace.result import TraceResult
 from memplan.trace.spec import TraceSpec
+
+# Told how far a trace is: a fraction from 0 to 1, and what is running.
+Progress = Callable[[float, str], None]
+# What a line of progress on the worker's stderr begins with.
+PROGRESS_MARK = "\x1eprogress "
 
 
 class TraceFailedError(UnsupportedError):
@@ -19,14 +25,14 @@ class TraceFailedError(UnsupportedError):
     default_code = "trace_failed"
 
 
-def run(spec: TraceSpec, *, timeout_s: float | None = None) -> TraceResult:
-    """Traces `spec` in a process of its own.
+def run(spec: TraceSpec, *, timeout_s: float | None = None, progress: Progress | None = None) -> TraceResult:
+    """Traces `spec` in a process of its own; `progress` is told how far it is.
 
     Raises:
         TraceFailedError: the model, the method or an op cannot be traced, or the worker died.
         UnavailableError: torch, transformers, peft or a working shim is missing.
     """
-    process = _start(spec.to_json(), timeout_s)
+    process = _start(spec.to_json(), timeout_s, progress)
     return read_answer(process.stdout, process.returncode, process.stderr)
 
 
@@ -50,7 +56,7 @@ def run_many(specs: Sequence[TraceSpec], *, timeout_s: float | None = None) -> l
     return answers
 
 
-def _start(request: str, timeout_s: float | None) -> subprocess.CompletedProcess[str]:
+def _start(request: str, timeout_s: float | None, progress: Progress | None = None) -> subprocess.CompletedProcess[str]:
     environment = {
         **os.environ,
         # GPUs are hidden, so that a trace gives the same answer everywhere and takes no device memory.
@@ -63,11 +69,54 @@ def _start(request: str, timeout_s: float | None) -> subprocess.CompletedProcess
     }
     command = [sys.executable, "-m", "memplan.trace.worker"]
     try:
+        if progress is not None:
+            return _followed(command, request, {**environment, "MEMPLAN_TRACE_PROGRESS": "1"}, timeout_s, progress)
         return subprocess.run(
             command, input=request, capture_output=True, text=True, env=environment, timeout=timeout_s, check=False
         )
     except subprocess.TimeoutExpired:
         raise TraceFailedError(f"the trace did not finish within {timeout_s:g} s") from None
+
+
+def _followed(
+    command: list[str], request: str, environment: dict[str, str], timeout_s: float | None, progress: Progress
+) -> subprocess.CompletedProcess[str]:
+    """`subprocess.run`, with the worker's lines of progress passed on while it runs."""
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, env=environment) as process:
+        stdin, stdout, stderr = process.stdin, process.stdout, process.stderr
+        assert stdin is not None
+        assert stdout is not None
+        assert stderr is not None
+        told: list[str] = []
+        answer: list[str] = []
+
+        def follow() -> None:
+            for line in stderr:
+                if line.startswith(PROGRESS_MARK):
+                    fraction, _, words = line.removeprefix(PROGRESS_MARK).strip().partition(" ")
+                    progress(float(fraction), words)
+                else:
+                    told.append(line)
+
+        threads = [
+            threading.Thread(target=follow, daemon=True),
+            threading.Thread(target=lambda: answer.append(stdout.read()), daemon=True),
+        ]
+        for thread in threads:
+            thread.start()
+        try:
+            stdin.write(request)
+            stdin.close()
+            process.wait(timeout_s)
+        except BrokenPipeError:  # the worker died before it read; its exit code says more
+            process.wait(timeout_s)
+        except BaseException:
+            process.kill()
+            raise
+        for thread in threads:
+            thread.join()
+        return subprocess.CompletedProcess(command, process.returncode, "".join(answer), "".join(told))
 
 
 def read_answer(stdout: str, returncode: int, stderr: str) -> TraceResult:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import os
+import sys
 import time
 from contextlib import ExitStack, nullcontext
 from typing import Any
@@ -20,6 +22,7 @@ from memplan.trace.patches import Patches
 from memplan.trace.quantized import QuantizedLoader
 from memplan.trace.recorder import Recorder
 from memplan.trace.result import TraceResult
+from memplan.trace.runner import PROGRESS_MARK
 from memplan.trace.spec import TraceSpec
 from memplan.trace.temporaries import KernelTemporaries
 
@@ -41,10 +44,20 @@ class Session:
         self.parameters: dict[str, int] = {}
         self.where = "building the model"
         self.quantizer: QuantizedLoader | None = None
+        self.done = 0.0
         # What the variables of an ordinary training loop keep alive until they are assigned again.
         self.batch: dict[str, torch.Tensor] = {}
         self.outputs: Any = None
         self.loss: torch.Tensor | None = None
+
+    def _enter(self, where: str, phases: float = 1.0) -> None:
+        """The trace comes to `where`, having finished `phases` phases since it was last told."""
+        self.where = where
+        if os.environ.get("MEMPLAN_TRACE_PROGRESS"):
+            self.done += phases
+            total = 1 + self.spec.num_steps * (2 * self.spec.gradient_accumulation_steps + 1)
+            sys.stderr.write(f"{PROGRESS_MARK}{min(self.done / total, 1.0):.4f} {where}\n")
+            sys.stderr.flush()
 
     def build(self) -> nn.Module:
         """The model on the meta device: no storage yet, and no fake tensors, so that bitsandbytes can subclass them."""
@@ -69,8 +82,9 @@ class Session:
         recorder.mark(0, "load")
         if spec.warmup:
             self._warm_up(model)
+        parameters = sum(1 for _ in model.named_parameters()) or 1
         for name in builder.load(model, self.device, self.quantizer):
-            self.where = f"loading {name}"
+            self._enter(f"loading {name}", min(1 / parameters, max(1 - self.done, 0.0)))
         model.train(spec.train_mode)
         self.where = f"applying {spec.peft['peft_type'] if spec.peft else 'full fine-tuning'}"
         model = apply_method(spec, model, self.labels)
@@ -95,7 +109,7 @@ class Session:
         autocast_dtype = getattr(torch, spec.autocast) if spec.autocast else None
         for _ in range(spec.gradient_accumulation_steps):
             recorder.mark(step, "forward")
-            self.where = f"forward of step {step}"
+            self._enter(f"forward of step {step}", 1 if self.done >= 1 else 1 - self.done)
             before = recorder.live_ids()
             self.batch = make_batch(spec, model, self.device)
             self.labels.batch(self.batch)
@@ -113,12 +127,12 @@ class Session:
             del loss
             self.saved[step] = sorted(recorder.live_ids() - before)
             recorder.mark(step, "backward")
-            self.where = f"backward of step {step}"
+            self._enter(f"backward of step {step}")
             self.loss.backward()
             self.loss = self.loss.detach()  # Trainer.training_step returns it so: the graph goes here
         self.labels.after_backward(model)
         recorder.mark(step, "optimizer_step")
-        self.where = f"optimizer step {step}"
+        self._enter(f"optimizer step {step}")
         if spec.max_grad_norm:
             if scaler is not None:
                 scaler.unscale_(optimizer)

@@ -44,7 +44,7 @@ OWN_OPTIONS = {
         "--markdown",
         "--fail-on",
     ],
-    "trace": ["--json", "--markdown", "--defaults", "--fail-on", "--events", "--memory-viz", "--timeout"],
+    "trace": ["--json", "--markdown", "--defaults", "--fail-on", "--layers", "--events", "--memory-viz", "--timeout"],
     "measure": [
         "--json",
         "--markdown",

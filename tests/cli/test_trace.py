@@ -34,7 +34,9 @@ def test_the_recipe_arrives_resolved(run: Run, asked: list[tuple[Resolved, dict[
     done = run(*TRACE, "--micro-batch-size", "2", "--memory-viz", "out.pickle", "--timeout", "60")
     ((resolved, options),) = asked
     assert (resolved.values["micro_batch_size"], resolved.method) == (2, "qlora")
-    assert options == {"events": None, "memory_viz": Path("out.pickle"), "timeout_s": 60}
+    assert options == {
+        "events": None, "memory_viz": Path("out.pickle"), "timeout_s": 60, "layers": "full", "progress": None,
+    }  # fmt: skip
     assert "trace: the real model on fake tensors" in done.out
 
 
@@ -59,6 +61,15 @@ def test_a_file_that_cannot_be_written_is_told_before_the_trace(
     done = run(*TRACE, "--events", str(tmp_path / "missing" / "events.jsonl"))
     assert (done.code, asked) == (2, [])
     assert "cannot be written: No such file or directory" in done.err
+
+
+def test_how_deep_to_trace_is_checked_first(run: Run, asked: list[tuple[Resolved, dict[str, Any]]]) -> None:
+    assert run(*TRACE, "--layers", "auto").code == 0
+    assert asked[0][1]["layers"] == "auto"
+    for wrong in ("2", "some", "-6"):
+        done = run(*TRACE, "--layers", wrong)
+        assert (done.code, len(asked)) == (2, 1)
+        assert "full, auto, or a number from 6" in done.err
 
 
 def test_exit_code_is_the_verdict(run: Run, asked: list[tuple[Resolved, dict[str, Any]]]) -> None:
