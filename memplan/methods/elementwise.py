@@ -194,7 +194,7 @@ IA3 = Tuner(
     rewrite=lambda target, config: adapters.ia3 if target.kind is not ModuleKind.CONV else None,
     options=lambda target, config: {"feedforward": _is_feedforward(target, config)},
 )
-BEFT = Tuner(LINEAR, beft, "BEFT's added bias")
+BEFT = Tuner(LINEAR, beft, "", rewrite=lambda target, config: adapters.beft)
 FOURIERFT = Tuner(LINEAR_OR_CONV1D, fourierft, "", rewrite=lambda target, config: adapted_fourierft)
 WAVEFT = Tuner(LINEAR_OR_CONV1D, waveft, "WaveFT's materialised update", shared=waveft_shared)
 C3A = Tuner(LINEAR, c3a, "C3A's circulant convolution")

@@ -1,6 +1,6 @@
-"""IA3: a trained scale on a layer's output, or on the input of feed-forward layers.
+"""IA3, a trained scale on a layer's output or on the input of feed-forward layers; BEFT, a trained bias.
 
-Source: peft/tuners/ia3/{layer,bnb}.py (PEFT 0.21.2).
+Source: peft/tuners/ia3/{layer,bnb}.py, peft/tuners/beft/layer.py (PEFT 0.21.2).
 """
 
 from __future__ import annotations
@@ -22,6 +22,13 @@ def ia3(layer: AdaptedLayer, x: Tensor) -> Tensor:
         return layer.base(ops.to(t, x * scaling, dtype))
     result = layer.base(x)
     return ops.to(t, result * scaling, result.dtype)
+
+
+def beft(layer: AdaptedLayer, x: Tensor) -> Tensor:
+    """`base(x) + bias`."""
+    t, bias = layer.t, layer["beft_bias"]
+    result = layer.base(x)
+    return ops.to(t, result + t.view(bias, bias.shape[1:]), result.dtype)
 
 
 def _on_quantized(layer: AdaptedLayer, x: Tensor) -> Tensor:
