@@ -26,6 +26,13 @@ FLASH_ATTENTION_2 = frozenset(
 FLOAT16_CLAMPS = frozenset({"t5", "mt5"})
 
 
+# What neither the walk nor a trace sees of a method that is walked.
+_BESIDE_THE_STEP = {
+    "adalora": "the importance scores that AdaLoRA's update_and_allocate keeps: three numbers a parameter",
+    "fourierft": "the workspace of cuFFT, whose size its planner chooses",
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Unsupported:
     """What no rule covers.
@@ -94,8 +101,8 @@ def unsupported_parts(resolved: Resolved, prepared: Prepared) -> Unsupported:
         other.append(f"attention heads of {head_size} elements, which sdpa pads to a multiple of 8")
     if resolved.peft.get("init_lora_weights", True) not in (True, False, "gaussian"):
         other.append(f"what init_lora_weights={resolved.peft['init_lora_weights']} borrows while the adapter is made")
-    if resolved.method == "adalora":
-        other.append("the importance scores that AdaLoRA's update_and_allocate keeps: three numbers a parameter")
+    if resolved.method in _BESIDE_THE_STEP:
+        other.append(_BESIDE_THE_STEP[resolved.method])
     if values["gpus"] > 1:
         other.append(f"parallelism over {values['gpus']} GPUs: the figures are those of one GPU that holds everything")
     if resolved.quantization is not None and resolved.quantization.scheme is Scheme.INT8:
