@@ -42,6 +42,7 @@ def test_the_quick_sample_has_every_model_type_and_is_always_the_same() -> None:
     assert cells == quick_sample(IN_CI)
 
 
+@pytest.mark.full_matrix
 def test_the_quick_sample_agrees() -> None:
     results = run(quick_sample(IN_CI))
     assert meets_goal(results), to_markdown(results)
