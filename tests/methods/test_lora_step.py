@@ -13,7 +13,7 @@ from tests.methods.agreement import COURSES, GPT2, QUANTIZED, QWEN2, check, comp
 DORA = {"use_dora": True}
 EMBEDDING = {"target_modules": ["embed_tokens", "q_proj"]}
 CASES: dict[str, dict[str, Any]] = {
-    **{f"DoRA, {name}": {"method": "lora", "peft": DORA, **keys} for name, keys in COURSES.items()},
+    "DoRA": {"method": "lora", "peft": DORA},
     "DoRA with dropout, biases in the base, amp": {
         "model": QWEN2, "method": "lora", "precision": "amp", "activation_checkpointing": True,
         "peft": {**DORA, "lora_dropout": 0.1, "target_modules": "all-linear"},
@@ -39,6 +39,13 @@ CASES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
+EVERY_COURSE: dict[str, dict[str, Any]] = {
+    f"{name}, {course}": {"method": "lora", "peft": peft, **keys}
+    for name, peft in (("DoRA", DORA), ("LoRA on the embedding", EMBEDDING))
+    for course, keys in COURSES.items()
+}
+
+
 @cache
 def all_compared() -> dict[str, Comparison]:
     return compared(CASES)
@@ -47,3 +54,14 @@ def all_compared() -> dict[str, Comparison]:
 @pytest.mark.parametrize("name", CASES)
 def test_walk_equals_trace(name: str) -> None:
     check(all_compared()[name])
+
+
+@cache
+def every() -> dict[str, Comparison]:
+    return compared(EVERY_COURSE)
+
+
+@pytest.mark.full_matrix
+@pytest.mark.parametrize("name", EVERY_COURSE)
+def test_walk_equals_trace_on_every_course(name: str) -> None:
+    check(every()[name])
