@@ -39,8 +39,7 @@ def _apply(layer: AdaptedLayer, x: Tensor, update: Callable[[AdaptedLayer, Tenso
     if layer.is_4bit:
         result = ops.clone(t, result)
     if t.settings.autocast is not None:
-        result = update(layer, x, result)
-        return result
+        return update(layer, x, result)
     x = ops.to(t, x, wanted)
     if update is _plain:
         return result + ops.to(t, _factors(layer, x), dtype)
