@@ -152,6 +152,7 @@ class Recipe(BaseModel):
     gpu: str | None = None
     gpus: Annotated[int, Field(strict=True, ge=1, le=65_536)] | None = None
     expandable_segments: Flag | None = None
+    empty_cache_steps: Annotated[int, Field(strict=True, ge=1, le=1_000_000)] | None = None
 
     _uncovered: tuple[str, ...] = PrivateAttr(())
     _origins: _Origins = PrivateAttr(default_factory=lambda: _Origins())

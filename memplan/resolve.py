@@ -135,6 +135,8 @@ def resolve(recipe: Recipe, *, allow_paths: bool = True, described_only: bool = 
         filler.values["gpu"], filler.sources["gpu"] = gpu.id, USER
     filler.fill("gpus", 1, "default: one GPU")
     filler.fill("expandable_segments", False, "default: PyTorch's allocator as it comes")
+    if recipe.empty_cache_steps is not None:
+        filler.fill("empty_cache_steps", None, USER)
     config = _config(recipe, model, filler)
     _refuse_unused(said, filler, method, task)
     for key, origin in recipe.origins.items():

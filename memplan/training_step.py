@@ -237,4 +237,9 @@ def replay(resolved: Resolved, prepared: Prepared, step: RecordedStep, sizes: tu
         step, sizes = recorded_step(resolved, prepared, fold=False)
         program = step.program
         assert program is not None, "a step whose layers are all executed has nothing to unfold"
-    return program.play(sizes, expandable_segments=resolved.values["expandable_segments"])
+    # Steps are alike, so that a cache that is emptied more rarely is at its largest before it is.
+    return program.play(
+        sizes,
+        expandable_segments=resolved.values["expandable_segments"],
+        empty_cache=resolved.values.get("empty_cache_steps") == 1,
+    )

@@ -21,7 +21,7 @@ KEYS = (
     "quantization_config", "optim", "optim_args", "optim_target_modules", "max_grad_norm", "gradient_accumulation_steps",
     "micro_batch_size", "sequence_length", "target_length", "padding", "packing", "activation_checkpointing",
     "attn_implementation", "loss", "stack", "stack_version", "torch_version", "keep_outputs", "use_cache", "gpu", "gpus",
-    "expandable_segments",
+    "expandable_segments", "empty_cache_steps",
 )  # fmt: skip
 
 
@@ -139,6 +139,7 @@ NUMBERS = {
     "num_labels": (1, 1_000_000),
     "num_added_tokens": (0, 1_000_000),
     "gradient_accumulation_steps": (1, 1_000_000),
+    "empty_cache_steps": (1, 1_000_000),
     "micro_batch_size": (1, 65_536),
     "sequence_length": (1, 16_777_216),
     "target_length": (1, 16_777_216),

@@ -63,5 +63,6 @@ RECIPE_HELP: dict[str, dict[str, str]] = {
         "gpu": "GPU to judge on (`memplan gpus`).",
         "gpus": "How many of them.",
         "expandable_segments": "PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True.",
+        "empty_cache_steps": "The loop calls torch.cuda.empty_cache() after every so many optimizer steps.",
     },
 }

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from memplan.estimate import Component, Phase
 from memplan.step import native
-from memplan.step.allocator import AllocatorReport, PhaseMaxima, replay
+from memplan.step.allocator import EMPTY_CACHE, AllocatorReport, PhaseMaxima, replay
 from memplan.step.forms import BYTES, Terms
 from memplan.step.optimizer_step import OptimizerEvent
 from memplan.step.recording import Recording
@@ -27,7 +27,7 @@ class Run:
     """What is played.
 
     Attributes:
-        load_events: (key, bytes) of each allocation and (key, 0) of each free while loading.
+        load_events: (key, bytes) of each allocation and (key, 0) of each free while loading; `EMPTY_CACHE`.
         last_key: the highest key in them.
         micro_steps: the recordings of one step's micro-steps in order; equal layers are played one by one.
         construction: states that the optimizer makes when it is constructed.
@@ -52,16 +52,18 @@ class Program:
         terms: the sizes of its recordings' storages.
 
     Attributes:
-        keys: the storage of each event, numbered from 1.
+        keys: the storage of each event, numbered from 1; the free of 0 is `EMPTY_CACHE`.
         sizes: what each event allocates, as an index into `table`; -1 for a free.
         table: each size as a term and how many of it.
         phases: names, with the event that each begins at.
+        ends: the event before which each step but the last has ended.
     """
 
     def __init__(self, run: Run, terms: Terms) -> None:
         self.keys, self.sizes = array("i"), array("i")
         self.table: list[tuple[int, int]] = []
         self.phases: list[tuple[str, int]] = []
+        self.ends: list[int] = []
         self._terms = terms
         self._numbers: dict[tuple[int, int], int] = {}
         self._last_key = run.last_key
@@ -69,7 +71,12 @@ class Program:
         self.n_keys = self._last_key + 1
 
     def play(
-        self, sizes: Sequence[int], *, expandable_segments: bool = False, capacity_bytes: int | None = None
+        self,
+        sizes: Sequence[int],
+        *,
+        expandable_segments: bool = False,
+        capacity_bytes: int | None = None,
+        empty_cache: bool = False,
     ) -> AllocatorReport:
         """Maxima of allocated and reserved memory, or where a run of limited capacity dies.
 
@@ -77,10 +84,12 @@ class Program:
             sizes: bytes of each of the recording's terms.
             expandable_segments: the allocator's mode.
             capacity_bytes: what all segments together may take; None for no limit.
+            empty_cache: whether `torch.cuda.empty_cache()` is called after every step (played in Python).
         """
         table = [sizes[term] * weight for term, weight in self.table]
-        if capacity_bytes is not None or native.library() is None:
-            events = self._events(table)
+        empty_cached = empty_cache or (expandable_segments and 0 in self.keys)  # the C model does not unmap
+        if capacity_bytes is not None or empty_cached or native.library() is None:
+            events = self._events(table, frozenset(self.ends) if empty_cache else frozenset())
             return replay(events, expandable_segments=expandable_segments, capacity_bytes=capacity_bytes)
         begins = [position for _, position in self.phases]
         segments, figures = native.replay(
@@ -134,6 +143,8 @@ class Program:
             # zero_grad(set_to_none=True), then the batch gives way to the next one.
             self._free(gradients)
             self._free(batch)
+            if step < run.steps:
+                self.ends.append(len(self.keys))
 
     def _play(self, played: _MicroStep, phase: Phase, offset: int, first: Recording | None) -> None:
         """One phase of a micro-step; `first` is the recording where it allocates its workspaces."""
@@ -186,10 +197,12 @@ class Program:
             self.table.append(entry)
         return number
 
-    def _events(self, table: Sequence[int]) -> Iterator[tuple[int, int] | str]:
+    def _events(self, table: Sequence[int], emptied: frozenset[int]) -> Iterator[tuple[int, int] | str]:
         names = {position: name for name, position in reversed(self.phases)}
         empty: set[int] = set()
         for position, (key, number) in enumerate(zip(self.keys, self.sizes, strict=True)):
+            if position in emptied:
+                yield EMPTY_CACHE
             if position in names:
                 yield from (name for name, begin in self.phases if begin == position)
             size = table[number] if number >= 0 else 0

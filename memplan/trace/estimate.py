@@ -101,6 +101,7 @@ def spec_of(resolved: ResolvedRecipe) -> TraceSpec:
         keep_outputs=bool(values["keep_outputs"]),
         use_cache=bool(values.get("use_cache", False)),
         expandable_segments=bool(values["expandable_segments"]),
+        empty_cache_steps=int(values.get("empty_cache_steps") or 0),
     )
 
 

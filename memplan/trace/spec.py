@@ -86,6 +86,7 @@ class TraceSpec:
         outputs_fp32: whether the outputs are cast to float32 by accelerate (`prepare_model` with mixed precision).
         use_cache: `config.use_cache` during training; None leaves the configuration's own value.
         expandable_segments: allocator mode of the replay.
+        empty_cache_steps: `torch.cuda.empty_cache()` after every so many steps, 0 for never.
         warmup: whether loading calls transformers' `caching_allocator_warmup`.
     """
 

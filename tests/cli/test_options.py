@@ -27,7 +27,7 @@ RECIPE_OPTIONS = (
     "--padding --no-padding --packing --no-packing "
     "--optim --optim-args --optim-target-modules --max-grad-norm --activation-checkpointing --attn-implementation "
     "--loss --stack --stack-version --torch-version --keep-outputs --no-keep-outputs --use-cache --no-use-cache "
-    "--gpu --gpus --expandable-segments --no-expandable-segments"
+    "--gpu --gpus --expandable-segments --no-expandable-segments --empty-cache-steps"
 )
 OWN_OPTIONS = {
     "estimate": ["--json", "--markdown", "--defaults", "--fail-on"],

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from trace_cases import LLAMA
 
+import memplan
 from memplan.errors import UnsupportedError
 from memplan.estimate import Component, Estimate, Fits, Provenance
 from memplan.recipe import Recipe
@@ -89,3 +90,19 @@ def test_full_fine_tuning_counts_what_adam_needs() -> None:
     estimate = trace(resolve(Recipe(**{**BASE, "dtype": "float32"}, precision="fp32", optim="adamw_torch")))
     assert estimate.bytes_per_parameter.total == pytest.approx(16, rel=0.001)
     assert estimate.parameters.total == estimate.parameters.trainable
+
+
+def test_an_emptied_cache_reserves_as_the_engine_says() -> None:
+    sizes = {"hidden_size": 512, "intermediate_size": 1376, "num_hidden_layers": 4, "vocab_size": 32_000}
+    heads = {"num_attention_heads": 8, "num_key_value_heads": 4, "max_position_embeddings": 4096}
+    run = {"model": {**LLAMA, **sizes, **heads}, "micro_batch_size": 4, "sequence_length": 517}
+    recipe = Recipe(**{**BASE, **run}, optim="adamw_torch", keep_outputs=True)
+    reserved = {}
+    for steps in (None, 1, 2):
+        emptied = recipe.replace(empty_cache_steps=steps)
+        peaks = [memplan.estimate(emptied).peak]
+        if steps == 1:
+            peaks.append(trace(resolve(emptied)).peak)
+        assert len({(peak.live_bytes, peak.allocated_bytes, peak.reserved_bytes) for peak in peaks}) == 1
+        reserved[steps] = peaks[-1].reserved_bytes
+    assert reserved[1] < reserved[None] == reserved[2]

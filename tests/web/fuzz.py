@@ -170,6 +170,7 @@ RECIPE_CHOICES: dict[str, tuple[Any, ...]] = {
     "use_cache": (True, False),
     "keep_outputs": (True, False),
     "expandable_segments": (True, False),
+    "empty_cache_steps": (1, 10, 1000000),
     "num_added_tokens": (0, 1, 1000000),
     "num_labels": (1, 3, 1000000),
     "tie_word_embeddings": (True, False),
