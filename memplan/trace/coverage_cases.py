@@ -143,6 +143,9 @@ METHODS: dict[str, dict[str, Any]] = {
     "Prefix tuning": {"peft_type": "PREFIX_TUNING", "num_virtual_tokens": 8},
     "Prompt tuning": {"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 8},
     "PSOFT": {"peft_type": "PSOFT", "target_modules": _QV},
+    "PSOFT, low-rank SVD": {
+        "peft_type": "PSOFT", "target_modules": _QV, "ab_svd_init": "psoft_init", "psoft_svd": "lowrank",
+    },
     "PVeRA": {"peft_type": "PVERA", "target_modules": _QV},
     "RandLoRA": {"peft_type": "RANDLORA", "target_modules": _QV},
     "RoAd": {"peft_type": "ROAD", "target_modules": _QV},

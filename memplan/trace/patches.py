@@ -64,6 +64,9 @@ class Patches:
         torch.cuda.get_device_capability = lambda *_: self.spec.gpu_arch.capability
         torch.cuda.is_bf16_supported = lambda *_, **__: self.spec.gpu_arch.capability[0] >= 8
         torch.cuda.current_device = lambda: 0
+        # The generator's state is 16 bytes of CPU memory (torch.random.fork_rng saves it and sets it back).
+        torch.cuda.get_rng_state = lambda *_, **__: torch.empty(16, dtype=torch.uint8, device="cpu")
+        torch.cuda.set_rng_state = lambda *_, **__: None
         torch.cuda.synchronize = lambda *_: None
         torch.cuda.empty_cache = lambda: None
         FakeTensor.data = property(torch._C.TensorBase.data.__get__, _set_data)
