@@ -1,11 +1,12 @@
 """Loading as a sequence of allocations: checkpoint, quantization, casts, adapters.
 
 Order, as transformers 5.23 and PEFT 0.21 do it: one block for the allocator's warm-up; each parameter in its load dtype, a
-quantized one through its transients; PEFT's `prepare_model_for_kbit_training` casts what is left in 16 bits, one by one;
-adapters arrive in their layer's dtype and are cast to float32 one by one.
+quantized one through its transients; PEFT's `prepare_model_for_kbit_training` casts what is left in 16 bits, one by one, and
+empties the cache; adapters arrive in their layer's dtype and are cast to float32 one by one.
 
-Sources: transformers/modeling_utils.py (`caching_allocator_warmup`), core_model_loading.py; peft/utils/other.py,
-peft/tuners/tuners_utils.py (`_move_adapter_to_device_of_base_layer`, `cast_adapter_dtype`).
+Sources: transformers/modeling_utils.py (`caching_allocator_warmup`, `get_total_byte_count`), core_model_loading.py;
+peft/utils/other.py (`auto_clear_cache`), peft/tuners/tuners_utils.py (`_move_adapter_to_device_of_base_layer`,
+`cast_adapter_dtype`).
 
 Known limits:
     Initialisations that decompose weights (PiSSA, LoftQ, OLoRA, EVA, CorDA) need more while they run.
@@ -19,12 +20,13 @@ from itertools import groupby
 
 from memplan.estimate import Component
 from memplan.model_state import ModelState, StoredParameter
-from memplan.quantization import Quantization, load_transient_bytes
+from memplan.quantization import PROCESS_CODE_BOOK, Quantization, arrival
 from memplan.step.adapters.creation import Creation
+from memplan.step.allocator import EMPTY_CACHE
 from memplan.step.site import adapter_tensor_name
 from memplan.units import round_to_block
 
-# (key, bytes) allocates under a new key, (key, 0) frees it.
+# (key, bytes) allocates under a new key, (key, 0) frees it; or EMPTY_CACHE.
 LoadEvent = tuple[int, int]
 
 
@@ -85,6 +87,9 @@ class _Recorder:
         self.peak_after_blas = max(self.peak_after_blas, self.live)
         return self.last_key
 
+    def empty_cache(self) -> None:
+        self.events.append(EMPTY_CACHE)
+
     def free(self, key: int) -> None:
         if key:
             self.events.append((key, 0))
@@ -92,18 +97,31 @@ class _Recorder:
 
 
 def loading(
-    state: ModelState, quantization: Quantization | None, creations: Mapping[str, Creation] | None = None
+    state: ModelState,
+    quantization: Quantization | None,
+    creations: Mapping[str, Creation] | None = None,
+    *,
+    prepare_kbit: bool = False,
 ) -> Loading:
-    """The events of loading `state`'s parameters, and of making adapters whose making computes something."""
+    """The events of loading `state`'s parameters, and of making adapters whose making computes something.
+
+    Args:
+        state: what is there afterwards.
+        quantization: of the base model.
+        creations: what making a module's adapter computes.
+        prepare_kbit: `prepare_model_for_kbit_training` is called on a quantized base.
+    """
     recorder = _Recorder()
     base = [entry for entry in state.stored if entry.component is Component.WEIGHTS]
     added = [entry for entry in state.stored if entry.component is Component.ADAPTERS]
-    if quantization is None:
-        recorder.free(recorder.alloc(round_to_block(sum(_arrival_bytes(entry) for entry in base))))
-    arrived = [_load(recorder, entry, quantization) for entry in base]
-    recorder.alloc(state.shared_code_book_bytes)
+    recorder.free(recorder.alloc(round_to_block(sum(_warmup_bytes(entry, quantization) for entry in base) // 2 * 2)))
+    code_books = [state.shared_code_book_bytes]
+    arrived = [_load(recorder, entry, quantization, code_books) for entry in base]
+    recorder.alloc(sum(code_books))
     recorder.alloc(state.buffers_bytes - sum(buffer.data_bytes for buffer in state.added_buffers))
     _cast(recorder, base, arrived)
+    if prepare_kbit:
+        recorder.empty_cache()
     keys = _add(recorder, added, creations or {})
     arriving = [(buffer, recorder.alloc(buffer.arrival_bytes)) for buffer in state.added_buffers]
     buffers = [(buffer, key) for buffer, key in arriving if buffer.arrival_bytes != buffer.data_bytes]
@@ -160,14 +178,31 @@ def _create(recorder: _Recorder, creation: Creation) -> dict[int, int]:
     return keys
 
 
-def _load(recorder: _Recorder, entry: StoredParameter, quantization: Quantization | None) -> int:
+def _warmup_bytes(entry: StoredParameter, quantization: Quantization | None) -> int:
+    """What `get_total_byte_count` expects of a parameter: no state of quantization, and no rounding."""
+    if entry.quantized:
+        assert quantization is not None
+        if not quantization.scheme.is_bitsandbytes:
+            return entry.data_bytes + entry.state_bytes
+        # `quantized_element_size`: 0.5 for 4 bit, 1 for 8 bit
+        return entry.elements // 2 if quantization.scheme.is_4bit_bitsandbytes else entry.elements
+    return entry.elements * entry.arrival_dtype.itemsize_bytes
+
+
+def _load(recorder: _Recorder, entry: StoredParameter, quantization: Quantization | None, code_books: list[int]) -> int:
+    """One parameter; the first one that is quantized twice takes the process's code book along."""
     if not entry.quantized:
         return recorder.alloc(_arrival_bytes(entry))
     assert quantization is not None
-    transient = recorder.alloc(round_to_block(load_transient_bytes(quantization, entry.shape, entry.dtype)))
-    for size in entry.block_sizes:
-        recorder.alloc(size)
-    recorder.free(transient)
+    keys: dict[str, int] = {}
+    for name, size in arrival(quantization, entry.shape, entry.dtype):
+        if name == PROCESS_CODE_BOOK:
+            if code_books:
+                recorder.alloc(code_books.pop())
+        elif size:
+            keys[name] = recorder.alloc(size)
+        else:
+            recorder.free(keys.pop(name))
     return 0
 
 

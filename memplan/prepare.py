@@ -79,7 +79,7 @@ def prepare(resolved: Resolved) -> Prepared:
     return _prepare(*key)
 
 
-@lru_cache(maxsize=128)
+@lru_cache(maxsize=32)  # an entry is one to two megabytes, a model whose layers differ up to 25
 def _prepare(
     config_json: str,
     head: Head,
@@ -131,6 +131,11 @@ def _prepare(
         optimizer,
         quantized,
         state,
-        loading(state, quantization, creations(architecture, sites)),
+        loading(
+            state,
+            quantization,
+            creations(architecture, sites),
+            prepare_kbit=prepare_kbit and quantization is not None,
+        ),
         sites,
     )

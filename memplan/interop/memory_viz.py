@@ -18,6 +18,7 @@ from memplan.estimate import Component, Phase
 from memplan.prepare import prepare
 from memplan.recipe import Recipe
 from memplan.resolve import resolve
+from memplan.step.allocator import EMPTY_CACHE
 from memplan.step.optimizer_step import OptimizerEvent
 from memplan.step.ports import CannotUnfold
 from memplan.step.recording import Recording
@@ -113,7 +114,9 @@ class _Writer:
         freed = {key for key, size in run.load_events if not size}
         numbers: dict[int, int] = {}
         for key, size in run.load_events:
-            if size:
+            if (key, size) == EMPTY_CACHE:
+                self.result.cache_flushes.append(len(self.result.events))
+            elif size:
                 component = Component.TEMPORARIES if key in freed else Component.WEIGHTS
                 numbers[key] = self._born(size, "load", "model", component, (size,), "bytes")
             else:

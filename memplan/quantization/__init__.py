@@ -2,10 +2,12 @@
 
 storage.py       a weight's storages and bytes        bitsandbytes.py  gptq_awq.py  fp8.py
 policy.py        which modules transformers replaces
+arrival.py       the order in which a weight is quantized
 casts.py         dtypes of the rest: loaded, prepared for k-bit training, adapters
 temporaries.py   what loading, forward and backward allocate      gemm_4bit.py
 """
 
+from memplan.quantization.arrival import PROCESS_CODE_BOOK, arrival
 from memplan.quantization.bitsandbytes import PROCESS_CODE_BOOK_BYTES
 from memplan.quantization.casts import (
     autocast_adapter_dtype,
@@ -38,6 +40,7 @@ from memplan.quantization.temporaries import (
 )
 
 __all__ = [
+    "PROCESS_CODE_BOOK",
     "PROCESS_CODE_BOOK_BYTES",
     "Gpu",
     "ModelOutline",
@@ -47,6 +50,7 @@ __all__ = [
     "Scheme",
     "StorageBytes",
     "StoredTensor",
+    "arrival",
     "autocast_adapter_dtype",
     "backward_temporaries",
     "backward_temporary_bytes",

@@ -197,7 +197,7 @@ class Program:
             self.table.append(entry)
         return number
 
-    def _events(self, table: Sequence[int], emptied: frozenset[int]) -> Iterator[tuple[int, int] | str]:
+    def _events(self, table: Sequence[int], emptied: frozenset[int] = frozenset()) -> Iterator[tuple[int, int] | str]:
         names = {position: name for name, position in reversed(self.phases)}
         empty: set[int] = set()
         for position, (key, number) in enumerate(zip(self.keys, self.sizes, strict=True)):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from memplan.recipe import Recipe
 from memplan.step import native
-from memplan.step.allocator import AllocatorReport, Event, replay
+from memplan.step.allocator import EMPTY_CACHE, AllocatorReport, Event, replay
 from memplan.step.forms import Terms
 from memplan.step.replay import Program, play
 from memplan.units import BLOCK_BYTES, MIB
@@ -33,6 +33,8 @@ def random_events(draw: st.DrawFn) -> list[Event]:
     for key in range(1, draw(st.integers(1, 60))):
         if draw(st.integers(0, 9)) == 0:
             events.append(f"phase {key}")
+        if draw(st.integers(0, 9)) == 0:
+            events.append(EMPTY_CACHE)
         for _ in range(draw(st.integers(0, min(2, len(alive))))):
             events.append((alive.pop(draw(st.integers(0, len(alive) - 1))), 0))
         events.append((key, draw(SIZES)))
@@ -69,6 +71,8 @@ def figures(report: AllocatorReport) -> list[list[int]]:
 @settings(derandomize=True, deadline=None, max_examples=400)
 @given(random_events(), st.booleans())
 def test_random_events(events: list[Event], expandable: bool) -> None:
+    if expandable:  # the C model does not unmap; `Program.play` asks the Python model then
+        events = [event for event in events if event != EMPTY_CACHE]
     segments, rows = in_c(events, expandable=expandable)
     report = replay(events, expandable_segments=expandable)
     # The Python model leaves out a first phase in which nothing happened.

@@ -25,7 +25,7 @@ def library() -> ctypes.CDLL | None:
         return None
     try:
         loaded = ctypes.CDLL(str(path))
-        play = loaded.memplan_play
+        play = loaded.memplan_play_events
     except (OSError, AttributeError):  # compiled for another machine, or from an older source
         return None
     pointer, number = ctypes.c_void_p, ctypes.c_int64
@@ -46,7 +46,8 @@ def replay(
     """Segments at the end, and for each phase the highest live, allocated and reserved bytes and those at its end.
 
     Args:
-        keys: a number for the storage of each event, typecode "i".
+        keys: a number for the storage of each event, from 1, typecode "i"; the free of 0 is a call of
+            `torch.cuda.empty_cache()`, which is not covered with expandable segments.
         sizes: an index into `table` for an allocation, -1 for a free, typecode "i".
         table: bytes, multiples of 512.
         n_keys: one more than the largest key.
@@ -60,7 +61,7 @@ def replay(
     assert loaded is not None, "ask library() first"
     table_array, begins_array = array("q", table), array("q", begins)
     out = array("q", bytes(8 * (1 + PHASE_FIGURES * len(begins))))
-    failed = loaded.memplan_play(
+    failed = loaded.memplan_play_events(
         len(keys), *(entry.buffer_info()[0] for entry in (keys, sizes, table_array)), n_keys,
         begins_array.buffer_info()[0], len(begins), int(expandable_segments), out.buffer_info()[0],
     )  # fmt: skip

@@ -1,7 +1,7 @@
 /* The caching allocator, event by event: the same model as memplan/step/allocator.py, for speed.
  *
- * Source: c10/cuda/CUDACachingAllocator.cpp of PyTorch 2.13, one stream, with and without expandable segments, no capacity: nothing
- * is ever given back to the driver.
+ * Source: c10/cuda/CUDACachingAllocator.cpp of PyTorch 2.13, one stream, with and without expandable segments, no capacity: memory
+ * goes back to the driver only where the program asks for it, which is not covered with expandable segments.
  * The Python model is the reference; tests/step/test_native.py holds the two equal on random and on real runs.
  */
 
@@ -235,9 +235,23 @@ static int release(Allocator *a, int32_t number, int64_t size) { /* free_block *
     return merge_neighbours(a, number) && insert(a, number);
 }
 
+static int empty_cache(Allocator *a) { /* release_cached_blocks, of segments that do not expand */
+    for (int small = 0; small < 2; small++) {
+        Pool *pool = &a->pools[small];
+        for (int64_t at = pool->count - 1; at >= 0; at--) {
+            const Block *block = &a->blocks[pool->entries[at].block];
+            if (block->prev != NONE || block->next != NONE) continue;
+            a->reserved -= block->size;
+            a->segments--;
+            if (!forget(a, pool->entries[at].block)) return 0;
+        }
+    }
+    return 1;
+}
+
 /* Plays `events` allocations and frees.
  *
- * keys:    a number for each storage, from 0 to n_keys - 1.
+ * keys:    a number for each storage, from 1 to n_keys - 1; the free of 0 is a call of torch.cuda.empty_cache().
  * sizes:   an index into `table` for an allocation, -1 for a free.
  * table:   bytes, multiples of 512; an allocation of 0 bytes takes nothing.
  * begins:  the first event of each phase; the first phase begins at 0.
@@ -246,7 +260,7 @@ static int release(Allocator *a, int32_t number, int64_t size) { /* free_block *
  *
  * Returns 0, or 1 where memory ran out.
  */
-int memplan_play(int64_t events, const int32_t *keys, const int32_t *sizes, const int64_t *table, int64_t n_keys,
+int memplan_play_events(int64_t events, const int32_t *keys, const int32_t *sizes, const int64_t *table, int64_t n_keys,
                  const int64_t *begins, int64_t phases, int expandable, int64_t *out) {
     Allocator a;
     memset(&a, 0, sizeof a);
@@ -273,7 +287,7 @@ int memplan_play(int64_t events, const int32_t *keys, const int32_t *sizes, cons
                 if (a.live > live) live = a.live;
                 if (a.allocated > allocated) allocated = a.allocated;
                 if (a.reserved > reserved) reserved = a.reserved;
-            } else if (bytes[key] && !release(&a, held[key], bytes[key])) {
+            } else if (!key ? !empty_cache(&a) : bytes[key] && !release(&a, held[key], bytes[key])) {
                 failed = 1;
                 break;
             }
