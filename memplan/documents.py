@@ -112,7 +112,7 @@ def parse(text: str, syntax: Syntax, name: str) -> Document:
         name: for messages.
 
     Raises:
-        FileFormatError: broken syntax with its line, a duplicate key, or a limit of this module.
+        FileFormatError: broken syntax with its line, a duplicate key, a text that is no Unicode, or a limit of this module.
     """
     if len(text.encode("utf-8", "surrogatepass")) > MAX_FILE_BYTES:
         raise FileFormatError(f"{name} is larger than {MAX_FILE_BYTES // 1024} KiB, which no recipe needs")
@@ -123,7 +123,31 @@ def parse(text: str, syntax: Syntax, name: str) -> Document:
     else:
         document = _parse_yaml(text, name)
     _check_depth(document.data, name)
+    if _ESCAPE.search(text):
+        _check_characters(document.data, name)
     return document
+
+
+_ESCAPE = re.compile(r"\\[uU]")
+
+
+def _check_characters(data: Any, name: str) -> None:
+    level = [data]
+    while level:
+        for value in level:
+            if isinstance(value, str) and any("\ud800" <= letter <= "\udfff" for letter in value):
+                raise FileFormatError(f"{name} holds half of a surrogate pair, which is no character: {value[:80]!r}")
+        level = [
+            child
+            for value in level
+            for child in (
+                (*value.keys(), *value.values())
+                if isinstance(value, dict)
+                else value
+                if isinstance(value, list)
+                else ()
+            )
+        ]
 
 
 def _check_depth(data: Any, name: str) -> None:

@@ -223,9 +223,9 @@ class _Shared:
             raise self.table(key).at(key, error) from None
 
     def choice(self, key: str, kind: type[E], default: E) -> E:
-        value = self.value(key)
-        if value is None:
+        if key not in self.table(key).data:
             return default
+        value = self.value(key)
         if not isinstance(value, str) or value not in list(kind):
             raise self.table(key).at(key, UnknownNameError(key, str(value), list(kind)))
         return kind(value)

@@ -69,7 +69,9 @@ class Table:
 
     def mapping(self, key: str) -> Mapping[str, Any] | None:
         """A table of recipe keys; None where the key is absent."""
-        value = self.data.get(key)
-        if value is not None and not isinstance(value, dict):
+        if key not in self.data:
+            return None
+        value = self.data[key]
+        if not isinstance(value, dict):
             raise self.wrong(key, "a table of recipe keys")
         return value
