@@ -9,6 +9,8 @@ from functools import cache
 
 from pydantic import TypeAdapter
 
+from memplan.budget.result import CheckReport
+from memplan.budget.schema import config_schema
 from memplan.cards import ModelCard, card_ids
 from memplan.catalog.gpus import Gpu, list_gpus
 from memplan.cli.recipe_help import RECIPE_HELP
@@ -18,7 +20,8 @@ from memplan.optimizers.catalog import optimizer_rows
 from memplan.planner import Plan
 from memplan.recipe import Recipe
 from memplan.web.plans import PlanOptions
-from memplan.web.schemas import ERROR_EXAMPLE, RECIPE_EXAMPLE, REF, Schema, ref
+from memplan.web.schemas import CHECK_EXAMPLES, ERROR_EXAMPLE, RECIPE_EXAMPLE, REF, Schema, ref
+from memplan.web.settings import Settings
 
 
 @cache
@@ -90,6 +93,8 @@ def components() -> dict[str, Schema]:
             ),
         ],
     }
+    found["CheckReport"] = _lifted(CheckReport.model_json_schema(mode="serialization", ref_template=REF), found)
+    found |= _check_request_schemas()
     found["Health"] = _entry(status={"const": "ok"}, version={"type": "string"})
     return dict(sorted(found.items()))
 
@@ -162,6 +167,37 @@ def _plan_request_schema(into: dict[str, Schema]) -> Schema:
         "description": "A recipe, and what the planner is told.",
         "properties": recipe["properties"] | options["properties"],
         "example": RECIPE_EXAMPLE,
+    }
+
+
+def _check_request_schemas() -> dict[str, Schema]:
+    """The shapes of a budget file; a recipe that is wrong is an error of its check alone, so any object is taken."""
+    config = config_schema()
+    check = config["$defs"]["Check"]
+    recipe: Schema = {"anyOf": [ref("Recipe"), {"type": "object"}]}
+    override: Schema = {"type": "object", "description": "Recipe keys that replace what the files say."}
+    check["properties"] |= {"recipe": recipe, "override": override}
+    check["description"] = "One check of a budget file: a run and its limits."
+    config["properties"]["defaults"]["properties"]["override"] = override
+    config["properties"]["check"] |= {"items": ref("BudgetCheck"), "maxItems": Settings().max_checks}
+    files: Schema = {
+        "type": "object",
+        "additionalProperties": {"type": "string"},
+        "description": "Texts of the recipe files, training configs and config.json that checks name, by path.",
+    }
+    content = {"config": ref("Budgets"), "files": files}
+    base = _entry(**content) | {
+        "required": ["config"],
+        "description": "The state to compare with: `max_increase` is judged.",
+    }
+    return {
+        "BudgetCheck": check,
+        "Budgets": {
+            "description": "What a memplan.toml holds.",
+            **{key: config[key] for key in ("type", "additionalProperties", "required", "properties")},
+        },
+        "CheckRequest": _entry(**content, base={"anyOf": [base, {"type": "null"}]})
+        | {"required": ["config"], "example": next(iter(CHECK_EXAMPLES.values()))},
     }
 
 

@@ -37,6 +37,18 @@ INLINE_EXAMPLE: Schema = {
     "dtype": "bfloat16",
     "gpu": "rtx-3090",
 }
+_SFT = {"name": "sft", "config": "configs/sft.json", "budget": "20 GiB", "gpu": "rtx-4090"}
+_SFT_TEXT = '{"model": "mistralai/Mistral-7B-v0.1", "method": "qlora", "sequence_length": 2048}'
+CHECK_EXAMPLES: Schema = {
+    "a run in the budget file": {
+        "config": {"schema": 1, "check": [{"name": "qlora-7b", "recipe": RECIPE_EXAMPLE, "budget": "20 GiB"}]}
+    },
+    "a config, against what it was": {
+        "config": {"schema": 1, "check": [_SFT | {"max_increase": "+5%"}]},
+        "files": {"configs/sft.json": _SFT_TEXT.replace("2048", "4096")},
+        "base": {"config": {"schema": 1, "check": [_SFT]}, "files": {"configs/sft.json": _SFT_TEXT}},
+    },
+}
 ERROR_EXAMPLE: Schema = {
     "error": {
         "code": "unknown_recipe_key",

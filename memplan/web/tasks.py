@@ -73,6 +73,19 @@ def plan_body(body: bytes, max_depth: int) -> Answer:
     return Answer((found.to_json() + "\n").encode(), str(found.current.fits), bool(found.current.unsupported))
 
 
+def check_body(body: bytes, max_depth: int, max_checks: int) -> Answer:
+    """The report on the budget file in a request's body.
+
+    Raises:
+        ProblemError: the body is no JSON object, or the budget file is wrong.
+        MemplanError: as `memplan.web.checks.report_of`.
+    """
+    from memplan.web.checks import report_of
+
+    report = report_of(_object(read_json(body, max_depth)), max_checks)
+    return Answer((report.to_json() + "\n").encode(), unsupported=any(check.unsupported for check in report.checks))
+
+
 def batch_recipes(body: bytes, max_depth: int, max_batch: int) -> list[bytes | Problem]:
     """The recipes in a batch's body, each as JSON by itself; the problem of what is no recipe stands in its place.
 

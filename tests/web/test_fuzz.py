@@ -6,7 +6,7 @@ from tests.web.fuzz import fuzz, send_recipes
 
 
 def test_requests_made_from_the_document() -> None:
-    assert fuzz(12, ("estimate", "estimate_batch", "model"), seed=7, phases="fuzzing") == 0
+    assert fuzz(12, ("estimate", "estimate_batch", "check", "model"), seed=7, phases="fuzzing") == 0
 
 
 def test_random_recipes() -> None:

@@ -21,7 +21,8 @@ from memplan.web.settings import Settings
 from tests.web.fuzz import narrowed
 
 ANSWERS = [
-    ("/api/v1/estimate", "post"), ("/api/v1/plan", "post"), ("/api/v1/estimate/batch", "post"), ("/api/v1/models", "get"),
+    ("/api/v1/estimate", "post"), ("/api/v1/plan", "post"), ("/api/v1/estimate/batch", "post"), ("/api/v1/check", "post"),
+    ("/api/v1/models", "get"),
     ("/api/v1/models/{id}", "get"), ("/api/v1/gpus", "get"), ("/api/v1/methods", "get"), ("/api/v1/optimizers", "get"),
     ("/api/v1/accuracy", "get"), ("/healthz", "get"),
 ]  # fmt: skip

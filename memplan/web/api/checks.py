@@ -1,0 +1,41 @@
+"""Budgets of memory, judged."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from memplan.web import tasks
+from memplan.web.answers import Answers
+from memplan.web.api.estimates import answered
+from memplan.web.api.requests import json_body_of
+from memplan.web.schemas import CHECK_EXAMPLES, ref, request_body, responses_of
+from memplan.web.settings import Settings
+
+router = APIRouter(prefix="/api/v1", tags=["answers"])
+
+
+@router.post(
+    "/check",
+    operation_id="check",
+    summary="Judge memory budgets",
+    response_class=Response,
+    responses=responses_of(
+        "POST",
+        ref("CheckReport"),
+        "The report, as `memplan check --json` writes it. `exit_code` is what the command would exit with: 0 within, 1 over, "
+        "2 wrong input, 3 uncertain, 4 a file was not sent.",
+    ),
+    openapi_extra=request_body(
+        ref("CheckRequest"),
+        CHECK_EXAMPLES,
+        "A budget file as JSON, the texts of the files that it names, and the same of a state to compare with.",
+    ),
+)
+async def check(request: Request) -> Response:
+    """Which runs are within their budgets, which are over, uncertain or grew, and why; nothing but what is sent is read."""
+    body = await json_body_of(request)
+    settings: Settings = request.app.state.settings
+    answers: Answers = request.app.state.answers
+    kept = await answers.get(tasks.check_body, body, settings.max_depth, settings.max_checks, slow=True)
+    return answered(request, kept.answer)
