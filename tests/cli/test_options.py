@@ -65,6 +65,7 @@ OWN_OPTIONS = {
         "--bundle",
         "--unpack",
     ],
+    "compare": ["--matrix", "--cells", "--jobs", "--write", "--json", "--markdown"],
     "explain": ["--classic", "--component", "--top", "--json", "--markdown"],
     "explain-oom": ["--json", "--markdown"],
     "export": ["--to", "--into", "--out"],
@@ -100,7 +101,7 @@ OWN_OPTIONS = {
         "--log-requests",
     ],
 }
-WITH_RECIPE = ("estimate", "plan", "trace", "measure", "explain", "explain-oom", "export")
+WITH_RECIPE = ("estimate", "plan", "trace", "measure", "compare", "explain", "explain-oom", "export")
 # Commands whose argument is another file: the recipe's is an option.
 RECIPE_FILE_OPTION = {"explain-oom": ["--recipe"]}
 
