@@ -126,6 +126,8 @@ def specs_of(document: Document, at: tuple[str, ...] = ()) -> tuple[CheckSpec, .
     if isinstance(schema, bool) or schema != SCHEMA:
         raise top.wrong("schema", f"only {SCHEMA} is known to this version of memplan")
     defaults = Table(document, (*at, "defaults"), top.data.get("defaults", {}), SHARED_KEYS, "[defaults]")
+    defaults.mapping("override")
+    _limits(_Shared(defaults, defaults))  # also what every check says otherwise has to be right
     checks = top.data.get("check")
     if not isinstance(checks, list) or not checks:
         raise InputError(f"{document.name}: there is no [[check]]", hint='for example: [[check]] with name = "sft"')
@@ -147,11 +149,6 @@ def _spec(table: Table, defaults: Table) -> CheckSpec:
     if name is None:
         raise InputError(f"{table.place()}: a [[check]] has no name", hint='for example: name = "sft"')
     recipe, files, file_format = _run(table, name)
-    found = _Shared(table, defaults)
-    gpu_table = found.table("gpu")
-    gpu = gpu_table.text("gpu", MAX_NAME)
-    budget = found.parsed("budget", lambda value, key: (parse_size(value, key, least_bytes=MIB), value.strip()))
-    headroom = None if found.value("headroom") == "auto" else found.parsed("headroom", parse_amount)
     return CheckSpec(
         name=name,
         place=table.place(),
@@ -160,18 +157,26 @@ def _spec(table: Table, defaults: Table) -> CheckSpec:
         format=file_format,
         framework_version=table.text("framework_version", MAX_NAME),
         override={**(defaults.mapping("override") or {}), **(table.mapping("override") or {})},
-        budget=budget[1] if budget else "",
-        budget_bytes=budget[0] if budget else None,
-        gpu=gpu,
-        is_default_gpu=gpu is not None and gpu_table is defaults,
-        level=found.choice("level", Level, Level.DEVICE),
-        headroom=headroom,
-        max_increase=found.parsed("max_increase", parse_increase),
-        severity=found.choice("severity", Severity, Severity.ERROR),
-        on_uncertain=found.choice("on_uncertain", OnUncertain, OnUncertain.WARN),
-        message=found.table("message").text("message", MAX_MESSAGE, lines=True) or "",
+        is_default_gpu="gpu" in defaults.data and "gpu" not in table.data,
+        **_limits(_Shared(table, defaults)),
         places={**{key: defaults.place(key) for key in defaults.data}, **{key: table.place(key) for key in table.data}},
     )
+
+
+def _limits(found: _Shared) -> dict[str, Any]:
+    """What a check says of limits and outcomes, by the attributes of `CheckSpec`."""
+    budget = found.parsed("budget", lambda value, key: (parse_size(value, key, least_bytes=MIB), value.strip()))
+    return {
+        "budget": budget[1] if budget else "",
+        "budget_bytes": budget[0] if budget else None,
+        "gpu": found.table("gpu").text("gpu", MAX_NAME),
+        "level": found.choice("level", Level, Level.DEVICE),
+        "headroom": None if found.value("headroom") == "auto" else found.parsed("headroom", parse_amount),
+        "max_increase": found.parsed("max_increase", parse_increase),
+        "severity": found.choice("severity", Severity, Severity.ERROR),
+        "on_uncertain": found.choice("on_uncertain", OnUncertain, OnUncertain.WARN),
+        "message": found.table("message").text("message", MAX_MESSAGE, lines=True) or "",
+    }
 
 
 def _run(table: Table, name: str) -> tuple[Mapping[str, Any] | None, tuple[str, ...], str | None]:

@@ -202,6 +202,12 @@ def test_texts_that_are_no_text_are_the_error_of_their_check(client: TestClient)
         ({"config": budgets({"recipe": RUN, "budget": "20 G"})}, "config", "invalid_value", "GiB"),
         ({"config": budgets({"recipe": RUN, "level": "devise"})}, "config", "unknown_level", "device"),
         ({"config": budgets({"recipe": RUN, "level": None})}, "config", "unknown_level", "device"),
+        (
+            {"config": budgets({"recipe": RUN, "budget": "1 GiB"}, defaults={"budget": "1"})},
+            "config",
+            "invalid_value",
+            "GiB",
+        ),
         ({"config": budgets({"recipe": None})}, "config", "invalid_value", ""),
         ({"config": {"schema": 1}}, "config", "invalid_input", "[[check]]"),
         ({}, "config", "invalid_value", ""),
