@@ -130,11 +130,12 @@ def forward_temporaries(
     if quantization.scheme.is_4bit_bitsandbytes:
         if gpu is not None and uses_fused_kernel(gpu, compute_dtype, rows, shape, quantization.blocksize):
             return ()
-        alive = [_temporary("dequantized weight", shape, compute_dtype)]
+        alive = []
         if quantization.double_quant:
             # `absmax_dq` stays a local variable beside `absmax = absmax_dq + absmax_offset`.
             blocks = (absmax_blocks(quantization, shape),)
             alive += [_temporary("absmax_dq", blocks, DType.FLOAT32), _temporary("absmax", blocks, DType.FLOAT32)]
+        alive.append(_temporary("dequantized weight", shape, compute_dtype))
         if autocast_dtype is not None and autocast_dtype is not compute_dtype:
             alive.append(_temporary("autocast weight", shape, autocast_dtype))
             alive.append(_temporary("autocast input", (rows, k), autocast_dtype))

@@ -265,6 +265,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
         log = self.log
         first_new = len(log.storages)
         substitute = KERNELS.get(func)
+        if self.temporaries is not None:
+            self.temporaries.before(self, func, args, kwargs)
         try:
             out = func(*args, **kwargs) if substitute is None else substitute(func, args, kwargs)
         except DynamicOutputShapeException:

@@ -105,7 +105,7 @@ def embedding_backward(
 
 
 def gemm_4bit(query: torch.Tensor, weight: torch.Tensor, shape: Any, *rest: Any, **kwargs: Any) -> Iterable[int]:
-    """bitsandbytes/backends/cuda/ops.py, _dequant_linear_fallback: the weight, and its nested absmax, dequantized."""
+    """bitsandbytes/backends/cuda/ops.py, _dequant_linear_fallback: absmax_dq and its sum with the offset, then the weight."""
     rows = query.numel() // query.shape[-1]
     if rows <= int(table()["gemm_4bit"]["custom_kernel_max_rows"]):
         return
@@ -113,7 +113,7 @@ def gemm_4bit(query: torch.Tensor, weight: torch.Tensor, shape: Any, *rest: Any,
     if absmax_8bit is None and len(rest) > 4:
         absmax_8bit = rest[4]
     if absmax_8bit is not None:
-        yield absmax_8bit.numel() * 4
+        yield from [absmax_8bit.numel() * 4] * 2
     elements = 1
     for size in shape:
         elements *= size
@@ -139,6 +139,8 @@ _RULES: dict[str, Callable[..., Iterable[int]]] = {
     "aten::_softmax_backward_data": softmax_backward,
     "bitsandbytes::gemm_4bit": gemm_4bit,
 }
+# Ops that allocate their output last.
+_OUTPUT_LAST = {"bitsandbytes::gemm_4bit"}
 _CUBLAS = {"aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::_grouped_mm"}
 
 
@@ -151,6 +153,13 @@ class KernelTemporaries:
         # Main thread and autograd's device thread have a handle each (CUDABlas handles are thread-local).
         self._workspaces: set[bool] = set()
         self.counted: dict[str, int] = {}
+        self._held: list[int] = []
+
+    def before(self, recorder: Recorder, func: Any, args: Any, kwargs: Any) -> None:
+        """Called by the recorder before `func` runs."""
+        name = func._schema.name
+        if name in _OUTPUT_LAST:
+            self._held = self._allocate(recorder, name, args, kwargs)
 
     def after(self, recorder: Recorder, func: Any, args: Any, kwargs: Any, out: Any, first_new: int) -> None:
         """Called by the recorder once `func`'s outputs are recorded."""
@@ -162,18 +171,24 @@ class KernelTemporaries:
                 self.workspace_bytes, "cublas_workspace", name=f"cuBLAS workspace of the {thread} thread",
                 component="temporaries",
             )  # fmt: skip
-        rule = _RULES.get(name)
-        if rule is None or not _on_device(args, recorder.device_type):
-            return
-        path = recorder.modules.current(recorder.in_backward)
-        held = [
-            recorder.allocate(size, name.removeprefix("aten::") + " (inside)", component="temporaries", path=path)
-            for size in rule(*args, **kwargs)
-        ]
+        held, self._held = self._held, []
+        if name not in _OUTPUT_LAST:
+            held = self._allocate(recorder, name, args, kwargs)
         for storage_id in held:
             recorder.release(storage_id)
         if held:
             self.counted[name] = self.counted.get(name, 0) + 1
+
+    @staticmethod
+    def _allocate(recorder: Recorder, name: str, args: Any, kwargs: Any) -> list[int]:
+        rule = _RULES.get(name)
+        if rule is None or not _on_device(args, recorder.device_type):
+            return []
+        path = recorder.modules.current(recorder.in_backward)
+        return [
+            recorder.allocate(size, name.removeprefix("aten::") + " (inside)", component="temporaries", path=path)
+            for size in rule(*args, **kwargs)
+        ]
 
 
 def _on_device(args: Any, device_type: str) -> bool:

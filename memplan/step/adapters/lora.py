@@ -38,13 +38,16 @@ def _apply(layer: AdaptedLayer, x: Tensor, update: Callable[[AdaptedLayer, Tenso
         return ops.to(t, result, dtype)
     if layer.is_4bit:
         result = ops.clone(t, result)
-    if t.settings.autocast is not None:
-        return update(layer, x, result)
-    x = ops.to(t, x, wanted)
+    if t.settings.autocast is None:
+        x = ops.to(t, x, wanted)
     if update is _plain:
-        return result + ops.to(t, _factors(layer, x), dtype)
+        output = _factors(layer, x)
+        if t.settings.autocast is None:
+            output = ops.to(t, output, dtype)
+        result = result + output  # bnb.py holds the update until it returns, so the base layer's result goes first
+        return result  # noqa: RET504
     result = update(layer, x, result)
-    return ops.to(t, result, dtype)
+    return result if t.settings.autocast is not None else ops.to(t, result, dtype)
 
 
 def _plain(layer: AdaptedLayer, x: Tensor, result: Tensor) -> Tensor:
