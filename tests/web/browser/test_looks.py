@@ -33,8 +33,8 @@ def _show_all(page: Page) -> None:
 
 
 _LOOKED_AT = {
-    "light": ("/", FITS, TOO_MUCH, UNSURE, WRONG, "/models/openai-community/gpt2", "/methods", "/about", "/api/docs"),
-    "dark": ("/", FITS, WRONG),
+    "light": ("/", FITS, WRONG, "/methods", "/accuracy"),
+    "dark": (FITS, WRONG),
 }
 
 
