@@ -92,6 +92,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "full, float16 on T4": {"dtype": "float16", "gpu": "t4", "precision": "pure"},
     "full, H100": {"gpu": "h100"},
     "full, padded": {"padding": True},
+    "full, padded, H100": {"padding": True, "gpu": "h100"},
     "full, eager": {"attn_implementation": "eager"},
     "full, checkpointed": {"activation_checkpointing": True},
     "full, reentrant": {"activation_checkpointing": "reentrant"},

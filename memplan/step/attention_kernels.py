@@ -115,8 +115,10 @@ def sdpa(
     )
     if kernel is Kernel.MATH:
         return merge_heads(t, _math(t, q, k, v, mask, dropout))
+    if kernel in (Kernel.EFFICIENT, Kernel.CUDNN) and mask is not None:
+        mask = _additive(t, mask, q.dtype)
     if kernel is Kernel.EFFICIENT and mask is not None:
-        mask = _aligned_mask(t, _additive(t, mask, q.dtype), q, k)
+        mask = _aligned_mask(t, mask, q, k)
     out = _fused(t, kernel, q, k, v, mask)
     if kernel in (Kernel.FLASH, Kernel.CUDNN) and not q.by_token:
         # The kernel lays its result out as the query is; `transpose(1, 2).contiguous()` then copies it.
