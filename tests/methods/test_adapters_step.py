@@ -16,7 +16,7 @@ METHODS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "beft": ({"target_modules": ["v_proj", "q_proj"]}, ("nf4", "qwen2")),
     "fourierft": ({"n_frequency": 333}, ("nf4", "gpt2")),
     "ia3": ({}, ("nf4", "gpt2")),
-    "loha": ({}, ("qwen2",)),
+    "loha": ({}, ("qwen2", "all linears")),
     "lokr": ({"decompose_both": True, "r": 4}, ("qwen2",)),
     "ln_tuning": ({}, ("nf4", "gpt2")),
     "oft": ({}, ("nf4", "qwen2")),
@@ -29,6 +29,7 @@ EXTRA: dict[str, dict[str, Any]] = {
     "gpt2": {"model": GPT2, "precision": "amp"},
     "tied": {"model": {**LLAMA, "tie_word_embeddings": True}, "activation_checkpointing": True},
     "qwen2": {"model": QWEN2, "precision": "amp"},
+    "all linears": {"target_modules": "all-linear"},
 }
 SAMPLED = ("bf16", "checkpointed, amp, eager")
 

@@ -54,13 +54,14 @@ def _hadamard_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor 
     meta = cast(tuple[tuple[Shape, DType], ...], node.meta)
     shapes = [shape for shape, _ in meta]
     w1a, w1b, w2a, w2b = (Tensor(tape, shape, dtype, None) for shape, dtype in meta)
-    grad = ops.scale(tape, grad)
+    # The call from Python keeps the gradient it was given until it returns.
+    scaled = ops.scale(tape, grad)
     product = mm(tape, w2a, w2b)
-    temp = grad * product
+    temp = scaled * product
     del product
     grads = [tape.new(shapes[0], temp.dtype, "mm"), tape.new(shapes[1], temp.dtype, "mm")]
     product = mm(tape, w1a, w1b)
-    following = grad * product
+    following = scaled * product
     del product
     temp = following
     del following
