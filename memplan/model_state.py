@@ -324,6 +324,8 @@ class _Storing:
         dtype = DType(entry.dtype)
         size = round_to_block(entry.elements * dtype.itemsize_bytes)
         base = self.architecture.by_path.get(entry.module)
+        # PEFT holds virtual tokens in an `nn.Embedding` of its own (tuners/prompt_tuning/model.py and its like).
+        is_prompt = entry.kind is AddedKind.PROMPT and entry.name.endswith("embedding.weight")
         return StoredParameter(
             name=entry.name,
             module=entry.module,
@@ -336,7 +338,7 @@ class _Storing:
             data_bytes=size,
             state_bytes=0,
             block_sizes=(size,),
-            is_embedding=base is not None and base.kind is ModuleKind.EMBEDDING,
+            is_embedding=is_prompt or (base is not None and base.kind is ModuleKind.EMBEDDING),
         )
 
     def _arrival_dtype(self, entry: AddedParameter, dtype: DType) -> DType:

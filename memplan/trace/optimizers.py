@@ -101,6 +101,8 @@ def _keep_embeddings_in_32_bits(model: nn.Module) -> None:
     import bitsandbytes
 
     manager = bitsandbytes.optim.GlobalOptimManager.get_instance()
+    # It knows parameters by their addresses, which those of an earlier trace in this process had as well.
+    manager.initialize()
     for module in model.modules():
         if isinstance(module, nn.Embedding):
             manager.register_module_override(module, "weight", {"optim_bits": 32})

@@ -19,6 +19,7 @@ EXTRA: dict[str, dict[str, Any]] = {
     "nf4": QUANTIZED,
     "one row": {"micro_batch_size": 1, "sequence_length": 70, "keep_outputs": True},
     "gpt2": {"model": GPT2},
+    "8-bit AdamW, whose embeddings stay in 32 bits": {"optim": "adamw_bnb_8bit"},
     "gemma": {"model": GEMMA, "precision": "amp"},
 }
 SAMPLED = ("bf16", "checkpointed, amp, eager", "padded, accumulated")
