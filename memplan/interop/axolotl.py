@@ -136,6 +136,8 @@ _REFUSED = {
     "merge_lora": "a merged adapter",
     "sdpa_varlen": "attention over flattened batches",
     "freeze_mm_modules": "a frozen vision tower",
+    "overrides_of_model_config": "another config of the model",
+    "overrides_of_model_kwargs": "other options while the model is loaded",
 }
 _DEGREES = {
     "dp_shard_size": "sharded data parallelism",

@@ -372,3 +372,8 @@ def test_an_estimate_says_whose_default_a_value_is() -> None:
     assert resolve(changed).sources["dtype"] == "user"
     assert resolve(changed).sources["optim"].startswith("transformers >=5.0: ")
     assert changed == Recipe(**changed.said())
+
+
+def test_a_config_of_axolotl_that_changes_the_model_is_not_covered() -> None:
+    text = "base_model: gpt2\nadapter: lora\nbf16: true\noverrides_of_model_config:\n  n_layer: 48\n"
+    assert any("another config of the model" in entry for entry in yaml(text).unsupported)
