@@ -9,6 +9,7 @@ from memplan.architecture import Architecture
 from memplan.errors import InvalidValueError, closest
 from memplan.methods.adaptation import Adaptation
 from memplan.methods.targets import compile_pattern, ends_with_name
+from memplan.recipe import Task
 
 _REGEX = "re:"
 
@@ -80,7 +81,8 @@ def bitfit(architecture: Architecture) -> Adaptation:
     biases = {name for name in names if name.rpartition(".")[2] == "bias"}
     if not biases:
         raise InvalidValueError("method", "bitfit", f"this {architecture.model_type} model has no bias to train")
-    heads = tuple(f"{path}." for path in architecture.head_modules)
+    # The head of a language model was trained with it, and adds nothing to train.
+    heads = tuple(f"{path}." for path in architecture.head_modules if architecture.task is not Task.MASKED_LM)
     return Adaptation(
         method="bitfit", trainable_base=frozenset(biases | {name for name in names if heads and name.startswith(heads)})
     )

@@ -71,6 +71,11 @@ def test_bitfit_trains_biases_and_the_head_of_a_classifier() -> None:
     assert len(biases) == 3 * QWEN2["num_hidden_layers"]
 
 
+def test_bitfit_trains_no_more_than_biases_of_a_masked_language_model() -> None:
+    biases = adapt(architecture({"model_type": "modernbert", "vocab_size": 320}, "masked-lm"), "bitfit").trainable_base
+    assert biases == {"decoder.bias"}
+
+
 def test_bitfit_needs_a_bias() -> None:
     with pytest.raises(InvalidValueError, match="this llama model has no bias to train"):
         adapt(architecture(LLAMA, "causal-lm"), "bitfit")
