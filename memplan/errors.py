@@ -109,7 +109,9 @@ class UnavailableError(MemplanError):
 
 def _shown(value: object) -> str:
     text = repr(value)
-    return text if len(text) <= 120 else text[:117] + "..."
+    if len(text) <= 120:
+        return text
+    return repr(value[:117] + "...") if isinstance(value, str) else text[:117] + "..."
 
 
 # No name is longer, and comparing takes time that grows with the length.

@@ -35,8 +35,8 @@ RECIPES = {
         "activation_checkpointing": True, "micro_batch_size": 2, "sequence_length": 2048,
     },
     "Mixtral-8x7B, LoRA": {
-        "model": "mistralai/Mixtral-8x7B-v0.1", "method": "lora", "target_modules": ["q_proj", "v_proj"], "activation_checkpointing": True, "micro_batch_size": 1,
-        "sequence_length": 2048,
+        "model": "mistralai/Mixtral-8x7B-v0.1", "method": "lora", "target_modules": ["q_proj", "v_proj"],
+        "activation_checkpointing": True, "micro_batch_size": 1, "sequence_length": 2048,
     },
     "T5-3B, full": {
         "model": "google-t5/t5-3b", "micro_batch_size": 4, "sequence_length": 512, "optim": "adafactor",

@@ -10,10 +10,10 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from memplan.cli.accuracy import accuracy
+from memplan.cli.calibrate import calibrate
 from memplan.cli.check import check
 from memplan.cli.compare import compare
 from memplan.cli.diff import diff
-from memplan.cli.calibrate import calibrate
 from memplan.cli.errors import usage_message
 from memplan.cli.estimate import estimate
 from memplan.cli.explain import explain
