@@ -98,7 +98,7 @@ def test_a_long_set_is_not_listed() -> None:
 
 def test_a_long_value_is_cut() -> None:
     error = InvalidValueError("peft", "x" * 500, "an object")
-    assert error.message == "peft = '" + "x" * 116 + "... is not allowed: an object"
+    assert error.message == "peft = '" + "x" * 117 + "...' is not allowed: an object"
 
 
 def test_every_error_is_in_the_tree_of_the_docstring() -> None:
