@@ -12,14 +12,14 @@ from memplan.families import family_of
 from memplan.methods import AddedKind
 from memplan.prepare import Prepared
 from memplan.quantization import Scheme
-from memplan.recipe import Loss, Precision, Stack
+from memplan.recipe import Loss, Precision, Stack, Task
 from memplan.resolve import Resolved
 
 # Model types whose step with the flash-attn package is equal to the trace.
 FLASH_ATTENTION_2 = frozenset(
     {
         "llama", "mistral", "qwen2", "qwen3", "smollm3", "granite", "gemma", "gemma2", "gemma3_text", "phi3", "olmo",
-        "stablelm", "starcoder2", "cohere", "gpt2", "gpt_neox", "opt", "bert", "bart",
+        "stablelm", "starcoder2", "cohere", "gpt2", "gpt_neox", "bert", "bart",
     }
 )  # fmt: skip
 # Layers that clamp their results in float16 and keep `wo` in float32 (transformers 5.23 modeling_t5.py).
@@ -78,6 +78,9 @@ def unsupported_parts(resolved: Resolved, prepared: Prepared) -> Unsupported:
         step.append(f"the {values['loss']} loss")
     if values["packing"]:
         step.append("packed sequences")
+    if resolved.quantization is not None and resolved.task is Task.TOKEN_CLASSIFICATION and prepared.adaptation.added:
+        # PEFT copies the quantized `score`, and autograd takes no integers.
+        step.append("an adapter for token classification on quantized weights, which torch refuses in the traced run")
     if values["attn_implementation"] == "flash_attention_2":
         step += _flash_attention_2(resolved, model_type)
     if not prepared.state.parameters.trainable:
@@ -101,6 +104,8 @@ def unsupported_parts(resolved: Resolved, prepared: Prepared) -> Unsupported:
         other.append(f"attention heads of {head_size} elements, which sdpa pads to a multiple of 8")
     if resolved.peft.get("init_lora_weights", True) not in (True, False, "gaussian"):
         other.append(f"what init_lora_weights={resolved.peft['init_lora_weights']} borrows while the adapter is made")
+    if resolved.method == "bitfit" and resolved.task in (Task.SEQUENCE_CLASSIFICATION, Task.TOKEN_CLASSIFICATION):
+        other.append("bitfit under a classification head: no trace confirms it")
     if resolved.method in _BESIDE_THE_STEP:
         other.append(_BESIDE_THE_STEP[resolved.method])
     if values["gpus"] > 1:

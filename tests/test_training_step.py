@@ -104,3 +104,21 @@ def test_an_estimate_is_the_same_with_and_without_the_library(
     with_library = engine.estimate(recipe)
     monkeypatch.setattr(native, "library", lambda: None)
     assert engine.estimate(recipe) == with_library
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        (
+            {"method": "qlora", "target_modules": ["q_proj"], "task": "token-classification"},
+            "an adapter for token classification on quantized weights",
+        ),
+        ({"method": "bitfit", "task": "sequence-classification"}, "bitfit under a classification head"),
+    ],
+)
+def test_what_no_trace_confirms_never_fits(keys: dict[str, Any], said: str) -> None:
+    found = engine.estimate(
+        Recipe(model="Qwen/Qwen2.5-0.5B", micro_batch_size=1, sequence_length=64, gpu="h200", **keys)
+    )
+    assert any(text.startswith(said) for text in found.unsupported)
+    assert found.verdict().fits == "uncertain"
