@@ -99,13 +99,18 @@ def test_the_events_are_those_that_the_allocator_plays(keys: dict[str, Any]) -> 
     table = [sizes[term] * weight for term, weight in program.table]
     births: dict[int, int] = {}
     played = []
+    flushes = []
     for key, number in zip(program.keys, program.sizes, strict=True):
+        if not key:  # torch.cuda.empty_cache()
+            flushes.append(len(played))
+            continue
         if number >= 0:
             births[key] = len(births)
         played.append((births[key], table[number] if number >= 0 else 0))
     result = predicted(recipe)
     shown = [(abs(event) - 1, result.storages[event].block_bytes if event > 0 else 0) for event in result.events]
     assert shown == played
+    assert result.cache_flushes == flushes
 
 
 @pytest.mark.parametrize("keys", RUNS)

@@ -26,6 +26,7 @@ from memplan.web.limits import Limits
 from memplan.web.problems import ProblemError, problem_of
 from memplan.web.recipes import recipe_of
 from memplan.web.settings import Settings
+from tests.web import aio
 
 ESTIMATE = "/api/v1/estimate"
 JSON = {"Content-Type": "application/json"}
@@ -231,7 +232,7 @@ def test_a_body_is_not_read_beyond_the_limit() -> None:
         received += 1
         return {"type": "http.request", "body": b"x" * 1000, "more_body": True}
 
-    assert asyncio.run(through_limits(receive, Settings(max_body_bytes=10_000)))[0]["status"] == 413
+    assert aio.run(through_limits(receive, Settings(max_body_bytes=10_000)))[0]["status"] == 413
     assert received == 11
 
 
@@ -240,7 +241,7 @@ def test_a_body_that_does_not_arrive_is_not_waited_for() -> None:
         await asyncio.sleep(30)
         raise AssertionError
 
-    started, body = asyncio.run(through_limits(receive, Settings(body_timeout_seconds=0.01)))
+    started, body = aio.run(through_limits(receive, Settings(body_timeout_seconds=0.01)))
     assert started["status"] == 408
     assert json.loads(body["body"])["error"]["code"] == "body_too_slow"
 

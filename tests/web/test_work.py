@@ -23,6 +23,7 @@ from memplan.web.patterns import check_patterns
 from memplan.web.problems import ProblemError
 from memplan.web.settings import Settings
 from memplan.web.work import Work, WorkerBugError
+from tests.web import aio
 
 Result = TypeVar("Result")
 
@@ -42,7 +43,7 @@ def with_work(check: Callable[[Work], Awaitable[Result]], **settings: Any) -> Re
         finally:
             work.stop()
 
-    return asyncio.run(run())
+    return aio.run(run())
 
 
 def test_what_hangs_is_ended_and_replaced() -> None:
@@ -219,7 +220,7 @@ def test_stopping_leaves_no_process() -> None:
         return process
 
     with pytest.raises(ProcessLookupError):
-        os.kill(asyncio.run(run()), 0)
+        os.kill(aio.run(run()), 0)
 
 
 # -- kept answers -----------------------------------------------------------------------------------------
