@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -293,33 +294,39 @@ def test_json_may_say_that_it_is_utf_8(client: TestClient, media_type: str) -> N
 # -- nothing that a client names is opened ----------------------------------------------------------------
 
 
-@pytest.fixture
-def no_file_system(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Every look at the file system, which then fails."""
+@contextmanager
+def no_file_system() -> Iterator[list[str]]:
+    """Every look at the file system within the block, which then fails; pytest itself looks at it outside."""
     tasks.estimate({"model": "mistralai/Mistral-7B-v0.1", "method": "lora", "gpu": "rtx-4090"})  # memplan's own tables
+    tasks.model("mistralai/Mistral-7B-v0.1")  # and modules
     seen: list[str] = []
 
     def refuse(*args: Any, **_: Any) -> Any:
         seen.append(repr(args))
         raise AssertionError(f"the file system is asked for {args}")
 
+    monkeypatch = pytest.MonkeyPatch()
     for module, name in (
         (os, "stat"), (os, "lstat"), (os, "open"), (os, "listdir"), (os, "scandir"), (os, "readlink"), (io, "open"),
     ):  # fmt: skip
         monkeypatch.setattr(module, name, refuse)
     monkeypatch.setattr("builtins.open", refuse)
-    return seen
+    try:
+        yield seen
+    finally:
+        monkeypatch.undo()
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_a_path_is_no_model(no_file_system: list[str], path: str) -> None:
-    with pytest.raises(Exception, match="unknown model") as caught:
-        tasks.estimate({"model": path})
+def test_a_path_is_no_model(path: str) -> None:
+    with no_file_system() as seen:
+        with pytest.raises(Exception, match="unknown model") as caught:
+            tasks.estimate({"model": path})
+        with pytest.raises(ProblemError) as missing:
+            tasks.model(path)
     assert "path of a config.json" not in str(caught.value)
-    with pytest.raises(ProblemError) as missing:
-        tasks.model(path)
     assert missing.value.problem.status == 404
-    assert no_file_system == []
+    assert seen == []
 
 
 @pytest.mark.parametrize("key", ["peft", "quantization_config", "optim_args"])
@@ -335,17 +342,18 @@ def test_paths_are_refused_alike_everywhere(client: TestClient, path: str) -> No
     assert line["error"]["code"] == "unknown_model"
 
 
-def test_paths_inside_of_a_config_are_data(no_file_system: list[str]) -> None:
+def test_paths_inside_of_a_config_are_data() -> None:
     config = SMALL | {"_name_or_path": "/etc/passwd", "auto_map": {"AutoConfig": "evil.py"}, "trust_remote_code": True}
     config |= {"_attn_implementation_internal": "evil/kernel", "tokenizer_class": "../../x"}
-    assert tasks.estimate({"model": config}).peak.device_bytes > 0
-    assert no_file_system == []
+    with no_file_system() as seen:
+        assert tasks.estimate({"model": config}).peak.device_bytes > 0
+    assert seen == []
 
 
-def test_the_check_of_the_file_system_can_fail(no_file_system: list[str]) -> None:
-    with pytest.raises(AssertionError, match="asked for"):
+def test_the_check_of_the_file_system_can_fail() -> None:
+    with no_file_system() as seen, pytest.raises(AssertionError, match="asked for"):
         Path("/etc/passwd").exists()
-    assert no_file_system
+    assert seen
 
 
 def test_the_service_imports_nothing_that_runs_models() -> None:
