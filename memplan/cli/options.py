@@ -12,17 +12,17 @@ from __future__ import annotations
 import inspect
 import types
 from collections.abc import Callable, Mapping
-from enum import StrEnum
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, get_args
 
 import typer
 
-from memplan.cli.recipe_help import RECIPE_HELP
-from memplan.cli.values import Kind, read_value
+from memplan.cli.values import read_value
 from memplan.errors import InputError
 from memplan.recipe import Recipe
+from memplan.recipe_help import RECIPE_HELP
+from memplan.recipe_text import Kind, choices_of, kind_of
 
 _METAVARS = {
     Kind.TEXT: "TEXT",
@@ -36,32 +36,6 @@ _METAVARS = {
 _LONGEST_METAVAR = 48
 # Old name of transformers, which the Recipe reads as well.
 _OLD_NAMES = {"--gradient-checkpointing": "--activation-checkpointing"}
-
-
-def kind_of(key: str) -> Kind:
-    """How the text of an option is read, from the type of the recipe key."""
-    parts = _parts(Recipe.model_fields[key].annotation)
-    if bool in parts:
-        return Kind.FLAG_OR_NAME if choices_of(key) else Kind.FLAG
-    if tuple in parts:
-        return Kind.NAMES if str in parts else Kind.LIST
-    if dict in parts:
-        return Kind.TEXT_OR_OBJECT if str in parts else Kind.OBJECT
-    if int in parts:
-        return Kind.INTEGER
-    return Kind.NUMBER if float in parts else Kind.TEXT
-
-
-@cache
-def choices_of(key: str) -> tuple[str, ...]:
-    """The closed set that a key's text must come from; empty where there is none."""
-    found: list[str] = []
-    for part in _members(Recipe.model_fields[key].annotation):
-        if isinstance(part, type) and issubclass(part, StrEnum):
-            found += [str(member) for member in part]
-        elif get_origin(part) is Literal:
-            found += [str(value) for value in get_args(part)]
-    return tuple(found)
 
 
 def option_name(key: str) -> str:
@@ -166,20 +140,6 @@ def _flags_with_kinds() -> frozenset[str]:
 
 def _looks_like_file(word: str) -> bool:
     return Path(word).suffix in (".json", ".toml", ".yaml", ".yml") or Path(word).exists()
-
-
-def _parts(annotation: Any) -> set[Any]:
-    """The plain types in an annotation: of `Annotated[int, ...] | None` it is {int}."""
-    return {get_origin(part) or part for part in _members(annotation)} - {types.NoneType}
-
-
-def _members(annotation: Any) -> list[Any]:
-    origin = get_origin(annotation)
-    if origin is Annotated:
-        return _members(get_args(annotation)[0])
-    if origin in (types.UnionType, Union):
-        return [member for part in get_args(annotation) for member in _members(part)]
-    return [annotation]
 
 
 @cache

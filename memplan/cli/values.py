@@ -4,31 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from enum import Enum, auto
 from pathlib import Path
 from typing import Any
 
 from memplan.errors import FileFormatError, InvalidValueError
 from memplan.recipe import load_mapping, parse_json
+from memplan.recipe_text import Kind, is_word_or_pattern
 
 _INTEGER = re.compile(r"[+-]?[0-9]{1,4000}", re.ASCII)
 _NUMBER = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?", re.ASCII)
-# A text with one of these is a regular expression; names of modules hold letters, digits, `_`, `-` and `.` alone.
-_REGEX_SIGNS = frozenset("\\^$*+?{}[]|()")
-
-
-class Kind(Enum):
-    """How an option's text is read."""
-
-    TEXT = auto()
-    INTEGER = auto()
-    NUMBER = auto()
-    FLAG = auto()
-    FLAG_OR_NAME = auto()  # true, false, or a name
-    LIST = auto()  # always a list
-    NAMES = auto()  # a list of names, or one regular expression or word
-    OBJECT = auto()  # a JSON object, or a path of one
-    TEXT_OR_OBJECT = auto()  # text, unless it begins with a brace
 
 
 def read_value(key: str, kind: Kind, text: Any, names: Sequence[str] = ()) -> Any:
@@ -36,7 +20,7 @@ def read_value(key: str, kind: Kind, text: Any, names: Sequence[str] = ()) -> An
 
     Args:
         key: for messages.
-        kind: from `memplan.cli.options.kind_of`.
+        kind: from `memplan.recipe_text.kind_of`.
         text: what the parser gave: a bool, a text, or a list of texts for what may be repeated.
         names: what a FLAG_OR_NAME may be beside true and false.
 
@@ -70,8 +54,7 @@ def read_value(key: str, kind: Kind, text: Any, names: Sequence[str] = ()) -> An
 
 
 def _names(key: str, texts: Sequence[str]) -> Any:
-    is_single = len(texts) == 1 and not texts[0].lstrip().startswith("[")
-    if is_single and (texts[0] == "all-linear" or _REGEX_SIGNS & set(texts[0])):
+    if len(texts) == 1 and not texts[0].lstrip().startswith("[") and is_word_or_pattern(texts[0]):
         return texts[0]
     return _items(key, texts)
 

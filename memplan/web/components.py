@@ -13,12 +13,12 @@ from memplan.budget.result import CheckReport
 from memplan.budget.schema import config_schema
 from memplan.cards import ModelCard, card_ids
 from memplan.catalog.gpus import Gpu, list_gpus
-from memplan.cli.recipe_help import RECIPE_HELP
 from memplan.estimate import Estimate
 from memplan.methods import list_methods
 from memplan.optimizers.catalog import optimizer_rows
 from memplan.planner import Plan
 from memplan.recipe import Recipe
+from memplan.recipe_help import RECIPE_HELP
 from memplan.web.plans import PlanOptions
 from memplan.web.schemas import CHECK_EXAMPLES, ERROR_EXAMPLE, RECIPE_EXAMPLE, REF, Schema, ref
 from memplan.web.settings import Settings

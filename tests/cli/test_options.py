@@ -8,11 +8,10 @@ import pytest
 import typer
 
 from memplan.cli.app import app
-from memplan.cli.options import choices_of, kind_of, option_name, recipe_of, spelled_out
-from memplan.cli.recipe_help import RECIPE_HELP
-from memplan.cli.values import Kind
+from memplan.cli.options import option_name, recipe_of, spelled_out
 from memplan.errors import FileFormatError, InputError
-from memplan.recipe import Precision, Recipe
+from memplan.recipe import Recipe
+from memplan.recipe_help import RECIPE_HELP
 
 # A contract: scripts and CI files call these. Adding one is a decision; removing one breaks somebody.
 RECIPE_OPTIONS = (
@@ -130,33 +129,6 @@ def test_every_recipe_key_has_its_line_of_help() -> None:
 def test_help_is_short() -> None:
     lines = [text for keys in RECIPE_HELP.values() for text in keys.values()]
     assert [text for text in lines if len(text) > 88 or not text.endswith(".")] == []
-
-
-@pytest.mark.parametrize(
-    ("key", "kind"),
-    [
-        ("model", Kind.TEXT_OR_OBJECT),
-        ("method", Kind.TEXT),
-        ("peft", Kind.OBJECT),
-        ("lora_r", Kind.INTEGER),
-        ("lora_dropout", Kind.NUMBER),
-        ("target_modules", Kind.NAMES),
-        ("trainable", Kind.LIST),
-        ("load_in_4bit", Kind.FLAG),
-        ("activation_checkpointing", Kind.FLAG_OR_NAME),
-        ("precision", Kind.TEXT),
-        ("torch_version", Kind.TEXT),
-    ],
-)
-def test_kind_follows_the_type(key: str, kind: Kind) -> None:
-    assert kind_of(key) is kind
-
-
-def test_choices_follow_the_type() -> None:
-    assert choices_of("precision") == tuple(Precision)
-    assert choices_of("activation_checkpointing") == ("reentrant", "non-reentrant")
-    assert choices_of("bnb_4bit_quant_type") == ("nf4", "fp4")
-    assert choices_of("optim") == ()
 
 
 def test_option_name() -> None:

@@ -9,11 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from memplan.cli.options import choices_of as cli_choices
-from memplan.cli.options import kind_of as cli_kind
 from memplan.recipe import Recipe
 from memplan.web.pages.fields import field_keys, fill, main_fieldsets, other_fieldsets
-from memplan.web.pages.keys import Kind, canonical, choices_of, kind_of, query_of, read_query
+from memplan.web.pages.keys import canonical, query_of, read_query
 
 _CONFIG = {"model_type": "llama", "hidden_size": 64, "num_hidden_layers": 2, "name": "a&b=c #é\"'+ "}
 _SAID: dict[str, Any] = {
@@ -29,13 +27,6 @@ _SAID: dict[str, Any] = {
     "max_grad_norm": 0.0,
     "gpu": "rtx-4090",
 }
-
-
-def test_kinds_are_those_of_the_command_line() -> None:
-    for key in Recipe.model_fields:
-        assert kind_of(key).name == cli_kind(key).name, key
-        assert choices_of(key) == cli_choices(key), key
-    assert {kind_of(key) for key in Recipe.model_fields} == set(Kind)
 
 
 def test_every_recipe_key_has_one_input() -> None:

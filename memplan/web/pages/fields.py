@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from functools import cache
 
 from memplan.catalog.gpus import list_gpus
-from memplan.cli.recipe_help import RECIPE_HELP
 from memplan.methods import list_methods
 from memplan.optimizers.catalog import optimizer_rows
+from memplan.recipe_help import RECIPE_HELP
+from memplan.recipe_text import Kind, choices_of, kind_of
 from memplan.units import GIB
-from memplan.web.pages.keys import Kind, Mistake, choices_of, kind_of
+from memplan.web.pages.keys import Mistake
 
 _COMMON_METHODS = ("full", "lora", "qlora", "dora", "rslora", "ia3", "prefix_tuning", "prompt_tuning", "bitfit")
 _COMMON_OPTIMIZERS = (

@@ -11,13 +11,10 @@ from __future__ import annotations
 
 import json
 import re
-import types
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from enum import Enum, StrEnum, auto
-from functools import cache
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Any
 from urllib.parse import parse_qsl, quote_plus
 
 from memplan.cards import resolve_model
@@ -26,29 +23,14 @@ from memplan.documents import MAX_DEPTH
 from memplan.errors import FileFormatError, MemplanError, UnknownNameError
 from memplan.methods import canonical_method
 from memplan.recipe import Recipe, parse_json
+from memplan.recipe_text import Kind, choices_of, is_word_or_pattern, kind_of
 
 _INTEGER = re.compile(r"[+-]?[0-9]{1,18}", re.ASCII)
 _NUMBER = re.compile(r"[+-]?([0-9]{1,18}(\.[0-9]{0,18})?|\.[0-9]{1,18})([eE][+-]?[0-9]{1,3})?", re.ASCII)
-# A text with one of these is a regular expression; names of modules hold letters, digits, `_`, `-` and `.` alone.
-_REGEX_SIGNS = frozenset("\\^$*+?{}[]|()")
 _MOST_PAIRS = 200
 # Signs that need no escape in a query and that a reader wants to see.
 _SAFE = "/:,@!*-._~()$"
 OLD_NAMES = {"gradient_checkpointing": "activation_checkpointing"}
-
-
-class Kind(Enum):
-    """How the text of a key is read."""
-
-    TEXT = auto()
-    INTEGER = auto()
-    NUMBER = auto()
-    FLAG = auto()
-    FLAG_OR_NAME = auto()  # true, false, or a name
-    LIST = auto()
-    NAMES = auto()  # a list of names, or one regular expression or word
-    OBJECT = auto()
-    TEXT_OR_OBJECT = auto()  # text, unless it begins with a brace
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,8 +115,7 @@ def read_value(key: str, text: str) -> Any:
         case Kind.LIST:
             return _items(key, text)
         case Kind.NAMES:
-            is_one = text == "all-linear" or (_REGEX_SIGNS & set(text) and not text.startswith("["))
-            return text if is_one else _items(key, text)
+            return text if is_word_or_pattern(text) and not text.startswith("[") else _items(key, text)
         case Kind.OBJECT:
             return _object(key, text)
         case Kind.TEXT_OR_OBJECT:
@@ -174,46 +155,12 @@ def text_of(value: Any) -> str:
             return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
         joined = ",".join(value)
         # One name that would be read as a word or as a regular expression.
-        is_plain = value and joined != "all-linear" and not _REGEX_SIGNS & set(joined)
-        return joined if is_plain else json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+        return (
+            joined
+            if value and not is_word_or_pattern(joined)
+            else json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+        )
     return str(value)
-
-
-@cache
-def kind_of(key: str) -> Kind:
-    """How a key's text is read, from its type in `Recipe`."""
-    parts = {get_origin(part) or part for part in _members(Recipe.model_fields[key].annotation)}
-    if bool in parts:
-        return Kind.FLAG_OR_NAME if choices_of(key) else Kind.FLAG
-    if tuple in parts:
-        return Kind.NAMES if str in parts else Kind.LIST
-    if dict in parts:
-        return Kind.TEXT_OR_OBJECT if str in parts else Kind.OBJECT
-    if int in parts:
-        return Kind.INTEGER
-    return Kind.NUMBER if float in parts else Kind.TEXT
-
-
-@cache
-def choices_of(key: str) -> tuple[str, ...]:
-    """The closed set that a key's text must come from; empty where there is none."""
-    found: list[str] = []
-    for part in _members(Recipe.model_fields[key].annotation):
-        if isinstance(part, type) and issubclass(part, StrEnum):
-            found += [str(member) for member in part]
-        elif get_origin(part) is Literal:
-            found += [str(value) for value in get_args(part)]
-    return tuple(found)
-
-
-def _members(annotation: Any) -> list[Any]:
-    """The types that an annotation is made of: of `Annotated[int, ...] | None` it is [int]."""
-    origin = get_origin(annotation)
-    if origin is Annotated:
-        return _members(get_args(annotation)[0])
-    if origin in (types.UnionType, Union):
-        return [member for part in get_args(annotation) for member in _members(part)]
-    return [] if annotation is types.NoneType else [annotation]
 
 
 def _matching(pattern: re.Pattern[str], text: str, allowed: str) -> str:
