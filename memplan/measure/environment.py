@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import platform
 import resource
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from memplan import __version__
 from memplan.measure.nvml import Nvml
+from memplan.trace.versions import installed
 
 _PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "flash_attn")
 # torch 2.9 renamed the variable; both are read (c10/core/AllocatorConfig).
@@ -19,12 +19,7 @@ _OTHER_VARIABLES = ("CUBLAS_WORKSPACE_CONFIG", "CUDA_MODULE_LOADING", "TORCH_ALL
 
 def environment(torch: Any, device: str, nvml: Nvml | None) -> dict[str, str]:
     """Facts as text; a key is missing where the fact does not exist here."""
-    found = {"device": device, "python": platform.python_version(), "memplan": __version__}
-    for package in _PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
+    found = {"device": device, "python": platform.python_version(), "memplan": __version__, **installed(_PACKAGES)}
     for name in (*_ALLOCATOR_VARIABLES, *_OTHER_VARIABLES):
         if name in os.environ:
             found[name] = os.environ[name]

@@ -17,6 +17,7 @@ from memplan.trace import coverage_cases as cases
 from memplan.trace.result import TraceResult
 from memplan.trace.runner import run_many
 from memplan.trace.spec import TraceSpec
+from memplan.trace.versions import installed_versions
 
 _COMMON: dict[str, Any] = {"model_config": cases.LLAMA, "batch": 2, "sequence": 128, "dtype": "bfloat16"}
 # Cases traced by one worker: enough to import torch rarely, few enough that a crash costs little.
@@ -108,13 +109,6 @@ def render(results: Mapping[str, Mapping[str, Outcome]], versions: str) -> str:
             remark = entry.reason.replace("|", "\\|")
             lines.append(f"| {label} | {'works' if entry.works else 'fails'} | {remark} |")
     return "\n".join(lines) + "\n"
-
-
-def installed_versions() -> str:
-    """The versions that the table holds for."""
-    from importlib.metadata import version
-
-    return ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "peft", "bitsandbytes"))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -14,7 +14,7 @@ from accelerate.utils.operations import convert_to_fp32
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from memplan.trace import builder, fake_kernels, optimizers, sparse
+from memplan.trace import builder, fake_kernels, optimizers, sparse, versions
 from memplan.trace.batches import make_batch
 from memplan.trace.labels import Labels
 from memplan.trace.methods import apply_method
@@ -199,19 +199,7 @@ def trace_in_process(spec: TraceSpec, *, shim_kind: str, import_seconds: float) 
         guesses={**recorder.guesses.counted, **recorder.sizes.counted},
         attention={backend.value: count for backend, count in patches.attention.chosen.items()},
         notes=session.notes,
-        versions=_versions(shim_kind),
+        versions={"shim": shim_kind, **versions.installed()},
         seconds={"import": import_seconds + imported - started, "trace": finished - imported},
         op_calls=dict(log.calls),
     )
-
-
-def _versions(shim_kind: str) -> dict[str, str]:
-    from importlib.metadata import PackageNotFoundError, version
-
-    found = {"shim": shim_kind}
-    for package in ("torch", "transformers", "peft", "bitsandbytes"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found

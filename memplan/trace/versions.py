@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 
 from memplan.errors import UnavailableError
@@ -36,6 +37,22 @@ def check(*, bitsandbytes: bool) -> None:
                 hint=f'pip install "{package}>={low},<{high}"',
                 code="untested_version",
             )
+
+
+def installed(packages: Iterable[str] = (*TESTED, *TESTED_IF_USED)) -> dict[str, str]:
+    """The version of each of `packages` that is installed."""
+    found = {}
+    for package in packages:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def installed_versions() -> str:
+    """Names and versions of what a trace runs, for the head of a generated page."""
+    return ", ".join(f"{package} {found}" for package, found in installed().items())
 
 
 def _release(text: str) -> tuple[int, ...]:
