@@ -21,25 +21,25 @@ _PROBLEM_BYTES = 1_000
 
 @dataclass(slots=True)
 class Kept:
-    """An answer, or the problem that a question always has.
+    """An answer.
 
     Attributes:
         etag: of the answer; made when it is first asked for.
     """
 
-    answer: Answer | Problem
+    answer: Answer
     _etag: str = ""
 
     @property
     def etag(self) -> str:
         """`etag_of` the answer's bytes."""
-        if not self._etag and isinstance(self.answer, Answer):
+        if not self._etag:
             self._etag = etag_of(self.answer.body)
         return self._etag
 
 
 class Answers:
-    """Answers of the computing processes, kept.
+    """Answers of the computing processes, kept; and the problems that questions always have.
 
     Args:
         work: where they are computed.
@@ -48,9 +48,9 @@ class Answers:
 
     def __init__(self, work: Work, max_bytes: int) -> None:
         self.work = work
-        self.cache: Cache[Kept] = Cache(max_bytes)
+        self.cache: Cache[Kept | Problem] = Cache(max_bytes)
         self.hits = 0
-        self._asked: dict[bytes, asyncio.Task[Kept]] = {}
+        self._asked: dict[bytes, asyncio.Task[Kept | Problem]] = {}
 
     async def get(self, function: Callable[..., Answer], /, *args: Any, slow: bool = False) -> Kept:
         """What `function(*args)` answers, with its ETag.
@@ -70,11 +70,13 @@ class Answers:
             self.hits += 1
         else:
             kept = await self._asked_once(key, function, args, slow)
-        if isinstance(kept.answer, Problem):
-            raise ProblemError(kept.answer)
+        if isinstance(kept, Problem):
+            raise ProblemError(kept)
         return kept
 
-    async def _asked_once(self, key: bytes, function: Callable[..., Answer], args: tuple[Any, ...], slow: bool) -> Kept:
+    async def _asked_once(
+        self, key: bytes, function: Callable[..., Answer], args: tuple[Any, ...], slow: bool
+    ) -> Kept | Problem:
         task = self._asked.get(key)
         if task is None:
             task = asyncio.create_task(self._compute(key, function, args, slow))
@@ -83,21 +85,23 @@ class Answers:
         # One of those who wait may go away; the others still want the answer.
         return await asyncio.shield(task)
 
-    def _finish(self, key: bytes, task: asyncio.Task[Kept]) -> None:
+    def _finish(self, key: bytes, task: asyncio.Task[Kept | Problem]) -> None:
         del self._asked[key]
         if not task.cancelled():
             task.exception()  # seen, even where all who waited have gone
 
-    async def _compute(self, key: bytes, function: Callable[..., Answer], args: tuple[Any, ...], slow: bool) -> Kept:
-        answer: Answer | Problem
+    async def _compute(
+        self, key: bytes, function: Callable[..., Answer], args: tuple[Any, ...], slow: bool
+    ) -> Kept | Problem:
         try:
             answer = await self.work.run(function, *args, slow=slow)
         except ProblemError as error:
             if error.problem.status >= 500:
                 raise
-            answer = error.problem
+            self.cache.put(key, error.problem, _PROBLEM_BYTES)
+            return error.problem
         kept = Kept(answer)
-        self.cache.put(key, kept, len(answer.body) if isinstance(answer, Answer) else _PROBLEM_BYTES)
+        self.cache.put(key, kept, len(answer.body))
         return kept
 
 

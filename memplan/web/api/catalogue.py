@@ -22,7 +22,6 @@ _MODEL_EXAMPLE = "mistralai/Mistral-7B-v0.1"
 async def _kept(request: Request, function: Callable[..., tasks.Answer], *args: str, slow: bool = False) -> Response:
     answers: Answers = request.app.state.answers
     kept = await answers.get(function, *args, slow=slow)
-    assert isinstance(kept.answer, tasks.Answer)
     return conditional(request, kept.answer.body, "application/json", etag=kept.etag)
 
 

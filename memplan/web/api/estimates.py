@@ -50,9 +50,8 @@ async def estimate(request: Request) -> Response:
     return answered(request, kept.answer)
 
 
-def answered(request: Request, answer: tasks.Answer | Problem) -> Response:
+def answered(request: Request, answer: tasks.Answer) -> Response:
     """An answer to a POST, counted."""
-    assert isinstance(answer, tasks.Answer)
     count(request, answer)
     return Response(answer.body, media_type="application/json", headers=_NO_STORE)
 

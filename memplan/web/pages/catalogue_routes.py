@@ -22,7 +22,6 @@ async def _known(
 ) -> Response:
     answers: Answers = request.app.state.answers
     kept = await answers.get(function, *args, root_of(request), slow=slow)
-    assert isinstance(kept.answer, Answer)
     return page(request, "known.html", title=title, body=Markup(kept.answer.body.decode()))
 
 

@@ -116,7 +116,6 @@ async def read(request: Request) -> Response:
     except ProblemError as error:
         said = error.problem
         return _unread(request, query, f"{said.message}. {said.hint}".rstrip(". ") + ".", pasted)
-    assert isinstance(kept.answer, Answer)
     return RedirectResponse(f"{root_of(request)}/?{kept.answer.body.decode()}", 303)
 
 
@@ -153,7 +152,6 @@ async def _answered(request: Request, raw: bytes, query: Query) -> tuple[Answer 
         if error.problem.status >= 500:
             raise
         return None, (mistake_of(error.problem),)
-    assert isinstance(kept.answer, Answer)
     return kept.answer, ()
 
 
@@ -161,7 +159,6 @@ async def _computed(request: Request, function: Callable[..., Answer], query: Qu
     """A section; dozens of estimates, which the answers of others do not wait for."""
     answers: Answers = request.app.state.answers
     kept = await answers.get(function, query_of(query.keys), root_of(request), slow=True)
-    assert isinstance(kept.answer, Answer)
     return kept.answer.body.decode()
 
 
