@@ -6,9 +6,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from memplan.web import tasks
-from memplan.web.answers import Answers
 from memplan.web.api.estimates import answered
-from memplan.web.api.requests import json_body_of
 from memplan.web.schemas import CHECK_EXAMPLES, ref, request_body, responses_of
 from memplan.web.settings import Settings
 
@@ -34,8 +32,5 @@ router = APIRouter(prefix="/api/v1", tags=["answers"])
 )
 async def check(request: Request) -> Response:
     """Which runs are within their budgets, which are over, uncertain or grew, and why; nothing but what is sent is read."""
-    body = await json_body_of(request)
     settings: Settings = request.app.state.settings
-    answers: Answers = request.app.state.answers
-    kept = await answers.get(tasks.check_body, body, settings.max_depth, settings.max_checks, slow=True)
-    return answered(request, kept.answer)
+    return await answered(request, tasks.check_body, settings.max_checks, slow=True)

@@ -6,7 +6,7 @@ import asyncio
 import json
 import logging
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response, StreamingResponse
@@ -43,15 +43,24 @@ _NO_STORE = {"Cache-Control": "no-store"}
 )
 async def estimate(request: Request) -> Response:
     """How much memory a run needs, where it goes and when; and whether it fits, where a GPU is named."""
+    return await answered(request, tasks.estimate_body)
+
+
+async def answered(
+    request: Request, function: Callable[..., tasks.Answer], *limits: int, slow: bool = False
+) -> Response:
+    """What a function of `memplan.web.tasks` answers to the body of a POST, counted.
+
+    Args:
+        request: the request.
+        function: takes the body, how deep its JSON may be, and `limits`.
+        limits: more of the settings.
+        slow: whether it may take seconds.
+    """
     body = await json_body_of(request)
     settings: Settings = request.app.state.settings
     answers: Answers = request.app.state.answers
-    kept = await answers.get(tasks.estimate_body, body, settings.max_depth)
-    return answered(request, kept.answer)
-
-
-def answered(request: Request, answer: tasks.Answer) -> Response:
-    """An answer to a POST, counted."""
+    answer = (await answers.get(function, body, settings.max_depth, *limits, slow=slow)).answer
     count(request, answer)
     return Response(answer.body, media_type="application/json", headers=_NO_STORE)
 
@@ -77,10 +86,7 @@ def count(request: Request, answer: tasks.Answer) -> None:
 )
 async def plan(request: Request) -> Response:
     """What to change so that a run fits a GPU or a budget, least painful first; each change with its own full estimate."""
-    body = await json_body_of(request)
-    settings: Settings = request.app.state.settings
-    answers: Answers = request.app.state.answers
-    return answered(request, (await answers.get(tasks.plan_body, body, settings.max_depth, slow=True)).answer)
+    return await answered(request, tasks.plan_body, slow=True)
 
 
 @router.post(
