@@ -13,9 +13,7 @@ from starlette.responses import Response
 
 from memplan.web.api.requests import query_of
 from memplan.web.api.service import document_of
-from memplan.web.caching import conditional
-from memplan.web.pages.rendering import render
-from memplan.web.pages.responding import root_of
+from memplan.web.pages.responding import page
 
 router = APIRouter(include_in_schema=False)
 
@@ -138,12 +136,10 @@ async def docs(request: Request) -> Response:
     document = await document_of(request.app)
     url = str(request.base_url).rstrip("/")
     schemas = document["components"]["schemas"]
-    body = render(
+    return page(
+        request,
         "api_docs.html",
-        root=root_of(request),
-        here="/api/docs",
         intro=document["info"]["description"].strip().split("\n\n"),
         operations=operations_of(document, url),
         shapes={name: list(keys_of(schema)) for name, schema in schemas.items() if schema.get("properties")},
     )
-    return conditional(request, body.encode(), "text/html", 0)

@@ -11,7 +11,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
 from memplan.web.caching import conditional
-from memplan.web.errors import request_id_of
+from memplan.web.errors import request_id_of, route_path
 from memplan.web.pages.rendering import STATIC, render, static_digest
 from memplan.web.problems import Problem
 
@@ -25,8 +25,7 @@ def root_of(request: Request) -> str:
 
 def page(request: Request, template: str, status: int = 200, /, **context: Any) -> Response:
     """A template as an answer."""
-    path = str(request.scope["path"]).removeprefix(root_of(request))
-    html = render(template, root=root_of(request), here=path, **context).encode()
+    html = render(template, root=root_of(request), here=route_path(request.scope), **context).encode()
     if status == 200 and request.method == "GET":
         return conditional(request, html, "text/html", 0)
     return Response(html, status, {"Cache-Control": "no-store"}, "text/html")
@@ -35,7 +34,7 @@ def page(request: Request, template: str, status: int = 200, /, **context: Any) 
 def error_page(request: Request, problem: Problem) -> Response:
     """An error for a human."""
     answer = page(request, "error.html", problem.status, problem=problem, request_id=request_id_of(request.scope))
-    answer.headers.update({"Cache-Control": "no-store", **dict(problem.headers)})
+    answer.headers.update(dict(problem.headers))
     return answer
 
 
