@@ -11,12 +11,12 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Self
 
-from memplan.errors import MemplanError, UnavailableError, UnsupportedError
+from memplan.errors import UnsupportedError
 from memplan.measure.result import MeasureOptions, MeasureResult
+from memplan.trace.answer import result_line
 from memplan.trace.spec import TraceSpec
 
 DEFAULT_TIMEOUT_S = 180.0
-_TAIL_LINES = 12
 
 
 class MeasureFailedError(UnsupportedError):
@@ -100,13 +100,7 @@ def _start(special: Mapping[str, str]) -> subprocess.Popen[str]:
 
 def read_answer(stdout: str, returncode: int, stderr: str) -> MeasureResult:
     """The result in a worker's output, or the error it stands for."""
-    line = stdout.rstrip("\n").rpartition("\n")[2]
-    if line.startswith("{") and not line.startswith('{"error"'):
-        return MeasureResult.from_json(line)
-    if line.startswith("{"):
-        error = json.loads(line)["error"]
-        kind: type[MemplanError] = UnavailableError if error["kind"] == "unavailable" else MeasureFailedError
-        raise kind(error["message"], hint=error.get("hint", ""), code=error.get("code"))
-    tail = "\n".join(stderr.strip().splitlines()[-_TAIL_LINES:])
-    reason = f"signal {-returncode}" if returncode < 0 else f"exit code {returncode}"
-    raise MeasureFailedError(f"the process of the measurement died ({reason})", hint=tail, code="measure_died")
+    died = "the process of the measurement died"
+    return MeasureResult.from_json(
+        result_line(stdout, returncode, stderr, MeasureFailedError, died=died, code="measure_died")
+    )

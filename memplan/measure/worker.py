@@ -9,12 +9,11 @@ from __future__ import annotations
 import json
 import os
 import sys
-import traceback
 from importlib.util import find_spec
-from typing import Any
 
 from memplan.errors import MemplanError, UnavailableError
 from memplan.measure.result import MeasureOptions, MeasureResult
+from memplan.trace.answer import error_line, innermost_frames
 from memplan.trace.spec import TraceSpec
 
 
@@ -33,9 +32,9 @@ def main() -> int:
         text, code = measure(spec, options).to_json(), 0
     except MemplanError as error:
         kind = "unavailable" if isinstance(error, UnavailableError) else "unsupported"
-        text, code = _error(kind, error.code, error.message, error.hint), 3
+        text, code = error_line(kind, error.code, error.message, error.hint), 3
     except Exception as error:
-        text, code = _error("failed", "measure_failed", *_explain(error)), 3
+        text, code = error_line("failed", "measure_failed", *_explain(error)), 3
     with os.fdopen(answer, "w") as stream:
         stream.write(text + "\n")
     sys.stderr.flush()
@@ -94,14 +93,8 @@ def no_gpu() -> UnavailableError:
     )
 
 
-def _error(kind: str, code: str, message: str, hint: str) -> str:
-    return json.dumps({"error": {"kind": kind, "code": code, "message": message, "hint": hint}})
-
-
 def _explain(error: Exception) -> tuple[str, str]:
-    frames: list[Any] = traceback.extract_tb(error.__traceback__)[-5:]
-    hint = " <- ".join(f"{frame.filename.split('site-packages/')[-1]}:{frame.lineno}" for frame in reversed(frames))
-    return f"{type(error).__name__}: {error}".strip()[:2000], hint
+    return f"{type(error).__name__}: {error}".strip()[:2000], innermost_frames(error, 5)
 
 
 if __name__ == "__main__":

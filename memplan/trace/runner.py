@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Sequence
 
-from memplan.errors import MemplanError, UnavailableError, UnsupportedError
+from memplan.errors import MemplanError, UnsupportedError
+from memplan.trace.answer import result_line
 from memplan.trace.result import TraceResult
 from memplan.trace.spec import TraceSpec
 
@@ -121,13 +121,5 @@ def _followed(
 
 def read_answer(stdout: str, returncode: int, stderr: str) -> TraceResult:
     """The result in a worker's output, or the error it stands for."""
-    line = stdout.rstrip("\n").rpartition("\n")[2]
-    if line.startswith("{") and not line.startswith('{"error"'):
-        return TraceResult.from_json(line)
-    if line.startswith("{"):
-        error = json.loads(line)["error"]
-        kind: type[MemplanError] = UnavailableError if error["kind"] == "unavailable" else TraceFailedError
-        raise kind(error["message"], hint=error.get("hint", ""), code=error.get("code"))
-    tail = "\n".join(stderr.strip().splitlines()[-12:])
-    reason = f"signal {-returncode}" if returncode < 0 else f"exit code {returncode}"
-    raise TraceFailedError(f"the tracer's worker died ({reason})", hint=tail)
+    line = result_line(stdout, returncode, stderr, TraceFailedError, died="the tracer's worker died")
+    return TraceResult.from_json(line)

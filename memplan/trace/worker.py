@@ -10,10 +10,10 @@ import os
 import re
 import sys
 import time
-import traceback
 
 from memplan.errors import MemplanError, UnavailableError
 from memplan.trace import versions
+from memplan.trace.answer import error_line, innermost_frames
 from memplan.trace.result import TraceResult
 from memplan.trace.shim import Shim
 from memplan.trace.spec import TraceSpec
@@ -45,15 +45,15 @@ def _answer(spec: TraceSpec, shim: Shim, started: float) -> tuple[str, int]:
         return trace(spec, shim, started).to_json(), 0
     except MemplanError as error:
         kind = "unavailable" if isinstance(error, UnavailableError) else "unsupported"
-        return _error(kind, error.code, error.message, error.hint), 3
+        return error_line(kind, error.code, error.message, error.hint), 3
     except ImportError as error:
         if error.name is None or isinstance(error, ModuleNotFoundError):
             # A library asks for a package of its own choice, such as scikit-learn for AdaMSS.
             hint = f'pip install "{error.name.partition(".")[0]}"' if error.name else _pip_command(str(error))
-            return _error("unavailable", "missing_package", _explain(error)[0], hint), 3
-        return _error("unsupported", "trace_failed", *_explain(error)), 3
+            return error_line("unavailable", "missing_package", _explain(error)[0], hint), 3
+        return error_line("unsupported", "trace_failed", *_explain(error)), 3
     except Exception as error:
-        return _error("unsupported", "trace_failed", *_explain(error)), 3
+        return error_line("unsupported", "trace_failed", *_explain(error)), 3
 
 
 def trace(spec: TraceSpec, shim: Shim, started: float) -> TraceResult:
@@ -69,10 +69,6 @@ def trace(spec: TraceSpec, shim: Shim, started: float) -> TraceResult:
     return trace_in_process(spec, shim_kind=shim.kind, import_seconds=time.perf_counter() - started)
 
 
-def _error(kind: str, code: str, message: str, hint: str) -> str:
-    return json.dumps({"error": {"kind": kind, "code": code, "message": message, "hint": hint}})
-
-
 def _pip_command(message: str) -> str:
     """The command in a library's message, or one for the package that its first word names."""
     found = re.search(r"pip install [^`'\"\n]+", message)
@@ -86,9 +82,7 @@ def _explain(error: Exception) -> tuple[str, str]:
     message = f"{type(error).__name__}: {error}".strip()
     if where:
         message = f"the trace stopped at {where}: {message}"
-    frames = traceback.extract_tb(error.__traceback__)[-4:]
-    hint = " <- ".join(f"{frame.filename.split('site-packages/')[-1]}:{frame.lineno}" for frame in reversed(frames))
-    return message[:2000], hint
+    return message[:2000], innermost_frames(error, 4)
 
 
 if __name__ == "__main__":
