@@ -32,7 +32,8 @@ from memplan.step.grad_scaler import scaled_update
 from memplan.step.optimizer_step import OptimizerEvent, clipping_events
 from memplan.step.ports import CannotUnfold
 from memplan.step.recording import Recording, joined, record
-from memplan.step.replay import Program, Run
+from memplan.step.replay import Program
+from memplan.step.run import Run
 from memplan.step.settings import StepSettings
 from memplan.step.tensor import Tensor
 from memplan.step.walk import Resident, Walk, Walker
@@ -135,7 +136,8 @@ def recorded_step(
         target_sequence=min(settings.target_sequence, 1),
         micro_batches=min(settings.micro_batches, PLAYED_MICRO_STEPS),
     )
-    known = prepared.steps.setdefault((course, resolved.values["max_grad_norm"], fold), [])
+    key = (course, resolved.values["max_grad_norm"], _empties_cache(resolved), fold)
+    known = prepared.steps.setdefault(key, [])
     for step in known:
         sizes = step.sizes(settings)
         if sizes is not None:
@@ -227,7 +229,13 @@ def run_of(recordings: tuple[Recording, ...], resolved: Resolved, prepared: Prep
         construction=prepared.construction,
         clipping=clipping,
         optimizer_events=optimizer_events,
+        empties_cache=_empties_cache(resolved),
     )
+
+
+def _empties_cache(resolved: Resolved) -> bool:
+    """Whether the cache is emptied after each step; one that is emptied more rarely is at its largest before it is."""
+    return resolved.values.get("empty_cache_steps") == 1
 
 
 def replay(resolved: Resolved, prepared: Prepared, step: RecordedStep, sizes: tuple[int, ...]) -> AllocatorReport:
@@ -237,9 +245,4 @@ def replay(resolved: Resolved, prepared: Prepared, step: RecordedStep, sizes: tu
         step, sizes = recorded_step(resolved, prepared, fold=False)
         program = step.program
         assert program is not None, "a step whose layers are all executed has nothing to unfold"
-    # Steps are alike, so that a cache that is emptied more rarely is at its largest before it is.
-    return program.play(
-        sizes,
-        expandable_segments=resolved.values["expandable_segments"],
-        empty_cache=resolved.values.get("empty_cache_steps") == 1,
-    )
+    return program.play(sizes, expandable_segments=resolved.values["expandable_segments"])

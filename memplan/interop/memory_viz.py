@@ -11,18 +11,17 @@ Known limits:
 from __future__ import annotations
 
 import pickle
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from memplan.errors import UnsupportedError
 from memplan.estimate import Component, Phase
 from memplan.prepare import prepare
 from memplan.recipe import Recipe
 from memplan.resolve import resolve
-from memplan.step.allocator import EMPTY_CACHE
 from memplan.step.optimizer_step import OptimizerEvent
 from memplan.step.ports import CannotUnfold
 from memplan.step.recording import Recording
-from memplan.step.replay import Run
+from memplan.step.run import Run, RunWriter
 from memplan.step.unfold import Instance, unfold
 from memplan.trace.result import Storage, TraceResult
 from memplan.trace.viz import snapshot
@@ -68,37 +67,28 @@ def events_of(run: Run) -> TraceResult:
     return _Writer(run).result
 
 
-class _Writer:
-    """Mirrors `memplan.step.replay.Program`, which knows sizes alone."""
+class _Writer(RunWriter):
+    """The run as a trace has it."""
 
     def __init__(self, run: Run) -> None:
         nothing = Storage(0, 0, (), "", "", "", "", "")
         self.result = TraceResult(storages=[nothing], events=[], marks=[])
-        self._load(run)
-        self._optimizer(run.construction, 1)
-        named: list[int] = []
-        for step in range(1, run.steps + 1):
-            gradients: list[int] = []
-            batch: list[int] = []
-            for place, recording in enumerate(run.micro_steps):
-                held: dict[Instance, int] = {}
-                for phase in (Phase.FORWARD, Phase.BACKWARD):
-                    self.result.marks.append((len(self.result.events), step, str(phase)))
-                    self._phase(recording, phase, held, first=step == 1 and not place)
-                    if phase is Phase.FORWARD:
-                        self._free(named)
-                        named = []
-                for (index, _), key in held.items():
-                    is_gradient = recording.infos[index].component is Component.GRADIENTS
-                    (gradients if is_gradient else named if index in recording.named else batch).append(key)
-                if place < len(run.micro_steps) - 1:
-                    self._free(batch)
-                    batch = []
-            self.result.marks.append((len(self.result.events), step, str(Phase.OPTIMIZER_STEP)))
-            self._optimizer(run.clipping, step)
-            self._optimizer(run.optimizer_events, step)
-            self._free(gradients)
-            self._free(batch)
+        self._temporary = {key for key, size in run.load_events if not size}
+        self._loaded: dict[int, int] = {}
+        self.write(run)
+
+    def _begin(self, step: int, phase: Phase) -> None:
+        self.result.marks.append((len(self.result.events), step, str(phase)))
+
+    def _load(self, key: int, size_bytes: int) -> None:
+        if size_bytes:
+            component = Component.TEMPORARIES if key in self._temporary else Component.WEIGHTS
+            self._loaded[key] = self._born(size_bytes, "load", "model", component, (size_bytes,), "bytes")
+        else:
+            self._free([self._loaded.pop(key)])
+
+    def _enter(self, recording: Recording) -> None:
+        self._held: dict[Instance, int] = {}
 
     def _born(self, size: int, op: str, module: str, component: Component, shape: tuple[int, ...], dtype: str) -> int:
         number = len(self.result.storages)
@@ -109,24 +99,17 @@ class _Writer:
     def _free(self, keys: Iterable[int]) -> None:
         self.result.events.extend(-key for key in keys)
 
-    def _load(self, run: Run) -> None:
-        self.result.marks.append((0, 1, str(Phase.LOAD)))
-        freed = {key for key, size in run.load_events if not size}
-        numbers: dict[int, int] = {}
-        for key, size in run.load_events:
-            if (key, size) == EMPTY_CACHE:
-                self.result.cache_flushes.append(len(self.result.events))
-            elif size:
-                component = Component.TEMPORARIES if key in freed else Component.WEIGHTS
-                numbers[key] = self._born(size, "load", "model", component, (size,), "bytes")
-            else:
-                self._free([numbers.pop(key)])
+    def _empty_cache(self) -> None:
+        self.result.cache_flushes.append(len(self.result.events))
 
-    def _phase(self, recording: Recording, phase: Phase, held: dict[Instance, int], *, first: bool) -> None:
+    def _allocate(self, size_bytes: int, event: OptimizerEvent) -> int:
+        return self._born(size_bytes, event.label, "optimizer", event.component, (size_bytes,), "bytes")
+
+    def _play(self, recording: Recording, phase: Phase, *, first: bool) -> None:
         for instance, allocates in unfold(recording, phase):
             index, layer = instance
             if not allocates:
-                key = held.pop(instance, 0)
+                key = self._held.pop(instance, 0)
                 if key:
                     self._free([key])
                 continue
@@ -138,18 +121,7 @@ class _Writer:
             shape = tuple(int(size) for size in info.shape)
             number = self._born(info.size_bytes, info.op, module, info.component, shape, str(info.dtype))
             if not is_workspace:
-                held[instance] = number
+                self._held[instance] = number
 
-    def _optimizer(self, events: Iterable[OptimizerEvent], step: int) -> None:
-        alive: dict[str, list[int]] = {}
-        for event in events:
-            if event.once and step > 1:
-                continue
-            if not event.allocates:
-                self._free(alive.pop(event.label))
-                continue
-            made = alive.setdefault(event.label, [])
-            for size, count in event.blocks:
-                made += [
-                    self._born(size, event.label, "optimizer", event.component, (size,), "bytes") for _ in range(count)
-                ]
+    def _left(self) -> Iterator[tuple[int, int]]:
+        return ((key, index) for (index, _), key in self._held.items())

@@ -11,40 +11,18 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 
-from memplan.estimate import Component, Phase
+from memplan.estimate import Phase
 from memplan.step import native
 from memplan.step.allocator import EMPTY_CACHE, AllocatorReport, PhaseMaxima, replay
 from memplan.step.forms import BYTES, Terms
 from memplan.step.optimizer_step import OptimizerEvent
 from memplan.step.recording import Recording
+from memplan.step.run import Run, RunWriter
 from memplan.step.unfold import Instance, unfold
 
 
-@dataclass(frozen=True)
-class Run:
-    """What is played.
-
-    Attributes:
-        load_events: (key, bytes) of each allocation and (key, 0) of each free while loading; `EMPTY_CACHE`.
-        last_key: the highest key in them.
-        micro_steps: the recordings of one step's micro-steps in order; equal layers are played one by one.
-        construction: states that the optimizer makes when it is constructed.
-        clipping, optimizer_events: what clipping and the optimizer allocate and free.
-        steps: how many steps.
-    """
-
-    load_events: Sequence[tuple[int, int]]
-    last_key: int
-    micro_steps: Sequence[Recording]
-    construction: Sequence[OptimizerEvent]
-    clipping: Sequence[OptimizerEvent]
-    optimizer_events: Sequence[OptimizerEvent]
-    steps: int = 2
-
-
-class Program:
+class Program(RunWriter):
     """The events of a run, with sizes still open.
 
     Args:
@@ -56,27 +34,22 @@ class Program:
         sizes: what each event allocates, as an index into `table`; -1 for a free.
         table: each size as a term and how many of it.
         phases: names, with the event that each begins at.
-        ends: the event before which each step but the last has ended.
     """
 
     def __init__(self, run: Run, terms: Terms) -> None:
         self.keys, self.sizes = array("i"), array("i")
         self.table: list[tuple[int, int]] = []
         self.phases: list[tuple[str, int]] = []
-        self.ends: list[int] = []
         self._terms = terms
         self._numbers: dict[tuple[int, int], int] = {}
         self._last_key = run.last_key
-        self._write(run)
+        self._table_entries = [-1] * len(terms.of)  # of each storage, once it is asked for
+        self._written: dict[int, _MicroStep] = {}
+        self.write(run)
         self.n_keys = self._last_key + 1
 
     def play(
-        self,
-        sizes: Sequence[int],
-        *,
-        expandable_segments: bool = False,
-        capacity_bytes: int | None = None,
-        empty_cache: bool = False,
+        self, sizes: Sequence[int], *, expandable_segments: bool = False, capacity_bytes: int | None = None
     ) -> AllocatorReport:
         """Maxima of allocated and reserved memory, or where a run of limited capacity dies.
 
@@ -84,13 +57,11 @@ class Program:
             sizes: bytes of each of the recording's terms.
             expandable_segments: the allocator's mode.
             capacity_bytes: what all segments together may take; None for no limit.
-            empty_cache: whether `torch.cuda.empty_cache()` is called after every step (played in Python).
         """
         table = [sizes[term] * weight for term, weight in self.table]
-        empty_cached = empty_cache or (expandable_segments and 0 in self.keys)  # the C model does not unmap
-        if capacity_bytes is not None or empty_cached or native.library() is None:
-            events = self._events(table, frozenset(self.ends) if empty_cache else frozenset())
-            return replay(events, expandable_segments=expandable_segments, capacity_bytes=capacity_bytes)
+        unmaps = expandable_segments and EMPTY_CACHE[0] in self.keys  # which the C model does not
+        if capacity_bytes is not None or unmaps or native.library() is None:
+            return replay(self._events(table), expandable_segments=expandable_segments, capacity_bytes=capacity_bytes)
         begins = [position for _, position in self.phases]
         segments, figures = native.replay(
             self.keys, self.sizes, table, self.n_keys, begins, expandable_segments=expandable_segments
@@ -99,83 +70,41 @@ class Program:
         live, allocated, reserved = (max(row[figure] for row in figures) for figure in range(3))
         return AllocatorReport(live, allocated, reserved, phases, 0, segments)
 
-    def _write(self, run: Run) -> None:
-        """Every event of the run, in order."""
-        self._phase("load")
-        for key, size in run.load_events:
-            self._add(key, size or None)
-        self._optimizer(run.construction, 1)
-        known: list[int] = []  # table entry of each storage, once it is asked for
+    def _begin(self, step: int, phase: Phase) -> None:
+        self.phases.append((str(phase) if phase is Phase.LOAD else f"{phase} {step}", len(self.keys)))
 
-        def number(index: int) -> int:
-            if not known:
-                known.extend([-1] * len(self._terms.of))
-            if known[index] < 0:
-                known[index] = self._number(self._terms.of[index])
-            return known[index]
+    def _load(self, key: int, size_bytes: int) -> None:
+        self._add(key, size_bytes or None)
 
-        written: dict[int, _MicroStep] = {}
-        named: list[int] = []
-        for step in range(1, run.steps + 1):
-            gradients: list[int] = []
-            batch: list[int] = []
-            for place, recording in enumerate(run.micro_steps):
-                if id(recording) not in written:
-                    written[id(recording)] = _MicroStep(recording, number)
-                played = written[id(recording)]
-                offset = self._last_key + 1
-                self._last_key += played.births
-                for phase in (Phase.FORWARD, Phase.BACKWARD):
-                    self._phase(f"{phase} {step}")
-                    self._play(played, phase, offset, recording if step == 1 and not place else None)
-                    if phase is Phase.FORWARD:
-                        self._free(named)
-                        named = []
-                for key, index in played.left:
-                    is_gradient = recording.infos[index].component is Component.GRADIENTS
-                    (gradients if is_gradient else named if index in recording.named else batch).append(offset + key)
-                if place < len(run.micro_steps) - 1:
-                    self._free(batch)
-                    batch = []
-            self._phase(f"{Phase.OPTIMIZER_STEP} {step}")
-            self._optimizer(run.clipping, step)
-            self._optimizer(run.optimizer_events, step)
-            # zero_grad(set_to_none=True), then the batch gives way to the next one.
-            self._free(gradients)
-            self._free(batch)
-            if step < run.steps:
-                self.ends.append(len(self.keys))
+    def _enter(self, recording: Recording) -> None:
+        if id(recording) not in self._written:
+            self._written[id(recording)] = _MicroStep(recording, self._table_entry)
+        self._played = self._written[id(recording)]
+        self._offset = self._last_key + 1
+        self._last_key += self._played.births
 
-    def _play(self, played: _MicroStep, phase: Phase, offset: int, first: Recording | None) -> None:
-        """One phase of a micro-step; `first` is the recording where it allocates its workspaces."""
+    def _play(self, recording: Recording, phase: Phase, *, first: bool) -> None:
         begin = 0
-        for position, index in played.workspaces[phase] if first is not None else ():
-            self._extend(played, phase, offset, begin, position)
-            assert first is not None
-            self._add(self._new_key(), first.infos[index].size_bytes)
+        for position, index in self._played.workspaces[phase] if first else ():
+            self._extend(phase, begin, position)
+            self._add(self._new_key(), recording.infos[index].size_bytes)
             begin = position
-        self._extend(played, phase, offset, begin, len(played.keys[phase]))
+        self._extend(phase, begin, len(self._played.keys[phase]))
 
-    def _extend(self, played: _MicroStep, phase: Phase, offset: int, begin: int, end: int) -> None:
-        self.keys.extend([key + offset for key in played.keys[phase][begin:end]])
-        self.sizes.extend(played.sizes[phase][begin:end])
+    def _left(self) -> Iterator[tuple[int, int]]:
+        return ((self._offset + key, index) for key, index in self._played.left)
 
-    def _optimizer(self, events: Iterable[OptimizerEvent], step: int) -> None:
-        alive: dict[str, list[int]] = {}
-        for event in events:
-            if event.once and step > 1:
-                continue
-            if not event.allocates:
-                self._free(alive.pop(event.label))
-                continue
-            made = alive.setdefault(event.label, [])
-            for size, count in event.blocks:
-                for _ in range(count):
-                    made.append(self._new_key())
-                    self._add(made[-1], size)
+    def _extend(self, phase: Phase, begin: int, end: int) -> None:
+        self.keys.extend([key + self._offset for key in self._played.keys[phase][begin:end]])
+        self.sizes.extend(self._played.sizes[phase][begin:end])
 
-    def _phase(self, name: str) -> None:
-        self.phases.append((name, len(self.keys)))
+    def _allocate(self, size_bytes: int, event: OptimizerEvent) -> int:
+        key = self._new_key()
+        self._add(key, size_bytes)
+        return key
+
+    def _empty_cache(self) -> None:
+        self._add(EMPTY_CACHE[0], None)
 
     def _new_key(self) -> int:
         self._last_key += 1
@@ -197,12 +126,16 @@ class Program:
             self.table.append(entry)
         return number
 
-    def _events(self, table: Sequence[int], emptied: frozenset[int] = frozenset()) -> Iterator[tuple[int, int] | str]:
+    def _table_entry(self, index: int) -> int:
+        """The place in the table of a recorded storage's size."""
+        if self._table_entries[index] < 0:
+            self._table_entries[index] = self._number(self._terms.of[index])
+        return self._table_entries[index]
+
+    def _events(self, table: Sequence[int]) -> Iterator[tuple[int, int] | str]:
         names = {position: name for name, position in reversed(self.phases)}
         empty: set[int] = set()
         for position, (key, number) in enumerate(zip(self.keys, self.sizes, strict=True)):
-            if position in emptied:
-                yield EMPTY_CACHE
             if position in names:
                 yield from (name for name, begin in self.phases if begin == position)
             size = table[number] if number >= 0 else 0

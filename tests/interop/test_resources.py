@@ -84,6 +84,7 @@ RUNS: list[dict[str, Any]] = [
     {"method": "lora", "dtype": "bfloat16"},
     {"method": "full", "gradient_accumulation_steps": 4, "optim": "adamw_torch"},
     {"method": "qlora", "optim": "paged_adamw_8bit"},
+    {"method": "lora", "empty_cache_steps": 1},
     {"method": "lora", "activation_checkpointing": True, "precision": "amp", "dtype": "bfloat16"},
 ]
 

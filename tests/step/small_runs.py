@@ -12,7 +12,7 @@ from memplan.recipe import Recipe
 from memplan.resolve import Resolved, resolve
 from memplan.step.optimizer_step import construction_events
 from memplan.step.recording import Recording
-from memplan.step.replay import Run
+from memplan.step.run import Run
 from memplan.unsupported import unsupported_parts
 
 LLAMA: dict[str, Any] = {

@@ -11,7 +11,8 @@ from memplan.estimate import Component, Phase
 from memplan.recipe import Recipe
 from memplan.step.optimizer_step import OptimizerEvent, clipping_events
 from memplan.step.recording import Recording
-from memplan.step.replay import Run, play
+from memplan.step.replay import play
+from memplan.step.run import Run
 from memplan.step.tensor import Segment, StorageInfo
 from memplan.units import MIB
 from tests.step.small_runs import RECIPES, prepared, run_of
