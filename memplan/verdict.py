@@ -9,7 +9,7 @@ from __future__ import annotations
 from memplan.catalog.calibration import Run, margin, run_of
 from memplan.catalog.cuda_context import cuda_context
 from memplan.catalog.gpus import Gpu, get_gpu
-from memplan.errors import InputError
+from memplan.errors import InputError, MemplanError
 from memplan.estimate import Estimate, Fits, VerdictReport
 
 
@@ -26,21 +26,22 @@ def judge(gpu: Gpu, reserved_bytes: int, unsupported: bool, run: Run | None = No
     expected = reserved_bytes + context.expected_bytes
     added = margin(gpu, run, reserved_bytes, expected)
     upper = reserved_bytes + context.high_bytes + added.bytes
-    if expected > gpu.usable_bytes:
-        fits = Fits.DOES_NOT_FIT
-    elif upper <= gpu.usable_bytes and not unsupported:
-        fits = Fits.FITS
-    else:
-        fits = Fits.UNCERTAIN
     return VerdictReport(
         gpu=gpu.id,
         usable_bytes=gpu.usable_bytes,
         expected_bytes=expected,
         upper_bytes=upper,
         headroom_bytes=gpu.usable_bytes - expected,
-        fits=fits,
+        fits=word_for(expected, upper, gpu.usable_bytes, unsupported=unsupported),
         margin=added.text,
     )
+
+
+def word_for(expected_bytes: int, upper_bytes: int, usable_bytes: int, *, unsupported: bool) -> Fits:
+    """The word for expected bytes and their upper bound against what may be used."""
+    if expected_bytes > usable_bytes:
+        return Fits.DOES_NOT_FIT
+    return Fits.FITS if upper_bytes <= usable_bytes and not unsupported else Fits.UNCERTAIN
 
 
 def verdict_on(estimate: Estimate, name: str | None) -> VerdictReport:
@@ -63,7 +64,6 @@ def verdict_on(estimate: Estimate, name: str | None) -> VerdictReport:
 def run_of_estimate(estimate: Estimate) -> Run | None:
     """What decides which measured runs are near an answer; None where its model can no longer be read."""
     from memplan.cards import resolve_model
-    from memplan.errors import MemplanError
 
     try:
         family = str(resolve_model(estimate.recipe["model"]).config["model_type"])

@@ -16,6 +16,7 @@ from memplan.evidence.predictions import EngineName, Prediction, predict
 from memplan.evidence.records import Level, Record, RecordFile, select_files
 from memplan.recipe import Recipe
 from memplan.resolve import resolve
+from memplan.verdict import word_for
 
 By = Literal["source", "method", "family", "gpu", "precision"]
 
@@ -168,11 +169,8 @@ def _judge_limited(source: str, record: Record, prediction: Prediction, capacity
     """The verdict with the limit in the card's place: the context counts on neither side."""
     expected, upper = prediction.bytes[Level.RESERVED], prediction.upper_reserved_bytes
     assert upper is not None
-    fits = Fits.FITS if upper <= capacity else Fits.UNCERTAIN
-    if expected > capacity:
-        fits = Fits.DOES_NOT_FIT
     held = (record.measured.reserved_bytes or 0) <= upper if ran else None
-    return Judged(source, record, fits, ran, held, limited=True)
+    return Judged(source, record, word_for(expected, upper, capacity, unsupported=False), ran, held, limited=True)
 
 
 def summaries(scored: Iterable[Scored], by: By | None = None) -> list[Summary]:
