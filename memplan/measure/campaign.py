@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 from memplan.errors import MemplanError, UnavailableError
@@ -173,7 +173,7 @@ def run(
             report = _run_one(
                 entry, runner, device, steps, repeat, min(left, DEFAULT_TIMEOUT_S), date=date, version=version
             )
-            yield Report(entry, report.status, clock() - started, repeat, report.message, report.result, report.record)
+            yield replace(report, seconds=clock() - started, repeat=repeat)
 
 
 def _run_one(
