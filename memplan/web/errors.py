@@ -5,7 +5,6 @@ from __future__ import annotations
 from http import HTTPStatus
 
 from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -43,16 +42,6 @@ def _problem_of_http(error: HTTPException) -> Problem:
     return Problem(error.status_code, code, message, hint, headers=tuple((error.headers or {}).items()))
 
 
-def _problem_of_validation(error: RequestValidationError) -> Problem:
-    """The first fault of a parameter; never with its value, which JSON may not be able to hold."""
-    first = error.errors()[0]
-    place = [str(part) for part in first["loc"][1:]]
-    if first["type"] == "extra_forbidden":
-        return Problem(422, "unknown_parameter", f"there is no parameter {place[-1]!r}", field=place[-1])
-    name = ".".join(place) or str(first["loc"][0])
-    return Problem(422, "invalid_value", f"{name}: {first['msg'][:1].lower()}{first['msg'][1:]}", field=name)
-
-
 INTERNAL = Problem(
     500, "internal_error", "memplan failed on this request", "this is a bug: please report it with the request_id"
 )
@@ -80,14 +69,9 @@ def add_error_handlers(app: FastAPI) -> None:
         assert isinstance(error, HTTPException)
         return answer(request, _problem_of_http(error))
 
-    async def on_validation(request: Request, error: Exception) -> Response:
-        assert isinstance(error, RequestValidationError)
-        return answer(request, _problem_of_validation(error))
-
     app.add_exception_handler(ProblemError, on_problem)
     app.add_exception_handler(MemplanError, on_memplan)
     app.add_exception_handler(HTTPException, on_http)
-    app.add_exception_handler(RequestValidationError, on_validation)
 
 
 def route_path(scope: Scope) -> str:
