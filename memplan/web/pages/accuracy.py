@@ -16,14 +16,12 @@ _WORST_SHOWN = 20
 def accuracy_html(root: str) -> str:
     """Plot, summaries, the largest errors, and what has no score."""
     scores = score(engine="both")
-    estimates = [entry for entry in scores.scored if entry.engine == "estimate"]
     groups = [(by, *table_rows(scores, by)) for by in (None, "method", "family", "gpu", "precision")]
     return str(
         render(
             "accuracy.html",
             plot=Markup(scatter(scores.scored)),
             scores=scores,
-            estimates=estimates,
             groups=groups,
             worst=worst_first(scores.scored)[:_WORST_SHOWN],
             missing=not_scored_reasons(scores.not_scored),

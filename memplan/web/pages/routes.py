@@ -32,10 +32,10 @@ from memplan.web.tasks import Answer
 router = APIRouter(include_in_schema=False, default_response_class=Response)
 
 _WORDS = {"fits": "Fits", "uncertain": "Uncertain", "does_not_fit": "Does not fit"}
-FRAGMENTS: Mapping[str, tuple[Callable[..., Answer], str]] = {
-    "changes": (tasks.changes_html, "/changes"),
-    "gpus": (tasks.gpus_html, "/on-every-gpu"),
-    "methods": (tasks.methods_html, "/with-every-method"),
+FRAGMENTS: Mapping[str, Callable[..., Answer]] = {
+    "changes": tasks.changes_html,
+    "gpus": tasks.gpus_html,
+    "methods": tasks.methods_html,
 }
 _PAGES = {
     "/changes": ("What would fit", tasks.changes_html),
@@ -73,11 +73,10 @@ async def later_fragment(request: Request, name: str) -> Response:
     """A section that the page loads when it is looked at."""
     if name not in FRAGMENTS:
         raise ProblemError(Problem(404, "not_found", "there is nothing at this address"))
-    function, address = FRAGMENTS[name]
     try:
-        body = await _computed(request, function, _checked(request))
+        body = await _computed(request, FRAGMENTS[name], _checked(request))
     except ProblemError as error:
-        return page(request, "fragment_failed.html", error.problem.status, problem=error.problem, address=address)
+        return page(request, "fragment_failed.html", error.problem.status, problem=error.problem)
     return Response(body, media_type="text/html")
 
 

@@ -24,7 +24,7 @@ async function fetchHtml(url, signal) {
   const answer = await fetch(url, { signal, headers: { Accept: "text/html" } });
   const type = answer.headers.get("content-type") ?? "";
   if (!type.startsWith("text/html")) throw new Error(`no page at ${url}`);
-  return { html: await answer.text(), status: answer.status };
+  return answer.text();
 }
 
 /** The messages of an answer beside their fields, as the server writes them. */
@@ -85,7 +85,7 @@ async function update() {
   box.classList.add("stale");
   box.setAttribute("aria-busy", "true");
   try {
-    const { html } = await fetchHtml(`${form.dataset.answer}?${queryOf(form)}`, mine.signal);
+    const html = await fetchHtml(`${form.dataset.answer}?${queryOf(form)}`, mine.signal);
     if (!mine.signal.aborted) replaceAnswer(html);
   } catch (error) {
     if (error.name === "AbortError") return;
@@ -114,8 +114,7 @@ async function load(section) {
   const body = section.querySelector(".later-body");
   section.setAttribute("aria-busy", "true");
   try {
-    const { html } = await fetchHtml(section.dataset.src);
-    body.innerHTML = html;
+    body.innerHTML = await fetchHtml(section.dataset.src);
     section.classList.add("loaded");
     const current = body.querySelector("tr.current");
     const region = current?.closest(".scroll");
