@@ -11,7 +11,7 @@ from typing import Any
 
 from memplan.engine import estimate as analytic
 from memplan.errors import MemplanError
-from memplan.estimate import Fits
+from memplan.estimate import Estimate, Fits
 from memplan.planner import Boundary, Plan, Proposal, Quantity, Tier, plan
 from memplan.recipe import Recipe
 from memplan.web.pages.elsewhere import Place, every_gpu
@@ -75,7 +75,8 @@ class Changes:
 
 def changes_of(recipe: Recipe) -> Changes:
     """The planner's proposals for a recipe with a GPU."""
-    fits_already = analytic(recipe).verdict().fits is Fits.FITS
+    current = analytic(recipe)
+    fits_already = current.verdict().fits is Fits.FITS
     found = plan(recipe, largest=_ASKED if fits_already else ())
     least = int(_WORTH_SAYING * found.current.peak.device_bytes) if fits_already else 0
     fitting = [entry for entry in found.singles if entry.fits is Fits.FITS and (entry.saves_bytes or 0) > least]
@@ -86,20 +87,22 @@ def changes_of(recipe: Recipe) -> Changes:
     places = [place for place in every_gpu(recipe) if place.verdict and place.verdict.fits is Fits.FITS]
     places.sort(key=lambda place: place.gpu.usable_bytes)
     others = tuple(place for place in places if not place.is_current)
-    room = tuple(entry for entry in (_room(recipe, boundary) for boundary in found.largest) if entry is not None)
+    room = tuple(
+        entry for entry in (_room(recipe, current, boundary) for boundary in found.largest) if entry is not None
+    )
     return Changes(found, tuple(best), found.uncertain[:_SHOWN], room, others[:3])
 
 
-def _room(recipe: Recipe, boundary: Boundary) -> Room | None:
-    """The boundary as a recipe; None where it is the recipe as given."""
+def _room(recipe: Recipe, current: Estimate, boundary: Boundary) -> Room | None:
+    """The boundary as a recipe; None where it is the recipe as given, whose estimate is `current`."""
     if boundary.value is None:
         return None
     keys = {**recipe.said(), boundary.key: boundary.value}
     try:
-        answer, given = analytic(recipe_of(keys)), analytic(recipe)
+        answer = analytic(recipe_of(keys))
     except MemplanError:
         return None
-    if answer.recipe == given.recipe or answer.verdict().fits is not Fits.FITS:
+    if answer.recipe == current.recipe or answer.verdict().fits is not Fits.FITS:
         return None
     return Room(boundary, _WORDS[boundary.quantity].format(boundary.value), keys)
 
