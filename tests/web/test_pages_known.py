@@ -6,7 +6,7 @@ import pytest
 
 from memplan.evidence.accuracy import committed_medians
 from memplan.evidence.records import Level, record_files
-from memplan.web.pages.known import known, row_family, rows
+from memplan.web.pages.known import known, rows
 
 
 def test_every_configuration_with_an_estimate_is_read() -> None:
@@ -25,7 +25,7 @@ def test_the_nearest_records_come_first() -> None:
     assert found
     assert all(entry.about == "llama models with lora" for entry in found)
     for entry in found:
-        members = [row for row in rows() if row_family(row) == "llama" and row.record.method == "lora"]
+        members = [row for row in rows() if row.family == "llama" and row.record.method == "lora"]
         errors = [
             error for row in members if (row.source, row.level) == (entry.source, entry.level) for error in row.errors
         ]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import lru_cache
 from typing import Any
 
 from memplan.evidence.accuracy import ACCURACY_FILE
@@ -41,10 +41,15 @@ class Known:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One configuration of the committed page."""
+    """One configuration of the committed page.
+
+    Attributes:
+        family: model type of its recipe.
+    """
 
     source: str
     record: Record
+    family: str
     runs: int
     level: str
     errors: tuple[float, ...]
@@ -52,36 +57,12 @@ class Row:
 
 def known(family: str, method: str) -> tuple[Known, ...]:
     """What is known of the family under the method, of the family, and of the method; the nearest first."""
-    found: list[Known] = []
-    for about, keep in (
-        (f"{family} models with {method}", lambda row: row_family(row) == family and row.record.method == method),
-        (f"{family} models, any method", lambda row: row_family(row) == family),
-        (f"{method} on any model", lambda row: row.record.method == method),
-    ):
-        found += _summed(about, [row for row in rows() if keep(row)])
-        if found and about.startswith(f"{family} models with"):
-            break
-    return tuple(found)
-
-
-def row_family(row: Row) -> str:
-    """The model type of a row's recipe."""
-    return _family(row.record)
-
-
-def _family(record: Record) -> str:
-    return _family_of(record.id)
-
-
-@cache
-def _family_of(record_id: str) -> str:
-    record = _records()[record_id]
-    return group_of(record, "family", "")
-
-
-@lru_cache(maxsize=1)
-def _records() -> Mapping[str, Record]:
-    return {record.id: record for file in record_files() for record in file.records}
+    of_family = [row for row in rows() if row.family == family]
+    of_method = [row for row in rows() if row.record.method == method]
+    of_both = [row for row in of_family if row.record.method == method]
+    if of_both:
+        return tuple(_summed(f"{family} models with {method}", of_both))
+    return (*_summed(f"{family} models, any method", of_family), *_summed(f"{method} on any model", of_method))
 
 
 def _summed(about: str, found: list[Row]) -> Iterator[Known]:
@@ -109,7 +90,7 @@ def rows() -> tuple[Row, ...]:
         numbers = tuple(float(number) for number in _PERCENT.findall(errors))
         if numbers:
             source, record = by_name[name]
-            found.append(Row(source, record, int(runs), level, numbers))
+            found.append(Row(source, record, group_of(record, "family", source), int(runs), level, numbers))
     return tuple(found)
 
 
