@@ -8,7 +8,7 @@ from typing import Any
 from memplan.catalog.gpus import get_gpu
 from memplan.estimate import Fits, VerdictReport
 from memplan.planner.result import Boundary, GpuOption, LengthReport, Plan, Proposal, Tier
-from memplan.report.tree import Block, Bullets, Column, Facts, Headline, Paragraph, Report, Table, Tone
+from memplan.report.tree import Block, Bullets, Column, Facts, Headline, Paragraph, Report, Table
 from memplan.report.wording import counted, gib, gib_apart, moment, value_text
 from memplan.units import format_bytes
 
@@ -19,7 +19,6 @@ TIER_NAMES = {
     Tier.HARDWARE: "other GPU",
 }
 _WORDS = {Fits.FITS: "fits", Fits.UNCERTAIN: "uncertain", Fits.DOES_NOT_FIT: "does not fit"}
-_TONES: dict[Fits, Tone] = {Fits.FITS: "good", Fits.DOES_NOT_FIT: "bad", Fits.UNCERTAIN: "unsure"}
 
 
 def plan_report(plan: Plan) -> Report:
