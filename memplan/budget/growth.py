@@ -58,8 +58,9 @@ def growth_of(spec: CheckSpec, run: Run, answer: Estimate, past: Past, accept: A
         return empty.model_copy(update={"base": "new", "note": past.note})
     try:
         before = run_of(old, past.files, accept)
+        same = before.recipe == run.recipe and before.recipe.uncovered == run.recipe.uncovered
         # Uses the answer again where nothing changed, as for most checks of most changes.
-        first = answer if _same(before, run) else _estimate(before)
+        first = answer if same else _estimate(before)
     except MemplanError as error:
         return empty.model_copy(update={"base": "failed", "note": error.message, "status": unknown})
     before_bytes = peak_bytes(first, level)
@@ -67,7 +68,6 @@ def growth_of(spec: CheckSpec, run: Run, answer: Estimate, past: Past, accept: A
     why = difference(before, run, labels=labels, answers=(first, answer))
     allowed = spec.max_increase.of(before_bytes) if spec.max_increase is not None else None
     status = None
-    same = _same(before, run)
     covered = bool(first.timeline) and bool(answer.timeline)
     if allowed is not None:
         if after - before_bytes > allowed and covered:
@@ -88,10 +88,6 @@ def growth_of(spec: CheckSpec, run: Run, answer: Estimate, past: Past, accept: A
         place=place,
         said=said,
     )
-
-
-def _same(before: Run, after: Run) -> bool:
-    return before.recipe == after.recipe and before.recipe.uncovered == after.recipe.uncovered
 
 
 def _estimate(run: Run) -> Estimate:
