@@ -84,6 +84,15 @@ def reasons_of(limits: Sequence[Limit], growth: Growth, unsupported: Sequence[st
     return tuple(found)
 
 
+def sentences_of(result: CheckResult) -> list[str]:
+    """What is to be said of a check: its problem or its reasons, then the message of the budget file."""
+    if result.problem is not None:
+        sentences = [result.problem.message, *result.problem.hint.splitlines()]
+    else:
+        sentences = list(result.reasons)
+    return [*sentences, result.message] if result.message else sentences
+
+
 def _limit_reason(limit: Limit, partial: bool) -> str:
     expected, upper, allowed = gib_apart(limit.expected_bytes, limit.upper_bytes, limit.limit_bytes)
     least = "at least " if partial else ""

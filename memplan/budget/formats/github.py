@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from memplan.budget.result import CheckReport, CheckResult, Outcome
-from memplan.budget.wording import headline_of
+from memplan.budget.wording import headline_of, sentences_of
 
 MOST = 10
 
@@ -24,14 +24,9 @@ def check_annotations(report: CheckReport) -> str:
 
 def _line(result: CheckResult) -> str:
     kind = "warning" if result.outcome is Outcome.WARN else "error"
-    sentences = list(result.reasons)
-    if result.problem is not None:
-        sentences = [result.problem.message, *result.problem.hint.splitlines()]
-    if result.message:
-        sentences.append(result.message)
     file, _, line = _place(result).rpartition(":")
     place = f"file={prop(file)},line={line}," if line.isdigit() else ""
-    return f"::{kind} {place}title={prop(f'memplan: {result.name}')}::{data(chr(10).join(sentences))}"
+    return f"::{kind} {place}title={prop(f'memplan: {result.name}')}::{data(chr(10).join(sentences_of(result)))}"
 
 
 def _place(result: CheckResult) -> str:

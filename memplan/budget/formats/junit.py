@@ -5,6 +5,7 @@ from __future__ import annotations
 from xml.sax.saxutils import escape, quoteattr
 
 from memplan.budget.result import CheckReport, CheckResult, Outcome
+from memplan.budget.wording import sentences_of
 from memplan.units import format_bytes
 
 
@@ -23,11 +24,7 @@ def check_junit(report: CheckReport) -> str:
 
 def _case(report: CheckReport, result: CheckResult) -> str:
     start = f"    <testcase classname={_attribute(f'memplan.{report.config}')} name={_attribute(result.name)}"
-    lines = list(result.reasons)
-    if result.problem is not None:
-        lines = [result.problem.message, *result.problem.hint.splitlines()]
-    if result.message:
-        lines.append(result.message)
+    lines = sentences_of(result)
     text = "\n".join(lines)
     if result.outcome in (Outcome.FAIL, Outcome.ERROR):
         tag = "failure" if result.outcome is Outcome.FAIL else "error"
