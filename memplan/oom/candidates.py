@@ -9,7 +9,7 @@ agree; the traceback orders them.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from memplan.estimate import Component, Phase
 from memplan.oom.frames import Place
@@ -85,17 +85,7 @@ def _scored(entry: Candidate, place: Place, count: int) -> Candidate:
     elif place.part:
         text = f"{entry.module} {entry.op}".casefold()
         score += 2 if any(word in text for word in _PART_WORDS.get(place.part, ())) else 0
-    return Candidate(
-        entry.phase,
-        entry.component,
-        entry.module,
-        entry.op,
-        entry.formula,
-        entry.numbers,
-        entry.size_bytes,
-        count,
-        score,
-    )
+    return replace(entry, count=count, score=score)
 
 
 def _allocations(resolved: Resolved, prepared: Prepared) -> Iterator[Candidate]:
