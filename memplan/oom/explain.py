@@ -84,7 +84,7 @@ def explain(text: str, recipe: Recipe | None = None) -> Explanation:
         notes += _disagreements(message, answer)
     elif message.requested_bytes is not None:
         notes.append("no recipe given: with one, the tensor is named and the change is worked out")
-    remedies = _remedies(message, diagnosis, recipe, answer, notes)
+    remedies = _remedies(message, diagnosis, recipe, notes)
     return Explanation(message, place, diagnosis, gpu.id if gpu else None, found, answer, remedies, tuple(notes))
 
 
@@ -135,9 +135,7 @@ def _disagreements(message: OomMessage, answer: Estimate) -> list[str]:
     return found
 
 
-def _remedies(
-    message: OomMessage, diagnosis: Diagnosis, recipe: Recipe | None, answer: Estimate | None, notes: list[str]
-) -> tuple[Remedy, ...]:
+def _remedies(message: OomMessage, diagnosis: Diagnosis, recipe: Recipe | None, notes: list[str]) -> tuple[Remedy, ...]:
     found = []
     cause = diagnosis.cause
     if cause is Cause.FRAGMENTATION:
@@ -153,7 +151,7 @@ def _remedies(
         found.append(Remedy("end the other processes on this card, or choose another card", {}))
     elif cause is Cause.OUTSIDE_ALLOCATOR:
         found.append(Remedy("leave room beside torch's allocator: what follows frees memory inside it", {}))
-    if recipe is not None and answer is not None:
+    if recipe is not None:
         found += _planned(message, recipe, notes)
     return tuple(found)
 
