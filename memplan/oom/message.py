@@ -80,10 +80,7 @@ _OLD = re.compile(
     r"(?:reserved in total by PyTorch|cached)"
 )
 _NEW_CARD = re.compile(
-    rf"GPU (?P<gpu>\d+) has a total capac?ity of (?P<total>{_SIZE}) of which (?P<free>{_SIZE}) is free"
-)
-_NEW_SPELLED_WRONG = re.compile(
-    rf"GPU (?P<gpu>\d+) has a total capacty of (?P<total>{_SIZE}) of which (?P<free>{_SIZE}) is free"
+    rf"GPU (?P<gpu>\d+) has a total capaci?ty of (?P<total>{_SIZE}) of which (?P<free>{_SIZE}) is free"
 )
 _ALLOCATED = re.compile(rf"Of the allocated memory (?P<size>{_SIZE}) is allocated by PyTorch")
 _UNALLOCATED = re.compile(rf"(?P<size>{_SIZE}) is reserved by PyTorch but unallocated")
@@ -155,7 +152,7 @@ def _allocator(text: str) -> OomMessage:
             unallocated_bytes=max(0, reserved - allocated),
             allowed_bytes=_bytes(old["allowed"]) if old["allowed"] else None,
         )
-    card = _NEW_CARD.search(text) or _NEW_SPELLED_WRONG.search(text)
+    card = _NEW_CARD.search(text)
     own = _sized(_THIS_PROCESS, text)
     processes = [(int(match["pid"]), _bytes(match["size"])) for match in _PROCESS.finditer(text)]
     if own is None and len(processes) == 1:
