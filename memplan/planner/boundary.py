@@ -18,9 +18,10 @@ from memplan.cards import card_ids, load_card
 from memplan.errors import InputError, InvalidValueError, UnknownNameError, UnsupportedError
 from memplan.estimate import Fits, VerdictReport
 from memplan.families.positions import max_positions
-from memplan.planner.changes import rank_of, setting_peft
+from memplan.planner.changes import rank_of
 from memplan.planner.result import Boundary, Quantity
 from memplan.planner.scoring import Scorer, Structure
+from memplan.planner.training_changes import setting_peft
 from memplan.recipe import Recipe
 from memplan.resolve import Resolved, resolve
 

@@ -12,13 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from memplan.errors import InputError, InvalidValueError, UnknownNameError
 from memplan.families import WITHOUT_SDPA
 from memplan.planner.optimizer_changes import optimizer_changes
 from memplan.planner.result import Change, Skipped, Tier
-from memplan.planner.training_changes import adapter_changes, method_changes, precision_changes
+from memplan.planner.training_changes import adapter_changes, method_changes, precision_changes, setting_peft
 from memplan.prepare import prepare
 from memplan.recipe import Attention, Loss, Recipe
 from memplan.resolve import Resolved
@@ -196,12 +195,6 @@ def rank_of(base: Resolved) -> int | None:
     if not lora or base.peft.get("rank_pattern"):
         return None
     return next(iter(lora.values())).rank
-
-
-def setting_peft(base: Resolved, key: str, flat: str, value: Any) -> dict[str, Any]:
-    """Recipe keys that set `key` of the adapter config, where the user has it: in `peft`, or by its flat name."""
-    given = base.recipe.peft or {}
-    return {"peft": {**given, key: value}} if key in given else {flat: value}
 
 
 KNOBS = (

@@ -26,6 +26,12 @@ def has_bfloat16(base: Resolved) -> bool:
     return gpu is None or gpu.compute_capability is None or gpu.compute_capability >= _BFLOAT16_SINCE
 
 
+def setting_peft(base: Resolved, key: str, flat: str, value: Any) -> dict[str, Any]:
+    """Recipe keys that set `key` of the adapter config, where the user has it: in `peft`, or by its flat name."""
+    given = base.recipe.peft or {}
+    return {"peft": {**given, key: value}} if key in given else {flat: value}
+
+
 def precision_changes(base: Resolved) -> Iterator[Change]:
     """16 bits in place of 32: in the products alone, or in the weights as well."""
     if base.quantization is not None or base.dtype is not DType.FLOAT32:
@@ -53,9 +59,7 @@ def adapter_changes(base: Resolved) -> Iterator[Change]:
         yield _different("adapter-16-bit", "adapter", "adapters in the base's 16 bits", sets, 0)
     dropout = base.peft.get("lora_dropout")
     if dropout:
-        given = base.recipe.peft or {}
-        inside = "lora_dropout" in given
-        sets = {"peft": {**given, "lora_dropout": 0.0}} if inside else {"lora_dropout": 0.0}
+        sets = setting_peft(base, "lora_dropout", "lora_dropout", 0.0)
         yield _different("no-lora-dropout", "adapter", "no dropout in the adapters", sets, 1)
 
 
