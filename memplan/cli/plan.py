@@ -90,8 +90,8 @@ def plan(
         write_report(plan_report(found), markdown=markdown)
     if found.fits is Fits.FITS:
         return 0
-    missing = FailOn(fail_on) is FailOn.UNSUPPORTED and bool(found.current.unsupported) if fail_on else False
-    uncertain = fail_on is not None and FailOn(fail_on) is FailOn.UNCERTAIN and found.fits is Fits.UNCERTAIN
+    missing = fail_on == FailOn.UNSUPPORTED and found.current.unsupported
+    uncertain = fail_on == FailOn.UNCERTAIN and found.fits is Fits.UNCERTAIN
     return 3 if missing or uncertain else 1
 
 
