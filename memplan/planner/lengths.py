@@ -14,14 +14,13 @@ from pathlib import Path
 
 from memplan.errors import FileFormatError, InvalidValueError
 from memplan.families.positions import max_positions
-from memplan.planner.boundary import largest
+from memplan.planner.boundary import MOST_SEQUENCE, largest
 from memplan.planner.result import LengthReport
 from memplan.planner.scoring import Scorer
 from memplan.recipe import Recipe, parse_json
 from memplan.resolve import resolve
 
 MAX_LENGTHS_FILE_BYTES = 64 * 2**20
-_LONGEST = 16_777_216
 
 Lengths = Iterable[int] | Mapping[int, int]
 
@@ -70,7 +69,7 @@ def counted(lengths: Lengths) -> Counter[int]:
     found: Counter[int] = Counter()
     pairs = lengths.items() if isinstance(lengths, Mapping) else ((length, 1) for length in lengths)
     for length, count in pairs:
-        for name, number, most in (("length", length, _LONGEST), ("count of a length", count, 10**12)):
+        for name, number, most in (("length", length, MOST_SEQUENCE), ("count of a length", count, 10**12)):
             if isinstance(number, bool) or not isinstance(number, int) or not 1 <= number <= most:
                 raise InvalidValueError(name, number, f"a whole number from 1 to {most}")
         found[length] += count
