@@ -15,6 +15,9 @@ from memplan.interop.torchtune import MODELS as TORCHTUNE_MODELS
 Settings = dict[tuple[str, ...], Any]
 Values = Mapping[str, Any]
 
+# PEFT's own, written out.
+LORA_DEFAULTS = {"r": 8, "lora_dropout": 0.0}
+
 
 def _model(values: Values, to: str) -> str:
     model = values["model"]
@@ -88,7 +91,7 @@ def trl(values: Values) -> Settings:
         "r": "lora_r", "lora_alpha": "lora_alpha", "lora_dropout": "lora_dropout", "target_modules": "lora_target_modules",
         "modules_to_save": "lora_modules_to_save", "target_parameters": "lora_target_parameters", "use_dora": "use_dora",
     }  # fmt: skip
-    return {**found, **_lora(peft, names, defaults={"r": 8, "lora_dropout": 0.0})}
+    return {**found, **_lora(peft, names)}
 
 
 def axolotl(values: Values) -> Settings:
@@ -134,7 +137,7 @@ def axolotl(values: Values) -> Settings:
         "use_dora": "peft_use_dora", "rank_pattern": "lora_rank_pattern", "layers_to_transform": "peft_layers_to_transform",
         "init_lora_weights": "peft_init_lora_weights",
     }  # fmt: skip
-    return {**found, **_lora(lora, names, defaults={"r": 8, "lora_dropout": 0.0})}
+    return {**found, **_lora(lora, names)}
 
 
 def llamafactory(values: Values) -> Settings:
@@ -171,7 +174,7 @@ def llamafactory(values: Values) -> Settings:
         "r": "lora_rank", "lora_alpha": "lora_alpha", "lora_dropout": "lora_dropout", "modules_to_save": "additional_target",
         "use_dora": "use_dora",
     }  # fmt: skip
-    return {**found, **_lora(rest, names, defaults={"r": 8, "lora_dropout": 0.0})}
+    return {**found, **_lora(rest, names)}
 
 
 _BUILDERS = {model: builder for builder, model in reversed(TORCHTUNE_MODELS.items())}
@@ -232,7 +235,7 @@ def torchtune(values: Values) -> Settings:
         found[("model", "apply_lora_to_mlp")] = "gate_proj" in names
         found[("model", "apply_lora_to_output")] = "lm_head" in names
         lora = {"r": "lora_rank", "lora_alpha": "lora_alpha", "lora_dropout": "lora_dropout", "use_dora": "use_dora"}
-        for key, value in _lora(peft, lora, defaults={"r": 8, "lora_dropout": 0.0}).items():
+        for key, value in _lora(peft, lora).items():
             found[("model", *key)] = value
     return found
 
@@ -272,13 +275,13 @@ def deepspeed(values: Values) -> Settings:
     return found
 
 
-def _lora(peft: Mapping[str, Any], names: Mapping[str, str], defaults: Mapping[str, Any]) -> Settings:
+def _lora(peft: Mapping[str, Any], names: Mapping[str, str]) -> Settings:
     """The keys of an adapter config under a framework's names, PEFT's defaults written out."""
     if not peft:
         return {}
     found: Settings = {}
     for key, name in names.items():
-        value = peft.get(key, defaults.get(key))
+        value = peft.get(key, LORA_DEFAULTS.get(key))
         if value not in (None, {}, []) and not (
             key in ("use_dora", "init_lora_weights") and value in (False, True) and key not in peft
         ):

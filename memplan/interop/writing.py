@@ -16,7 +16,7 @@ from memplan.documents import Syntax, read_text, syntax_of
 from memplan.errors import InputError, UnknownNameError, UnsupportedError
 from memplan.interop.edit import edited
 from memplan.interop.reading import Reading
-from memplan.interop.settings import SETTINGS
+from memplan.interop.settings import LORA_DEFAULTS, SETTINGS
 from memplan.recipe import Recipe
 from memplan.resolve import Resolved, resolve
 
@@ -181,7 +181,7 @@ def _normal(key: str, value: Any) -> Any:
     if key == "activation_checkpointing" and value is True:
         return "non-reentrant"
     if key == "peft" and isinstance(value, Mapping):
-        given = {"r": 8, "lora_dropout": 0.0, **value}
+        given = {**LORA_DEFAULTS, **value}
         if isinstance(given.get("target_modules"), list | tuple) and set(given["target_modules"]) == _LINEAR:
             given["target_modules"] = "all-linear"  # of the models whose names these are
         return {
