@@ -152,7 +152,7 @@ def _insert(text: str, syntax: Syntax, mapping: Any, path: Path_, value: Any) ->
             return text[:at] + entry + text[at:]
         first, last = mapping.value[0][0], mapping.value[-1][1]
         own_line = first.start_mark.line > mapping.start_mark.line
-        gap = "\n" + " " * first.start_mark.column if own_line else " "
+        gap = " "
         if own_line:  # the file's own indentation, tabs included
             begin = text.rfind("\n", 0, first.start_mark.index) + 1
             gap = "\n" + text[begin : first.start_mark.index]
