@@ -11,7 +11,7 @@ import math
 
 from memplan.catalog.gpus import Gpu, get_gpu
 from memplan.errors import InputError
-from memplan.estimate import Component, Estimate
+from memplan.estimate import Component, Estimate, VerdictReport
 from memplan.units import GIB, MIB
 
 HOST_ALLOWANCE_BYTES = 16 * GIB
@@ -59,7 +59,7 @@ def slurm(estimate: Estimate, *, command: str = "python train.py", name: str = "
         f"#SBATCH --gres=gpu:{kind}:{count}\n"
         f"# {_host_sentence(estimate)}.\n"
         f"#SBATCH --mem={gib}G\n"
-        f"# {gpu.name}: {_gpu_sentence(verdict.expected_bytes, verdict.upper_bytes, verdict.usable_bytes, str(verdict.fits))}\n"
+        f"# {gpu.name}: {_gpu_sentence(verdict)}\n"
         f"srun {command}\n"
     )
 
@@ -96,7 +96,7 @@ def kubernetes(
         )
     words = ", ".join(f'"{word}"' for word in command.split())
     return (
-        f"# {gpu.name}: {_gpu_sentence(verdict.expected_bytes, verdict.upper_bytes, verdict.usable_bytes, str(verdict.fits))}\n"
+        f"# {gpu.name}: {_gpu_sentence(verdict)}\n"
         "apiVersion: batch/v1\n"
         "kind: Job\n"
         "metadata:\n"
@@ -142,8 +142,8 @@ def _host_sentence(estimate: Estimate) -> str:
     return ", ".join((*parts, f"{HOST_ALLOWANCE_BYTES // GIB} GiB allowed for Python and data"))
 
 
-def _gpu_sentence(expected: int, upper: int, usable: int, fits: str) -> str:
+def _gpu_sentence(verdict: VerdictReport) -> str:
     return (
-        f"{expected / GIB:.1f} GiB expected, at most {upper / GIB:.1f} GiB, of {usable / GIB:.1f} GiB usable "
-        f"({fits.replace('_', ' ')})"
+        f"{verdict.expected_bytes / GIB:.1f} GiB expected, at most {verdict.upper_bytes / GIB:.1f} GiB, "
+        f"of {verdict.usable_bytes / GIB:.1f} GiB usable ({verdict.fits.replace('_', ' ')})"
     )
