@@ -72,10 +72,7 @@ def read_many(paths: Iterable[str | Path], *, version: str | None = None) -> Rea
         FileFormatError: as for `read`.
         InputError: no file, or two files that say different things.
     """
-    documents: list[tuple[Document, str | None]] = [(read_document(Path(path)), None) for path in paths]
-    if not documents:
-        raise InputError("no config file is given")
-    return _read(documents, version)
+    return read_documents((read_document(Path(path)) for path in paths), version=version)
 
 
 def read_documents(
