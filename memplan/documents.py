@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
@@ -137,28 +137,20 @@ def _check_characters(data: Any, name: str) -> None:
         for value in level:
             if isinstance(value, str) and any("\ud800" <= letter <= "\udfff" for letter in value):
                 raise FileFormatError(f"{name} holds half of a surrogate pair, which is no character: {value[:80]!r}")
-        level = [
-            child
-            for value in level
-            for child in (
-                (*value.keys(), *value.values())
-                if isinstance(value, dict)
-                else value
-                if isinstance(value, list)
-                else ()
-            )
-        ]
+        level = [child for value in level for child in _within(value)]
+
+
+def _within(value: Any) -> Iterable[Any]:
+    """What a mapping or a list holds itself, keys too."""
+    if isinstance(value, dict):
+        return (*value, *value.values())
+    return value if isinstance(value, list) else ()
 
 
 def _check_depth(data: Any, name: str) -> None:
     level = [data]
     for _ in range(MAX_DEPTH):
-        level = [
-            child
-            for value in level
-            for child in (value.values() if isinstance(value, dict) else value if isinstance(value, list) else ())
-            if isinstance(child, dict | list)
-        ]
+        level = [child for value in level for child in _within(value) if isinstance(child, dict | list)]
         if not level:
             return
     raise FileFormatError(f"{name} is nested too deeply", hint=f"at most {MAX_DEPTH} levels")
