@@ -5,7 +5,7 @@ Answers are sent as ready-made bytes; a test holds that what is sent is what is 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
@@ -112,7 +112,16 @@ def listing(model: str) -> Schema:
     return {"type": "array", "items": ref(model)}
 
 
-def responses_of(method: str, schema: Schema, description: str, *, example: Any = None, **more: Any) -> dict[Any, Any]:
+def responses_of(
+    method: Literal["GET", "POST"],
+    schema: Schema,
+    description: str,
+    *,
+    example: Any = None,
+    media_type: str = "application/json",
+    also: tuple[int, ...] = (),
+    fresh: bool = False,
+) -> dict[Any, Any]:
     """The `responses` of an operation: its answer and every error that it can give.
 
     Args:
@@ -120,19 +129,21 @@ def responses_of(method: str, schema: Schema, description: str, *, example: Any 
         schema: of the answer.
         description: of the answer.
         example: of the answer.
-        more: `media_type` where the answer is not JSON; `also`, further statuses; `fresh`, a GET that is never kept.
+        media_type: of the answer.
+        also: further statuses.
+        fresh: whether a GET is never kept.
     """
     is_get = method == "GET"
-    is_kept = is_get and not more.get("fresh")
+    is_kept = is_get and not fresh
     content: Schema = {"schema": schema} | ({"example": example} if example is not None else {})
     found: dict[Any, Any] = {
         200: {
             "description": description,
-            "content": {more.get("media_type", "application/json"): content},
+            "content": {media_type: content},
             "headers": _REQUEST_ID_HEADER | (_ETAG_HEADERS if is_kept else {}),
         }
     }
-    for status in (*(_GET_STATUSES if is_get else _POST_STATUSES), *more.get("also", ())):
+    for status in (*(_GET_STATUSES if is_get else _POST_STATUSES), *also):
         if status != 304 or is_kept:
             found[status] = _problem(status)
     return dict(sorted(found.items()))
