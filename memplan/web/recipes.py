@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from memplan.cards import resolve_model
-from memplan.errors import InvalidValueError
+from memplan.cards import ModelCard, resolve_model
+from memplan.errors import InputError, InvalidValueError
 from memplan.recipe import Recipe
 from memplan.web.patterns import check_patterns
+from memplan.web.problems import Problem, ProblemError
 
 # The work grows with the layers; the largest published model that memplan has a card of has 126.
 MAX_LAYERS = 128
@@ -60,6 +61,20 @@ def accept(recipe: Recipe) -> None:
         raise InvalidValueError(
             "model", f"{layers} layers", f"at most {MAX_LAYERS} layers in this service", hint=_LOCALLY
         )
+
+
+def card_of(name: str) -> ModelCard:
+    """The model card that the `id` of an address names.
+
+    Raises:
+        ProblemError: there is no such card.
+    """
+    try:
+        card = resolve_model(name, allow_paths=False).card
+    except InputError as error:
+        raise ProblemError(Problem(404, error.code, error.message, error.hint, "id")) from None
+    assert card is not None
+    return card
 
 
 def _layers_of(config: Mapping[str, Any]) -> int:

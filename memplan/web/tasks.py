@@ -13,7 +13,7 @@ from typing import Any
 from memplan.estimate import Estimate
 from memplan.web.body import NAME, read_json
 from memplan.web.problems import Problem, ProblemError
-from memplan.web.recipes import recipe_of
+from memplan.web.recipes import card_of, recipe_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,16 +158,9 @@ def model(card_id: str) -> Answer:
     Raises:
         ProblemError: there is no such card.
     """
-    from memplan.cards import resolve_model
-    from memplan.errors import InputError
     from memplan.inventory import model_details
 
-    try:
-        card = resolve_model(card_id, allow_paths=False).card
-    except InputError as error:
-        raise ProblemError(Problem(404, error.code, error.message, error.hint, "id")) from None
-    assert card is not None
-    return _json(model_details(card))
+    return _json(model_details(card_of(card_id)))
 
 
 def gpus() -> Answer:

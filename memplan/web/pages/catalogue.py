@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from memplan.cards import card_ids, load_card, resolve_model
+from memplan.cards import card_ids, load_card
 from memplan.catalog.gpus import list_gpus
 from memplan.classic import classic_accounting
 from memplan.dtypes import DType
-from memplan.errors import InputError
 from memplan.inventory import state_bytes, stored_bytes
 from memplan.methods import list_methods
 from memplan.optimizers import ParamInfo, get_optimizer
@@ -14,7 +13,7 @@ from memplan.optimizers.catalog import optimizer_rows
 from memplan.precision import policy_of
 from memplan.recipe import Precision
 from memplan.web.pages.rendering import render
-from memplan.web.problems import Problem, ProblemError
+from memplan.web.recipes import card_of
 
 _WHO = {
     Precision.FP32: "plain PyTorch",
@@ -37,11 +36,7 @@ def model_html(card_id: str, root: str) -> str:
     Raises:
         ProblemError: there is no such card.
     """
-    try:
-        card = resolve_model(card_id, allow_paths=False).card
-    except InputError as error:
-        raise ProblemError(Problem(404, error.code, error.message, error.hint)) from None
-    assert card is not None
+    card = card_of(card_id)
     return str(render("model.html", card=card, stored=stored_bytes(card.id), root=root))
 
 
