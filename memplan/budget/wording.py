@@ -153,13 +153,6 @@ def interaction_text(interaction_bytes: int | None, count: int, *, covered: bool
     return f"{difference(interaction_bytes)} of the whole is from the changes together: alone they sum to the rest"
 
 
-def settings_text(sets: Mapping[str, Any]) -> str:
-    """Recipe keys as a user sets them."""
-    return ", ".join(
-        f"{key} = {value_text(value)}" if value is not None else f"no {key}" for key, value in sets.items()
-    )
-
-
 def change_of(result: CheckResult) -> str:
     """The growth of a check in a cell: `+1.50 GiB`, `new`, `0 B`, or nothing."""
     growth = result.growth

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from memplan.catalog.gpus import get_gpu
 from memplan.estimate import Fits, VerdictReport
 from memplan.planner.result import Boundary, GpuOption, LengthReport, Plan, Proposal, Tier
 from memplan.report.tree import Block, Bullets, Column, Facts, Headline, Paragraph, Report, Table
-from memplan.report.wording import counted, gib, gib_apart, moment, value_text
+from memplan.report.wording import counted, gib, gib_apart, moment, settings_text, value_text
 from memplan.units import format_bytes
 
 TIER_NAMES = {
@@ -87,13 +86,6 @@ def _proposal(title: str, proposal: Proposal) -> Facts:
     if proposal.host_bytes:
         rows.append(("host memory", f"{format_bytes(proposal.host_bytes)} of paged or offloaded state"))
     return Facts(tuple(rows), title)
-
-
-def settings_text(sets: Mapping[str, Any]) -> str:
-    """Recipe keys as a user sets them: `micro_batch_size = 1, optim = adamw_8bit`."""
-    return ", ".join(
-        f"{key} = {value_text(value)}" if value is not None else f"no {key}" for key, value in sets.items()
-    )
 
 
 def _table(title: str, proposals: Sequence[Proposal], chosen: Proposal | None) -> Table:

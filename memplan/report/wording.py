@@ -62,6 +62,13 @@ def value_text(value: Any) -> str:
     return str(value)
 
 
+def settings_text(sets: Mapping[str, Any]) -> str:
+    """Recipe keys as a user sets them: `micro_batch_size = 1, optim = adamw_8bit`."""
+    return ", ".join(
+        f"{key} = {value_text(value)}" if value is not None else f"no {key}" for key, value in sets.items()
+    )
+
+
 def difference(size_bytes: int) -> str:
     """A signed size: `+1.50 GiB`, `-12.0 MiB`."""
     return f"+{format_bytes(size_bytes)}" if size_bytes > 0 else format_bytes(size_bytes)

@@ -16,9 +16,8 @@ from memplan.budget.wording import (
     change_text,
     headline_of,
     interaction_text,
-    settings_text,
 )
-from memplan.report.wording import difference, gib
+from memplan.report.wording import difference, gib, settings_text
 from memplan.units import format_bytes
 
 MAX_CHARACTERS = 65_536

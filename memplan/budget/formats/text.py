@@ -11,11 +11,10 @@ from memplan.budget.wording import (
     change_text,
     headline_of,
     interaction_text,
-    settings_text,
 )
 from memplan.estimate import Component
 from memplan.report.tree import Block, Bullets, Column, Facts, Headline, Paragraph, Report, Table, Tone
-from memplan.report.wording import component_name, difference, gib
+from memplan.report.wording import component_name, difference, gib, settings_text
 from memplan.units import format_bytes
 
 _TONES: dict[str, Tone] = {"pass": "good", "warn": "unsure", "over": "bad", "uncertain": "unsure", "error": "bad"}
