@@ -20,8 +20,10 @@ from memplan.step.allocator import segment_size_bytes
 from memplan.step.optimizer_step import OptimizerEvent
 from memplan.step.receipt import fold_layers, formula, numbers
 from memplan.training_step import recordings, updating
+from memplan.units import MIB
 
-_SMALLEST_TELLING_BYTES = 20 * 2**20
+# A request of this or less stands for any tensor below 10 MiB.
+LARGEST_SHARED_SEGMENT_BYTES = 20 * MIB
 # Words of a traceback's part, and what they are called in module paths and ops.
 _PART_WORDS = {
     "attention": ("attn", "attention", "softmax", "rotary"),
@@ -62,7 +64,7 @@ def candidates(message: OomMessage, place: Place, resolved: Resolved, prepared: 
 
     Empty for a request of 20 MiB or less: it stands for any tensor below 10 MiB, which tells nothing.
     """
-    if message.requested_bytes is None or message.requested_bytes <= _SMALLEST_TELLING_BYTES:
+    if message.requested_bytes is None or message.requested_bytes <= LARGEST_SHARED_SEGMENT_BYTES:
         return ()
     found: dict[tuple[str, str, str, str], Candidate] = {}
     for entry in _allocations(resolved, prepared):

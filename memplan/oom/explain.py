@@ -9,7 +9,7 @@ from memplan.catalog.gpus import Gpu, list_gpus
 from memplan.engine import estimate
 from memplan.errors import MemplanError
 from memplan.estimate import Estimate, Fits
-from memplan.oom.candidates import Candidate, candidates
+from memplan.oom.candidates import LARGEST_SHARED_SEGMENT_BYTES, Candidate, candidates
 from memplan.oom.cause import Cause, Diagnosis, diagnose
 from memplan.oom.frames import Place, place_of
 from memplan.oom.message import OomMessage, parse, printed
@@ -108,7 +108,7 @@ def _candidates(message: OomMessage, place: Place, recipe: Recipe, notes: list[s
         return ()
     found = candidates(message, place, resolved, prepared)
     if not found and message.requested_bytes is not None:
-        if message.requested_bytes <= 20 * 2**20:
+        if message.requested_bytes <= LARGEST_SHARED_SEGMENT_BYTES:
             notes.append(
                 "a request of 20 MiB or less stands for any tensor below 10 MiB: the last straw, not the cause"
             )
