@@ -54,10 +54,12 @@ class Document:
 
     def line(self, path: Path_) -> int:
         """The line of `path`, or of the nearest key around it; 0 where nothing is known."""
-        for end in range(len(path), 0, -1):
-            if path[:end] in self.lines:
-                return self.lines[path[:end]]
-        return 0
+        return line_of(self.lines, path)
+
+
+def line_of(lines: Mapping[Path_, int], path: Path_) -> int:
+    """The line of `path`, or of the nearest key around it; 0 where nothing is known."""
+    return next((lines[path[:end]] for end in range(len(path), 0, -1) if path[:end] in lines), 0)
 
 
 def syntax_of(name: str) -> Syntax:

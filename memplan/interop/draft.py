@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from memplan.documents import line_of
 from memplan.errors import FileFormatError, InputError
 from memplan.interop.defaults import framework_default
 from memplan.interop.names import is_memory_like, is_off, nearest
@@ -68,8 +69,7 @@ class Source:
 
     def line(self, key: str) -> int:
         """1-based line of the key, or of the nearest one around it; 0 where unknown."""
-        path = (*self.path, key)
-        return next((self.lines[path[:end]] for end in range(len(path), 0, -1) if path[:end] in self.lines), 0)
+        return line_of(self.lines, (*self.path, key))
 
     def place(self, key: str) -> str:
         """`file:line`."""
