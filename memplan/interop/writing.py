@@ -91,9 +91,10 @@ def write(recipe: Recipe | Mapping[str, Any], to: str, template: str | Path | No
             raise InputError("changes need a template", hint="give the config that they change, or a whole Recipe")
         return write_text(recipe, to)
     path = Path(template)
+    text = read_text(path)
     if not isinstance(recipe, Recipe):
-        recipe = _read(read_text(path), to, str(path)).recipe_with(**recipe)
-    return write_text(recipe, to, read_text(path), str(path))
+        recipe = _read(text, to, str(path)).recipe_with(**recipe)
+    return write_text(recipe, to, text, str(path))
 
 
 def write_text(recipe: Recipe, to: str, text: str | None = None, name: str | None = None) -> Written:
