@@ -152,28 +152,17 @@ def _read_deepspeed_plugin(source: Source, draft: Draft, kind: str) -> None:
     for key in ("offload_optimizer_device", "offload_param_device"):
         if str(config.get(key) or "none").lower() != "none":
             draft.refuse(config, key, f"{key.split('_')[1]} offloaded to {config.get(key)}")
-    for key, recipe_key in (
-        ("gradient_accumulation_steps", "gradient_accumulation_steps"),
-        ("gradient_clipping", "max_grad_norm"),
-    ):
-        if config.has(key) and config.get(key) != "auto":
-            draft.use(
-                config, key, recipe_key, config.number(key) if key == "gradient_clipping" else config.integer(key)
-            )
+    _read_numbers(config, draft)
     config.take(*map(str, config.data))
 
 
 def read_deepspeed(source: Source, draft: Draft) -> None:
     """A DeepSpeed config; what is `auto` comes from the training arguments read beside it."""
     draft.facts["engine"] = "deepspeed"
-    for key, recipe_key in (
-        ("train_micro_batch_size_per_gpu", "micro_batch_size"),
-        ("gradient_accumulation_steps", "gradient_accumulation_steps"),
-    ):
-        if source.get(key) != "auto" and source.integer(key) is not None:
-            draft.use(source, key, recipe_key, source.integer(key))
-    if source.get("gradient_clipping") != "auto" and source.number("gradient_clipping") is not None:
-        draft.use(source, "gradient_clipping", "max_grad_norm", source.number("gradient_clipping"))
+    if source.get("train_micro_batch_size_per_gpu") != "auto":
+        batch = source.integer("train_micro_batch_size_per_gpu")
+        draft.use(source, "train_micro_batch_size_per_gpu", "micro_batch_size", batch)
+    _read_numbers(source, draft)
     _read_world(source, draft)
     _read_deepspeed_precision(source, draft)
     optimizer = source.sub("optimizer")
@@ -200,6 +189,15 @@ def read_deepspeed(source: Source, draft: Draft) -> None:
         draft.refuse(parallel, "autotp_size", f"tensor parallelism over {parallel.get('autotp_size')} GPUs")
     if (source.integer("sequence_parallel_size") or 1) > 1:
         draft.refuse(source, "sequence_parallel_size", "sequence parallelism")
+
+
+def _read_numbers(source: Source, draft: Draft) -> None:
+    """What plugin and DeepSpeed's own config call the same; `auto` leaves it to the training arguments."""
+    if source.get("gradient_accumulation_steps") != "auto":
+        steps = source.integer("gradient_accumulation_steps")
+        draft.use(source, "gradient_accumulation_steps", "gradient_accumulation_steps", steps)
+    if source.get("gradient_clipping") != "auto":
+        draft.use(source, "gradient_clipping", "max_grad_norm", source.number("gradient_clipping"))
 
 
 def _read_world(source: Source, draft: Draft) -> None:
