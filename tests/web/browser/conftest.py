@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
-import threading
-import time
 from collections.abc import Callable, Iterator
 from urllib.parse import urlsplit
 
 import pytest
-import uvicorn
 from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, sync_playwright
 
-from memplan.web.app import create_app
+from tests.web.service import running_service
 
 _NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 _ARGS = [
@@ -32,20 +28,8 @@ NewPage = Callable[..., Page]
 @pytest.fixture(scope="session")
 def server() -> Iterator[str]:
     """The address of the whole service."""
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        config = uvicorn.Config(create_app(), log_level="warning", lifespan="on")
-        running = uvicorn.Server(config)
-        thread = threading.Thread(target=running.run, kwargs={"sockets": [listening]}, daemon=True)
-        thread.start()
-        deadline = time.monotonic() + _SECONDS
-        while not running.started:
-            assert thread.is_alive(), "the server ended"
-            assert time.monotonic() < deadline, "the server does not start"
-            time.sleep(0.02)
-        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
-        running.should_exit = True
-        thread.join(_SECONDS)
+    with running_service() as service:
+        yield service.url
 
 
 @pytest.fixture(scope="session")
