@@ -102,7 +102,7 @@ def read(source: Source, draft: Draft) -> None:
     dynamo = source.sub("dynamo_config")
     if str(dynamo.get("dynamo_backend") or source.get("dynamo_backend") or "NO").upper() != "NO":
         draft.refuse(dynamo if dynamo.data else source, "dynamo_backend", "torch.compile")
-    dynamo.take(*dynamo.data)
+    dynamo.take_all()
     if source.flag("use_cpu"):
         draft.refuse(source, "use_cpu", "training on the CPU")
 
@@ -124,7 +124,7 @@ def _read_processes(source: Source, draft: Draft, kind: str) -> None:
 
 def _read_fsdp(source: Source, draft: Draft, kind: str) -> None:
     config = source.sub("fsdp_config")
-    config.take(*map(str, config.data))
+    config.take_all()
     if kind != "FSDP":
         return
     version = config.get("fsdp_version") or 1
@@ -140,7 +140,7 @@ def _read_fsdp(source: Source, draft: Draft, kind: str) -> None:
 def _read_deepspeed_plugin(source: Source, draft: Draft, kind: str) -> None:
     config = source.sub("deepspeed_config")
     if kind != "DEEPSPEED":
-        config.take(*map(str, config.data))
+        config.take_all()
         return
     draft.facts["engine"] = "deepspeed"
     stage = config.integer("zero_stage")
@@ -153,7 +153,7 @@ def _read_deepspeed_plugin(source: Source, draft: Draft, kind: str) -> None:
         if str(config.get(key) or "none").lower() != "none":
             draft.refuse(config, key, f"{key.split('_')[1]} offloaded to {config.get(key)}")
     _read_numbers(config, draft)
-    config.take(*map(str, config.data))
+    config.take_all()
 
 
 def read_deepspeed(source: Source, draft: Draft) -> None:
@@ -176,7 +176,7 @@ def read_deepspeed(source: Source, draft: Draft) -> None:
             draft.use(optimizer, "type", "optim", known)
     _read_zero(source.sub("zero_optimization"), draft)
     scheduler = source.sub("scheduler")
-    scheduler.take(*map(str, scheduler.data))
+    scheduler.take_all()
     checkpointing = source.sub("activation_checkpointing")
     for key, text in (
         ("partition_activations", "checkpointed activations spread over GPUs"),
@@ -252,7 +252,7 @@ def _read_zero(zero: Source, draft: Draft) -> None:
         device = str(section.get("device") or "none").lower()
         if device != "none":
             draft.refuse(section, "device", f"{key.removeprefix('offload_')} offloaded to {device}")
-        section.take(*map(str, section.data))
+        section.take_all()
     if zero.flag("cpu_offload"):
         draft.refuse(zero, "cpu_offload", "optimizer states offloaded to the CPU")
-    zero.take(*map(str, zero.data))
+    zero.take_all()

@@ -47,6 +47,10 @@ class Source:
         """Mark keys as known, whatever they hold."""
         self.taken.update(keys)
 
+    def take_all(self) -> None:
+        """Mark every key of this mapping as known."""
+        self.take(*map(str, self.data))
+
     def sub(self, key: str) -> Source:
         """The mapping below the key; empty where there is none.
 

@@ -47,7 +47,7 @@ def _read_model_config(source: Source, draft: Draft) -> None:
     """The whole object is the model; it says more than a name in another file."""
     draft.keys["model"] = dict(source.data)
     draft.note(source, "model_type", "model")
-    source.take(*map(str, source.data))
+    source.take_all()
 
 
 def _is_model_config(data: Mapping[str, Any]) -> bool:

@@ -41,7 +41,7 @@ def read_bitsandbytes(source: Source, draft: Draft) -> None:
     """A BitsAndBytesConfig, or another `quantization_config` as transformers writes it."""
     method = source.text("quant_method") or "bitsandbytes"
     if method != "bitsandbytes":
-        source.take(*map(str, source.data))
+        source.take_all()
         draft.use(source, "quant_method", "quantization_config", dict(source.data))
         return
     for key in ("load_in_4bit", "load_in_8bit"):

@@ -74,7 +74,7 @@ def read(source: Source, draft: Draft) -> None:
     if old.flag("enable_float8_linear"):
         draft.refuse(old, "enable_float8_linear", "training in fp8")
     for key in ("float8", "mx", "quantize"):  # options of converters, which model.converters switches on
-        source.sub(key).take(*map(str, source.sub(key).data))
+        source.sub(key).take_all()
     for key in (
         "job",
         "profiling",
@@ -89,7 +89,7 @@ def read(source: Source, draft: Draft) -> None:
     ):
         if isinstance(source.data.get(key), Mapping):
             section = source.sub(key)
-            section.take(*map(str, section.data))
+            section.take_all()
 
 
 def _read_model(model: Source, draft: Draft) -> None:
@@ -106,7 +106,7 @@ def _read_model(model: Source, draft: Draft) -> None:
     converters = model.get("converters")
     if converters:
         draft.refuse(model, "converters", f"converters {converters}")
-    model.take(*map(str, model.data))
+    model.take_all()
 
 
 def _read_tokens(training: Source, draft: Draft) -> None:
@@ -155,7 +155,7 @@ def _read_parallelism(source: Source, draft: Draft) -> None:
             draft.refuse(section, key, f"{text} over {degree} GPUs")
     if product > 1:
         draft.keys["gpus"] = product
-    section.take(*map(str, section.data))
+    section.take_all()
     experimental = source.sub("experimental")
     for key in ("context_parallel_degree", "pipeline_parallel_degree"):
         if (experimental.integer(key) or 1) > 1:
@@ -202,4 +202,4 @@ def _read_checkpointing(section: Source, draft: Draft) -> None:
         draft.use(section, "mode", "activation_checkpointing", False)
     else:
         draft.refuse(section, "mode", f"{mode} checkpointing ({option or 'its default option'})")
-    section.take(*map(str, section.data))
+    section.take_all()

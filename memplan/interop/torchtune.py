@@ -143,7 +143,7 @@ def read(source: Source, draft: Draft) -> None:
     for key in ("checkpointer", "metric_logger", "profiler", "lr_scheduler", "tokenizer", "dataset", "dataset_val"):
         section = source.sub(key) if isinstance(source.data.get(key), Mapping) else None
         if section is not None:
-            section.take(*map(str, section.data))
+            section.take_all()
 
 
 def _read_dtype(source: Source, draft: Draft) -> None:
