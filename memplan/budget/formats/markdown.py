@@ -7,11 +7,10 @@ is said, and the verdict and the failing checks stay.
 from __future__ import annotations
 
 from memplan.budget.formats.escape import code, html, plain, slug
-from memplan.budget.formats.text import part_name, verdict_word
+from memplan.budget.formats.text import figures, part_name, verdict_word
 from memplan.budget.result import CheckReport, CheckResult, Difference, Status
 from memplan.budget.wording import (
     attribution_text,
-    binding_limit,
     change_of,
     change_text,
     headline_of,
@@ -79,16 +78,7 @@ def _rows(report: CheckReport) -> list[str]:
     compared = bool(_base_title(report))
     found = []
     for result in report.checks:
-        limit = binding_limit(result)
-        peak = limit.expected_bytes if limit is not None else result.expected_bytes
-        least = "≥ " if result.unsupported else ""
-        cells = [
-            _SIGNS[result.status],
-            code(result.name),
-            f"{least}{gib(peak)}" if peak is not None else "",
-            gib(limit.upper_bytes) if limit is not None and not result.unsupported else "",
-            gib(limit.limit_bytes) if limit is not None else "",
-        ]
+        cells = [_SIGNS[result.status], code(result.name), *figures(result)]
         cells += [change_of(result)] if compared else []
         found.append("| " + " | ".join([*cells, verdict_word(result)]) + " |\n")
     return found

@@ -50,20 +50,28 @@ def _checks(report: CheckReport) -> Table:
     rows = []
     for result in report.checks:
         limit = binding_limit(result)
-        at_least = "≥ " if result.unsupported else ""
-        peak = limit.expected_bytes if limit is not None else result.expected_bytes
         cells = [
             result.name,
             verdict_word(result),
-            f"{at_least}{gib(peak)}" if peak is not None else "",
-            gib(limit.upper_bytes) if limit is not None and not result.unsupported else "",
-            gib(limit.limit_bytes) if limit is not None else "",
+            *figures(result),
             format_bytes(limit.limit_bytes - limit.expected_bytes)
             if limit is not None and not result.unsupported
             else "",
         ]
         rows.append(tuple([*cells, change_of(result)] if compared else cells))
     return Table(tuple(columns), tuple(rows))
+
+
+def figures(result: CheckResult) -> tuple[str, str, str]:
+    """Peak, upper bound and limit of a check, each for a cell."""
+    limit = binding_limit(result)
+    at_least = "≥ " if result.unsupported else ""
+    peak = limit.expected_bytes if limit is not None else result.expected_bytes
+    return (
+        f"{at_least}{gib(peak)}" if peak is not None else "",
+        gib(limit.upper_bytes) if limit is not None and not result.unsupported else "",
+        gib(limit.limit_bytes) if limit is not None else "",
+    )
 
 
 def verdict_word(result: CheckResult) -> str:
