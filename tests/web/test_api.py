@@ -18,8 +18,8 @@ from memplan.cli.app import app as command_line
 from memplan.methods import list_methods
 from memplan.optimizers.catalog import optimizer_rows
 from memplan.planner import plan
+from tests.web.models import SMALL
 
-SMALL = {"model_type": "llama", "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 97}
 RECIPES: list[dict[str, Any]] = [
     {"model": "mistralai/Mistral-7B-v0.1", "method": "qlora", "gpu": "rtx-4090", "optim": "paged_adamw_8bit"},
     {"model": "mistral-7b-v0.1", "method": "lora", "peft": {"r": 8, "target_modules": ["q_proj"]}, "gpu": "RTX 4090"},

@@ -11,8 +11,7 @@ from memplan.web.app import create_app
 from memplan.web.errors import is_api, route_path
 from memplan.web.limits import RateLimit, client_of
 from memplan.web.settings import Settings
-
-SMALL = {"model_type": "llama", "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 97}
+from tests.web.models import SMALL
 
 
 class Clock:

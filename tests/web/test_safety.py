@@ -28,10 +28,10 @@ from memplan.web.problems import ProblemError, problem_of
 from memplan.web.recipes import recipe_of
 from memplan.web.settings import Settings
 from tests.web import aio
+from tests.web.models import SMALL
 
 ESTIMATE = "/api/v1/estimate"
 JSON = {"Content-Type": "application/json"}
-SMALL = {"model_type": "llama", "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 97}
 PATHS = (
     "/etc/passwd", "/proc/self/environ", "./config.json", "../config.json", "~/config.json", "~root", "config.json",
     ".", "..", "C:\\config.json", "file:///etc/passwd", "http://169.254.169.254/", "model_cards", "memplan/", "\\\\host\\x",

@@ -14,8 +14,8 @@ import memplan
 from memplan.cli.app import app as command_line
 from memplan.estimate import Estimate
 from memplan.report.wording import gib
+from tests.web.models import SMALL
 
-SMALL = {"model_type": "llama", "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 97}
 RECIPES: dict[str, dict[str, Any]] = {
     "qlora": {
         "model": "mistralai/Mistral-7B-v0.1", "method": "qlora", "peft": {"r": 16, "target_modules": "all-linear"},

@@ -17,9 +17,8 @@ import pytest
 
 from memplan.cli.app import app as command_line
 from memplan.web.settings import Settings
+from tests.web.models import SMALL
 from tests.web.service import Service, running_service
-
-SMALL = {"model_type": "llama", "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 97}
 
 
 @pytest.fixture(scope="module")

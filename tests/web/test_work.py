@@ -24,10 +24,10 @@ from memplan.web.problems import ProblemError
 from memplan.web.settings import Settings
 from memplan.web.work import Work, WorkerBugError
 from tests.web import aio
+from tests.web.models import SMALL
 
 Result = TypeVar("Result")
 
-SMALL = {"model_type": "llama", "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 97}
 CATASTROPHE = "(a+)+$"
 
 
