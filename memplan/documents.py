@@ -124,7 +124,7 @@ def parse(text: str, syntax: Syntax, name: str) -> Document:
         document = Document(name, syntax, _parse_toml(text, name), _toml_lines(text))
     else:
         document = _parse_yaml(text, name)
-    _check_depth(document.data, name)
+    check_depth(document.data, name)
     if _ESCAPE.search(text):
         _check_characters(document.data, name)
     return document
@@ -149,7 +149,12 @@ def _within(value: Any) -> Iterable[Any]:
     return value if isinstance(value, list) else ()
 
 
-def _check_depth(data: Any, name: str) -> None:
+def check_depth(data: Any, name: str) -> None:
+    """Refuse objects and lists that stand in each other more than `MAX_DEPTH` deep.
+
+    Raises:
+        FileFormatError: they do.
+    """
     level = [data]
     for _ in range(MAX_DEPTH):
         level = [child for value in level for child in _within(value) if isinstance(child, dict | list)]

@@ -19,8 +19,8 @@ from urllib.parse import parse_qsl, quote_plus
 
 from memplan.cards import resolve_model
 from memplan.catalog.gpus import get_gpu
-from memplan.documents import MAX_DEPTH
-from memplan.errors import FileFormatError, MemplanError, UnknownNameError
+from memplan.documents import check_depth
+from memplan.errors import MemplanError, UnknownNameError
 from memplan.methods import canonical_method
 from memplan.recipe import Recipe, parse_json
 from memplan.recipe_text import Kind, choices_of, is_word_or_pattern, kind_of
@@ -193,14 +193,5 @@ def _object(key: str, text: str) -> dict[str, Any]:
         text_of(value).encode()
     except UnicodeEncodeError:
         raise ValueError("text without halves of surrogate pairs") from None
-    rest: list[Any] = [value]
-    for _ in range(MAX_DEPTH):
-        rest = [
-            child
-            for node in rest
-            for child in (node.values() if isinstance(node, dict) else node)
-            if isinstance(child, dict | list)
-        ]
-        if not rest:
-            return value
-    raise FileFormatError(f"{key} is nested too deeply", hint=f"at most {MAX_DEPTH} levels")
+    check_depth(value, key)
+    return value
