@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from memplan.compare import Comparison, compare
@@ -44,13 +46,20 @@ def recipe(**keys: Any) -> Recipe:
     return Recipe(**{"model": LLAMA, "micro_batch_size": 2, "sequence_length": 129, **keys})
 
 
-def compared(cases: Mapping[str, Mapping[str, Any]]) -> dict[str, Comparison]:
-    """Every case walked and traced."""
-    return dict(zip(cases, compare([recipe(**keys) for keys in cases.values()]), strict=True))
+@dataclass(frozen=True)
+class Agreement:
+    """Cases, all walked and traced when the first of them is checked."""
 
+    cases: Mapping[str, Mapping[str, Any]]
 
-def check(comparison: Comparison) -> None:
-    """Every phase's peak and end agree to the byte, and so do the counts."""
-    assert not comparison.refusal
-    assert comparison.parameters_equal
-    assert [phase for phase in comparison.phases if not phase.is_equal] == []
+    @cached_property
+    def compared(self) -> dict[str, Comparison]:
+        """Every case walked and traced."""
+        return dict(zip(self.cases, compare([recipe(**keys) for keys in self.cases.values()]), strict=True))
+
+    def check(self, name: str) -> None:
+        """Every phase's peak and end agree to the byte, and so do the counts."""
+        comparison = self.compared[name]
+        assert not comparison.refusal
+        assert comparison.parameters_equal
+        assert [phase for phase in comparison.phases if not phase.is_equal] == []

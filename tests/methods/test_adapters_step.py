@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import pytest
 
-from memplan.compare import Comparison
-from tests.methods.agreement import COURSES, GPT2, LLAMA, QUANTIZED, QWEN2, check, compared
+from tests.methods.agreement import COURSES, GPT2, LLAMA, QUANTIZED, QWEN2, Agreement
 
 # Adapter configs, each with what of `EXTRA` it can stand on.
 METHODS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
@@ -44,22 +42,16 @@ def cases(courses: tuple[str, ...]) -> dict[str, dict[str, Any]]:
     return found
 
 
-@cache
-def sampled() -> dict[str, Comparison]:
-    return compared(cases(SAMPLED))
+COMMON = Agreement(cases(SAMPLED))
+EVERY = Agreement(cases(tuple(COURSES)))
 
 
-@cache
-def every() -> dict[str, Comparison]:
-    return compared(cases(tuple(COURSES)))
-
-
-@pytest.mark.parametrize("name", cases(SAMPLED))
+@pytest.mark.parametrize("name", COMMON.cases)
 def test_walk_equals_trace(name: str) -> None:
-    check(sampled()[name])
+    COMMON.check(name)
 
 
 @pytest.mark.full_matrix
-@pytest.mark.parametrize("name", cases(tuple(COURSES)))
+@pytest.mark.parametrize("name", EVERY.cases)
 def test_walk_equals_trace_on_every_course(name: str) -> None:
-    check(every()[name])
+    EVERY.check(name)

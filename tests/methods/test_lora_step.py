@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import pytest
 
-from memplan.compare import Comparison
-from tests.methods.agreement import COURSES, GPT2, QUANTIZED, QWEN2, check, compared
+from tests.methods.agreement import COURSES, GPT2, QUANTIZED, QWEN2, Agreement
 
 DORA = {"use_dora": True}
 EMBEDDING = {"target_modules": ["embed_tokens", "q_proj"]}
@@ -46,22 +44,16 @@ EVERY_COURSE: dict[str, dict[str, Any]] = {
 }
 
 
-@cache
-def all_compared() -> dict[str, Comparison]:
-    return compared(CASES)
+COMMON = Agreement(CASES)
+EVERY = Agreement(EVERY_COURSE)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", COMMON.cases)
 def test_walk_equals_trace(name: str) -> None:
-    check(all_compared()[name])
-
-
-@cache
-def every() -> dict[str, Comparison]:
-    return compared(EVERY_COURSE)
+    COMMON.check(name)
 
 
 @pytest.mark.full_matrix
-@pytest.mark.parametrize("name", EVERY_COURSE)
+@pytest.mark.parametrize("name", EVERY.cases)
 def test_walk_equals_trace_on_every_course(name: str) -> None:
-    check(every()[name])
+    EVERY.check(name)

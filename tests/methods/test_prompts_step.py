@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import pytest
 
-from memplan.compare import Comparison
-from tests.methods.agreement import COURSES, DECODER, GPT2, QUANTIZED, check, compared
+from tests.methods.agreement import COURSES, DECODER, GPT2, QUANTIZED, Agreement
 
 GEMMA = {"model_type": "gemma", **DECODER}
 METHODS: dict[str, dict[str, Any]] = {
@@ -34,22 +32,16 @@ def cases(courses: tuple[str, ...]) -> dict[str, dict[str, Any]]:
     }
 
 
-@cache
-def sampled() -> dict[str, Comparison]:
-    return compared(cases(SAMPLED))
+COMMON = Agreement(cases(SAMPLED))
+EVERY = Agreement(cases(tuple(COURSES)))
 
 
-@cache
-def every() -> dict[str, Comparison]:
-    return compared(cases(tuple(COURSES)))
-
-
-@pytest.mark.parametrize("name", cases(SAMPLED))
+@pytest.mark.parametrize("name", COMMON.cases)
 def test_walk_equals_trace(name: str) -> None:
-    check(sampled()[name])
+    COMMON.check(name)
 
 
 @pytest.mark.full_matrix
-@pytest.mark.parametrize("name", cases(tuple(COURSES)))
+@pytest.mark.parametrize("name", EVERY.cases)
 def test_walk_equals_trace_on_every_course(name: str) -> None:
-    check(every()[name])
+    EVERY.check(name)
