@@ -61,7 +61,7 @@ def difference(
     if len(steps) > MAX_KEYS:
         notes.append(f"{len(steps)} recipe keys differ: too many to say what each of them does")
     elif attribute and alike and steps:
-        attributions = tuple(_attribute(before.recipe, after.recipe, steps, first, second, (before.model, after.model)))
+        attributions = tuple(_attribute(before.recipe, steps, first, second, (before.model, after.model)))
         alone = [one.alone_bytes for one in attributions]
         interaction = None if None in alone else total - sum(value for value in alone if value is not None)
     if before.recipe.uncovered != after.recipe.uncovered:
@@ -137,7 +137,7 @@ def _applied(said: Mapping[str, Any], step: Step) -> dict[str, Any]:
 
 
 def _attribute(
-    before: Recipe, after: Recipe, steps: list[Step], first: Estimate, last: Estimate, models: tuple[str, str]
+    before: Recipe, steps: list[Step], first: Estimate, last: Estimate, models: tuple[str, str]
 ) -> Iterator[Attribution]:
     """Steps that only make a recipe together with the next ones are taken together."""
     covered = bool(first.timeline)
