@@ -117,7 +117,7 @@ def _flop_model(prepared: Prepared, fused: bool, checkpointing: str) -> FlopMode
     forward = backward = recompute = quantized_elements = quantized_layers = 0
     outputs = _attention_outputs(architecture)
     attended = 0  # layers whose attention has a backward pass
-    ends = _last_products(architecture, layers, depth, config) if checkpointing == "non-reentrant" else frozenset()
+    ends = _last_products(architecture, layers, config) if checkpointing == "non-reentrant" else frozenset()
     for group in _sharing_input(architecture):
         starts = False
         for module in group:
@@ -233,7 +233,7 @@ def _attention_outputs(architecture: Architecture) -> frozenset[str]:
     return frozenset(path for parent, path in last.items() if "att" in parent.rpartition(".")[2].casefold())
 
 
-def _last_products(architecture: Architecture, layers: str, depth: int, config: dict[str, Any]) -> frozenset[str]:
+def _last_products(architecture: Architecture, layers: str, config: dict[str, Any]) -> frozenset[str]:
     """Linear modules that end a layer, with nothing behind them that saves a tensor."""
     if any(config.get(key) for key in _RESIDUAL_DROPOUT):
         return frozenset()
