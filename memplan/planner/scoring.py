@@ -56,7 +56,7 @@ class Structure:
     def states_bytes(self) -> int:
         """What is alive at the least when the optimizer has stepped: weights, gradients, states."""
         state = self.prepared.state
-        return weights_bytes(self.prepared) + state.gradients_bytes + state.master_bytes + state.states.device_bytes
+        return sum(state.loaded.values()) + state.gradients_bytes + state.master_bytes + state.states.device_bytes
 
     @cached_property
     def _best_of_states(self) -> Fits:
@@ -125,12 +125,6 @@ class Scorer:
         if key not in self._estimates:
             self._estimates[key] = engine.estimate(recipe)
         return self._estimates[key]
-
-
-def weights_bytes(prepared: Prepared) -> int:
-    """What loading leaves on the device."""
-    loaded = prepared.state.loaded
-    return sum(loaded.values())
 
 
 def _key(recipe: Recipe) -> str:
