@@ -13,8 +13,8 @@ from memplan.budget.difference import difference
 from memplan.budget.files import Files, FolderFiles, TextFiles, no_such_file
 from memplan.budget.find import find_config, parse_config_text, table_of
 from memplan.budget.git import GitFiles, base_of
-from memplan.budget.growth import NOT_ASKED, Past
-from memplan.budget.quantity import parse_amount, parse_size
+from memplan.budget.growth import Past
+from memplan.budget.quantity import parse_amount, parse_increase, parse_size
 from memplan.budget.recipes import Accept, Run, run_of
 from memplan.budget.result import BaseRef, CheckReport, Difference
 from memplan.documents import Document, read_document
@@ -192,8 +192,6 @@ def _side(given: str | Path | Recipe | Mapping[str, Any], file_format: str | Non
 def _file_spec(
     path: str, *, budget: str | None, gpu: str | None, headroom: str | None, max_increase: str | None
 ) -> CheckSpec:
-    from memplan.budget.quantity import parse_increase
-
     return CheckSpec(
         name=path,
         files=(path,),
@@ -236,4 +234,4 @@ def _below(file: Path, folder: Path) -> str:
     return Path(os.path.relpath(file, folder)).as_posix()
 
 
-__all__ = ["NOT_ASKED", "Content", "check", "check_files", "check_mapping", "diff"]
+__all__ = ["Content", "check", "check_files", "check_mapping", "diff"]
