@@ -14,7 +14,7 @@ from typing import Any
 
 from memplan.trace.result import Storage, TraceResult
 
-_LAYER = re.compile(r"(?:(?<=\.)|^)(?:layers|layer|h|block|blocks)\.(\d+)(?=\.|$)")
+_LAYER = re.compile(r"((?:(?<=\.)|^)(?:layers|layer|h|block|blocks)\.)(\d+)(?=\.|$)")
 # How many events must agree after an insertion, and after a storage whose size alone depends on the depth.
 _WINDOW, _AFTER_RESIZED = 24, 3
 # How many of the former may be of another size.
@@ -108,7 +108,7 @@ def _nearer_end(index: int, length: int) -> int:
 
 
 def _plain(path: str) -> str:
-    return _LAYER.sub(lambda match: match.group(0)[: match.start(1) - match.start(0)] + "*", path)
+    return _LAYER.sub(r"\1*", path)
 
 
 def _kind(storage: Storage) -> Kind:
@@ -320,7 +320,7 @@ def _number(step: Step) -> int | None:
     if not isinstance(step, Birth):
         return None
     match = _LAYER.search(step.sample.name or step.sample.module) or _LAYER.search(step.sample.module)
-    return int(match.group(1)) if match else None
+    return int(match[2]) if match else None
 
 
 def _shifted(step: Step, shift: int) -> Step:
@@ -328,9 +328,7 @@ def _shifted(step: Step, shift: int) -> Step:
         return step
 
     def moved(path: str) -> str:
-        return _LAYER.sub(
-            lambda match: match.group(0)[: match.start(1) - match.start(0)] + str(int(match.group(1)) + shift), path
-        )
+        return _LAYER.sub(lambda match: f"{match[1]}{int(match[2]) + shift}", path)
 
     sample = step.sample
     return replace(step, sample=replace(sample, module=moved(sample.module), name=moved(sample.name)))
