@@ -12,6 +12,7 @@ from memplan.budget.judging import judge_limits, peak_bytes
 from memplan.budget.recipes import Accept, run_of
 from memplan.budget.result import CheckReport, CheckResult, Growth, Outcome, Problem, Status, Suggestion
 from memplan.budget.wording import reasons_of, run_text
+from memplan.engine import estimate
 from memplan.errors import InputError, MemplanError, UnsupportedError
 from memplan.estimate import Estimate
 from memplan.recipe import Recipe
@@ -64,8 +65,6 @@ def run_checks(specs: Sequence[CheckSpec], files: Files, past: Past, config: str
 
 
 def _checked(spec: CheckSpec, files: Files, past: Past, options: Options, *, suggest: bool) -> CheckResult:
-    from memplan.engine import estimate
-
     model = ""
     try:
         run = run_of(spec, files, options.accept)
@@ -169,7 +168,6 @@ def _verdict(results: Sequence[CheckResult], exit_code: int) -> str:
 def _suggestion(spec: CheckSpec, recipe: Recipe, answer: Estimate) -> Suggestion | None:
     """The planner's smallest change on the same hardware; None where it finds none or judges another level."""
     from memplan.catalog.gpus import get_gpu
-    from memplan.engine import estimate
     from memplan.planner import Tier, plan
 
     if answer.unsupported or (spec.budget_bytes is not None and spec.level is not Level.DEVICE):

@@ -11,6 +11,7 @@ from memplan.budget.files import Files
 from memplan.budget.judging import peak_bytes
 from memplan.budget.recipes import Accept, Run, run_of
 from memplan.budget.result import BaseRef, Growth, Status
+from memplan.engine import estimate
 from memplan.errors import MemplanError
 from memplan.estimate import Estimate
 
@@ -60,7 +61,7 @@ def growth_of(spec: CheckSpec, run: Run, answer: Estimate, past: Past, accept: A
         before = run_of(old, past.files, accept)
         same = before.recipe == run.recipe and before.recipe.uncovered == run.recipe.uncovered
         # Uses the answer again where nothing changed, as for most checks of most changes.
-        first = answer if same else _estimate(before)
+        first = answer if same else estimate(before.recipe)
     except MemplanError as error:
         return empty.model_copy(update={"base": "failed", "note": error.message, "status": unknown})
     before_bytes = peak_bytes(first, level)
@@ -88,9 +89,3 @@ def growth_of(spec: CheckSpec, run: Run, answer: Estimate, past: Past, accept: A
         place=place,
         said=said,
     )
-
-
-def _estimate(run: Run) -> Estimate:
-    from memplan.engine import estimate
-
-    return estimate(run.recipe)
