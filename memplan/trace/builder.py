@@ -12,7 +12,7 @@ from torch import nn
 from memplan.errors import InvalidValueError, UnavailableError, UnknownNameError, UnsupportedError
 from memplan.trace.patches import copy_attributes
 from memplan.trace.quantized import QuantizedLoader
-from memplan.trace.spec import TraceSpec
+from memplan.trace.spec import LAYER_KEYS, TraceSpec
 
 _AUTO_CLASSES = {
     "causal-lm": "AutoModelForCausalLM",
@@ -23,8 +23,6 @@ _AUTO_CLASSES = {
     "question-answering": "AutoModelForQuestionAnswering",
     "feature-extraction": "AutoModel",
 }
-# Names under which configurations hold their number of layers.
-_LAYER_KEYS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 # Values of the checkpoint that say nothing about the model's shape.
 _DROPPED_KEYS = ("model_type", "torch_dtype", "dtype", "architectures", "transformers_version", "quantization_config")
 
@@ -84,10 +82,10 @@ def _set_tokens(config: Any) -> None:
 
 def _with_layers(values: dict[str, Any], num_layers: int) -> dict[str, Any]:
     changed = dict(values)
-    found = [key for key in _LAYER_KEYS if key in values]
+    found = [key for key in LAYER_KEYS if key in values]
     if not found:
         raise InvalidValueError(
-            "num_layers", num_layers, "only allowed for configurations with " + ", ".join(_LAYER_KEYS)
+            "num_layers", num_layers, "only allowed for configurations with " + ", ".join(LAYER_KEYS)
         )
     for key in found:
         changed[key] = num_layers

@@ -18,7 +18,7 @@ from typing import Any
 from memplan.errors import MemplanError, UnsupportedError
 from memplan.trace.result import TraceResult
 from memplan.trace.runner import run_many
-from memplan.trace.spec import TraceSpec
+from memplan.trace.spec import LAYER_KEYS, TraceSpec
 from memplan.trace.unfolding import LayersDifferError, deepen
 
 # Enough that two inner layers exist between first and last.
@@ -30,7 +30,6 @@ ALIKE = frozenset(
         "qwen3_moe", "roberta", "starcoder2",
     }
 )  # fmt: skip
-_DEPTH_KEYS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 # Options of PEFT's configs that choose layers by number.
 _CHOOSES_LAYERS = (
     "layers_to_transform",
@@ -44,7 +43,7 @@ _NAMES_A_LAYER = re.compile(r"(?:^|[.(|])\d|\\d|\[\d|\[\^?0-9")
 
 def depth_of(config: Mapping[str, Any]) -> int:
     """The number of layers that a config names, 0 if it names none."""
-    return next((int(config[key]) for key in _DEPTH_KEYS if isinstance(config.get(key), int)), 0)
+    return next((int(config[key]) for key in LAYER_KEYS if isinstance(config.get(key), int)), 0)
 
 
 def refusal(spec: TraceSpec) -> str:

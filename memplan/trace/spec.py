@@ -54,6 +54,8 @@ TASKS = (
 )  # fmt: skip
 
 DTYPES = ("float32", "bfloat16", "float16")
+# Names under which configurations hold their number of layers.
+LAYER_KEYS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 
 
 @dataclass(frozen=True, kw_only=True)
