@@ -141,10 +141,7 @@ def _outcome(status: Status, spec: CheckSpec, options: Options) -> Outcome:
         return Outcome.PASS
     wanted = Outcome.FAIL
     if status is Status.UNCERTAIN:
-        on_uncertain = options.on_uncertain or spec.on_uncertain
-        wanted = {OnUncertain.FAIL: Outcome.FAIL, OnUncertain.WARN: Outcome.WARN, OnUncertain.PASS: Outcome.PASS}[
-            on_uncertain
-        ]
+        wanted = Outcome(options.on_uncertain or spec.on_uncertain)  # both have the same words
     return Outcome.WARN if wanted is Outcome.FAIL and spec.severity is Severity.WARN else wanted
 
 
