@@ -175,9 +175,7 @@ def read(source: Source, draft: Draft) -> None:
     _read_attention(source, draft)
     _read_adapter(source, draft)
     _read_loss(source, draft)
-    for key, text in _REFUSED.items():
-        if source.get(key) not in (None, False, "", [], {}, "no"):
-            draft.refuse(source, key, text)
+    draft.refuse_all(source, _REFUSED, "no")
     for key, text in _DEGREES.items():
         if (source.integer(key) or 1) > 1:
             draft.refuse(source, key, f"{text} over {source.get(key)} GPUs")

@@ -218,6 +218,12 @@ class Draft:
         self.note(source, key, "unsupported")
         self.unsupported.append(f"{source.place(key)}: {text}")
 
+    def refuse_all(self, source: Source, texts: Mapping[str, str], *off: str) -> None:
+        """Report as unsupported what each key of `texts` asks for, unless it is absent, empty, false or a word of `off`."""
+        for key, text in texts.items():
+            if source.get(key) not in (None, False, "", [], {}, *off):
+                self.refuse(source, key, text)
+
     def sort_rest(self, source: Source, harmless: frozenset[str]) -> None:
         """Sort the keys that no reader took, in this mapping and those entered below it."""
         for key, value in source.data.items():

@@ -137,9 +137,7 @@ def read(source: Source, draft: Draft) -> None:
     )
     for key in ("galore_", "apollo_", "badam_", "swanlab_", "sglang_", "vllm_", "export_", "kt_", "ray_", "profiler_"):
         source.take(*(name for name in source.data if str(name).startswith(key)))
-    for key, text in _REFUSED.items():
-        if source.get(key) not in (None, False, "", [], {}):
-            draft.refuse(source, key, text)
+    draft.refuse_all(source, _REFUSED)
 
 
 def _read_packing(source: Source, draft: Draft) -> None:

@@ -132,9 +132,7 @@ def read(source: Source, draft: Draft) -> None:
         draft.use(
             source, "enable_activation_checkpointing", "activation_checkpointing", "non-reentrant" if on else False
         )
-    for key, text in _REFUSED.items():
-        if source.get(key) not in (None, False, "", [], {}):
-            draft.refuse(source, key, text)
+    draft.refuse_all(source, _REFUSED)
     for key in _DEGREES:
         if (source.integer(key) or 1) not in (1, -1):
             draft.refuse(source, key, f"{key} = {source.get(key)}")
