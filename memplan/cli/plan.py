@@ -97,19 +97,23 @@ def plan(
 
 def _keys(texts: list[str] | None) -> list[str]:
     """Recipe keys of one or several options, with underscores or as options are spelled."""
-    words = [word.strip() for text in texts or () for word in text.split(",")]
-    return [word.removeprefix("--").replace("-", "_") for word in words if word]
+    return [word.removeprefix("--").replace("-", "_") for word in _words(texts)]
 
 
 def _quantities(texts: list[str] | None) -> list[Quantity]:
     from memplan.planner.boundary import QUANTITIES
 
-    words = [word.strip() for text in texts or () for word in text.split(",") if word.strip()]
+    words = _words(texts)
     by_name = {str(quantity): quantity for quantity in QUANTITIES}
     for word in words:
         if word not in by_name:
             raise UnknownNameError("--largest", word, QUANTITIES)
     return [by_name[word] for word in dict.fromkeys(words)]
+
+
+def _words(texts: list[str] | None) -> list[str]:
+    """What stands between the commas of one or several options."""
+    return [word.strip() for text in texts or () for word in text.split(",") if word.strip()]
 
 
 def _whole(name: str, text: str) -> int:
