@@ -45,8 +45,9 @@ class RealQuantizedLoader(QuantizedLoader):
 
 def load(spec: TraceSpec, model: Any, device: torch.device, quantizer: QuantizedLoader | None) -> None:
     """Gives every parameter and buffer of a model on meta its storage and a value on `device`."""
-    if spec.warmup:
-        _warm_up(model, device, quantizer)
+    if spec.warmup and device.type == "cuda":
+        elements = builder.warmup_bytes(model, device, quantizer) // 2
+        torch.empty(elements, dtype=torch.float16, device=device, requires_grad=False)
     for _ in builder.load(model, device, quantizer):
         pass
     with torch.no_grad():
@@ -57,14 +58,3 @@ def load(spec: TraceSpec, model: Any, device: torch.device, quantizer: Quantized
                 parameter.normal_(0, _STD)
         # Norms, rotary tables, positions: values by the model's own rules, in place.
         model.initialize_weights()
-
-
-def _warm_up(model: Any, device: torch.device, quantizer: QuantizedLoader | None) -> None:
-    # transformers/modeling_utils.py, caching_allocator_warmup: one block of the size of the model, freed at once.
-    from transformers.modeling_utils import get_total_byte_count
-
-    if device.type != "cuda":
-        return
-    kind = quantizer.quantizer if quantizer is not None else None
-    total = sum(get_total_byte_count(model, dict.fromkeys(model.state_dict(), device), kind).values())
-    torch.empty(int(total // 2), dtype=torch.float16, device=device, requires_grad=False)

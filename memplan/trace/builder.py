@@ -142,6 +142,18 @@ def _keep_in_float32(model: nn.Module, dtype: torch.dtype) -> None:
             module._parameters[leaf] = nn.Parameter(parameter.to(torch.float32), parameter.requires_grad)
 
 
+def warmup_bytes(model: Any, device: torch.device, quantizer: QuantizedLoader | None) -> int:
+    """Size of the one block, as large as the model, that loading allocates and frees at once.
+
+    transformers/modeling_utils.py, caching_allocator_warmup: half as many float16 elements as the model has bytes.
+    """
+    from transformers.modeling_utils import get_total_byte_count
+
+    kind = quantizer.quantizer if quantizer is not None else None
+    total = sum(get_total_byte_count(model, dict.fromkeys(model.state_dict(), device), kind).values())
+    return int(total // 2) * 2
+
+
 def load(model: nn.Module, device: torch.device, quantizer: QuantizedLoader | None) -> Iterator[str]:
     """Gives every parameter and buffer its storage on `device`, in the order of the checkpoint; yields each name."""
     tied: dict[int, nn.Parameter] = {}

@@ -81,7 +81,8 @@ class Session:
         spec, recorder = self.spec, self.recorder
         recorder.mark(0, "load")
         if spec.warmup:
-            self._warm_up(model)
+            size_bytes = builder.warmup_bytes(model, self.device, self.quantizer)
+            recorder.release(recorder.allocate(size_bytes, "caching_allocator_warmup", component="temporaries"))
         parameters = sum(1 for _ in model.named_parameters()) or 1
         for name in builder.load(model, self.device, self.quantizer):
             self._enter(f"loading {name}", min(1 / parameters, max(1 - self.done, 0.0)))
@@ -93,15 +94,6 @@ class Session:
         self.labels.after_load(model)
         self.parameters = self.labels.parameters
         return model
-
-    def _warm_up(self, model: Any) -> None:
-        # transformers/modeling_utils.py, caching_allocator_warmup: one block of the size of the model, freed at once.
-        from transformers.modeling_utils import get_total_byte_count
-
-        quantizer = self.quantizer.quantizer if self.quantizer is not None else None
-        total = sum(get_total_byte_count(model, dict.fromkeys(model.state_dict(), self.device), quantizer).values())
-        block = self.recorder.allocate(int(total // 2) * 2, "caching_allocator_warmup", component="temporaries")
-        self.recorder.release(block)
 
     def step(self, step: int, model: nn.Module, optimizer: Any, scaler: Any) -> None:
         """One optimizer step: micro-batches forward and backward, clipping, the update, gradients dropped."""
