@@ -6,7 +6,7 @@ address holds survives a submit. A test holds that every key of `Recipe` is ther
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -112,12 +112,10 @@ class Form:
     Attributes:
         main: fieldsets that are always open.
         rest: the other keys, folded unless one of them is said.
-        mistakes: all of them, for the summary.
     """
 
     main: tuple[FilledFieldset, ...]
     rest: tuple[FilledFieldset, ...]
-    mistakes: tuple[Mistake, ...] = ()
 
     @property
     def rest_said(self) -> int:
@@ -130,10 +128,9 @@ class Form:
         return any(fieldset.wrong for fieldset in self.rest)
 
 
-def fill(texts: Mapping[str, str], mistakes: Iterable[Mistake] = ()) -> Form:
+def fill(texts: Mapping[str, str], mistakes: Sequence[Mistake] = ()) -> Form:
     """The form with a user's texts, wrong ones included."""
-    all_mistakes = tuple(mistakes)
-    by_key = {mistake.key: mistake for mistake in reversed(all_mistakes)}
+    by_key = {mistake.key: mistake for mistake in reversed(mistakes)}
 
     def filled(fieldset: Fieldset) -> FilledFieldset:
         return FilledFieldset(
@@ -144,7 +141,7 @@ def fill(texts: Mapping[str, str], mistakes: Iterable[Mistake] = ()) -> Form:
             ),
         )
 
-    return Form(tuple(map(filled, main_fieldsets())), tuple(map(filled, other_fieldsets())), all_mistakes)
+    return Form(tuple(map(filled, main_fieldsets())), tuple(map(filled, other_fieldsets())))
 
 
 def _with_value(field: Field, text: str | None) -> tuple[Group, ...]:

@@ -65,7 +65,7 @@ async def answer_fragment(request: Request) -> Response:
     raw = request.scope["query_string"]
     query = read_query(raw)
     answer, mistakes = await _answered(request, raw, query)
-    return page(request, "answer_box.html", 422 if mistakes else 200, **_form(query, mistakes, answer, fields=False))
+    return page(request, "answer_box.html", 422 if mistakes else 200, **_box(query, mistakes, answer))
 
 
 @router.get("/fragments/{name}")
@@ -166,14 +166,22 @@ def _submitted_without_model(raw: bytes, query: Query) -> bool:
     return "model" not in query.keys and any(part.partition(b"=")[0] == b"model" for part in raw.split(b"&"))
 
 
-def _form(query: Query, mistakes: tuple[Mistake, ...], answer: Answer | None, *, fields: bool = True) -> dict[str, Any]:
-    all_shown = shown(mistakes, query)
+def _box(query: Query, mistakes: tuple[Mistake, ...], answer: Answer | None) -> dict[str, Any]:
+    """What stands beside the form: what has to change first, the answer, or examples."""
     return {
-        "form": fill(_texts(query) if fields else {}, all_shown),
-        "models": card_ids() if fields else (),
+        "mistakes": shown(mistakes, query),
         "query": query_of(query.keys),
         "answer": Markup(answer.body.decode()) if answer is not None else "",
         "examples": EXAMPLES,
+    }
+
+
+def _form(query: Query, mistakes: tuple[Mistake, ...], answer: Answer | None) -> dict[str, Any]:
+    """The form and what stands beside it."""
+    box = _box(query, mistakes, answer)
+    return box | {
+        "form": fill(_texts(query), box["mistakes"]),
+        "models": card_ids(),
         "paste_open": False,
         "paste_error": "",
         "pasted": "",
