@@ -28,19 +28,29 @@ def detached(x: Tensor) -> Tensor:
 
 
 def mm(tape: Tape, a: Tensor, b: Tensor) -> Tensor:
-    """`a @ b` of matrices: saves each operand that the other's gradient needs."""
+    """`a @ b` of matrices, or of batches of them: saves each operand that the other's gradient needs."""
+    op = "mm" if len(a.shape) == 2 else "bmm"
     saved = (b if a.node is not None else None, a if b.node is not None else None)
-    node = tape.record("mm", (a, b), saved, _mm_backward, (a.shape, b.shape, a.dtype))
-    return tape.new((a.shape[0], b.shape[1]), a.dtype, "mm", node)
+    node = tape.record(op, (a, b), saved, _mm_backward, (a.shape, b.shape, a.dtype, op))
+    return tape.new((*a.shape[:-1], b.shape[-1]), a.dtype, op, node)
 
 
 def _mm_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | None]:
-    a_shape, b_shape, dtype = cast(tuple[Shape, Shape, DType], node.meta)
+    a_shape, b_shape, dtype, op = cast(tuple[Shape, Shape, DType, str], node.meta)
     kept = [node.stored(index) for index in range(len(node.saved))]
-    left = tape.new(a_shape, dtype, "mm") if node.edges[0] is not None else None
-    right = tape.new(b_shape, dtype, "mm") if node.edges[1] is not None else None
+    left = tape.new(a_shape, dtype, op) if node.edges[0] is not None else None
+    right = tape.new(b_shape, dtype, op) if node.edges[1] is not None else None
     del kept
     return (left, right)
+
+
+def autocast_mm(t: LayerOps, a: Tensor, b: Tensor) -> Tensor:
+    """`mm` under the step's autocast."""
+    autocast = t.settings.autocast
+    if autocast is not None:
+        b = t.cast_weight(b, autocast)
+        a = t.cast_weight(a, autocast)
+    return mm(t, a, b)
 
 
 def matmul(t: LayerOps, x: Tensor, w: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from memplan.step import ops
 from memplan.step.adapters.layer import AdaptedLayer
 from memplan.step.adapters.oft import add_in_place, subtract
 from memplan.step.tensor import Node, Shape, Tape, Tensor
-from memplan.step.weight_ops import div, matmul, mm, transposed
+from memplan.step.weight_ops import autocast_mm, div, matmul, transposed
 
 if TYPE_CHECKING:
     from memplan.step.layers import LayerOps
@@ -52,21 +52,13 @@ def orthogonality(t: LayerOps, paths: Iterable[str], loss: Tensor) -> Tensor:
     for path in paths:
         a, b = t.parameters[f"{path}.lora_A"], t.parameters[f"{path}.lora_B"]
         for left, right in ((a, transposed(t, a)), (transposed(t, b), b)):
-            covariance = _product(t, left, right)
+            covariance = autocast_mm(t, left, right)
             eye = t.new(covariance.shape, covariance.dtype, "empty_like")
             norm = _norm(t, subtract(t, covariance, eye))
             total = ops.add_scalar(t, norm) if total is None else add_in_place(t, total, norm)
     assert total is not None
     total = ops.scale(t, total, "div")
     return add_in_place(t, loss, ops.scale(t, total))
-
-
-def _product(t: LayerOps, a: Tensor, b: Tensor) -> Tensor:
-    autocast = t.settings.autocast
-    if autocast is not None:
-        b = t.cast_weight(b, autocast)
-        a = t.cast_weight(a, autocast)
-    return mm(t, a, b)
 
 
 def _norm(t: Tape, x: Tensor) -> Tensor:

@@ -10,10 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from memplan.dtypes import DType
 from memplan.quantization import Scheme, StoredTensor, backward_temporaries
-from memplan.step import ops
 from memplan.step.site import AdapterSite, Site
 from memplan.step.tensor import Leaf, Shape, Tensor
-from memplan.step.weight_ops import mm
 
 if TYPE_CHECKING:
     from memplan.step.layers import LayerOps
@@ -68,22 +66,10 @@ class AdaptedLayer:
         """What the adapter config says about this layer."""
         return dict(self.adapter.options)[name]
 
-    def cast(self, x: Tensor, dtype: DType) -> Tensor:
-        """`_cast_input_dtype`: x in the adapter's dtype."""
-        return ops.to(self.t, x, dtype)
-
     def linear(self, x: Tensor, name: str) -> Tensor:
         """The adapter's `nn.Linear` called `name`."""
         bias = f"{name}.bias"
         return self.t.matmul(x, self[name], self[bias] if self.has(bias) else None)
-
-    def mm(self, a: Tensor, b: Tensor) -> Tensor:
-        """`a @ b` of matrices under the step's autocast."""
-        autocast = self.t.settings.autocast
-        if autocast is not None:
-            b = self.t.cast_weight(b, autocast)
-            a = self.t.cast_weight(a, autocast)
-        return mm(self.t, a, b)
 
     @property
     def is_quantized(self) -> bool:

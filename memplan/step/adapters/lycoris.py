@@ -17,7 +17,7 @@ from memplan.dtypes import DType
 from memplan.step import ops
 from memplan.step.adapters.layer import AdaptedLayer
 from memplan.step.tensor import Node, Shape, Tape, Tensor
-from memplan.step.weight_ops import mm
+from memplan.step.weight_ops import autocast_mm, mm
 
 
 def loha(layer: AdaptedLayer, x: Tensor) -> Tensor:
@@ -44,7 +44,7 @@ def _hadamard(layer: AdaptedLayer) -> Tensor:
     t = layer.t
     factors = tuple(layer[f"hada_{name}"] for name in ("w1_a", "w1_b", "w2_a", "w2_b"))
     outer, t.grad_enabled = t.grad_enabled, False
-    delta = ops.scale(t, layer.mm(factors[0], factors[1]) * layer.mm(factors[2], factors[3]))
+    delta = ops.scale(t, autocast_mm(t, factors[0], factors[1]) * autocast_mm(t, factors[2], factors[3]))
     t.grad_enabled = outer
     node = t.record("HadaWeight", factors, factors, _hadamard_backward, tuple((f.shape, f.dtype) for f in factors))
     return t.view(Tensor(t, delta.shape, delta.dtype, delta.storage, node), layer.weight.shape)
@@ -71,8 +71,8 @@ def _hadamard_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor 
 
 def _kronecker(layer: AdaptedLayer) -> Tensor:
     t = layer.t
-    w1 = layer["lokr_w1"] if layer.has("lokr_w1") else layer.mm(layer["lokr_w1_a"], layer["lokr_w1_b"])
-    w2 = layer["lokr_w2"] if layer.has("lokr_w2") else layer.mm(layer["lokr_w2_a"], layer["lokr_w2_b"])
+    w1 = layer["lokr_w1"] if layer.has("lokr_w1") else autocast_mm(t, layer["lokr_w1_a"], layer["lokr_w1_b"])
+    w2 = layer["lokr_w2"] if layer.has("lokr_w2") else autocast_mm(t, layer["lokr_w2_a"], layer["lokr_w2_b"])
     (a, b), (c, d) = w1.shape, w2.shape
     product = t.view(w1, (a, 1, b, 1)) * t.view(w2, (1, c, 1, d))
     return t.view(ops.scale(t, t.view(product, (a * c, b * d))), layer.weight.shape)

@@ -17,6 +17,7 @@ from memplan.dtypes import DType
 from memplan.step import ops
 from memplan.step.adapters.layer import AdaptedLayer
 from memplan.step.tensor import Node, Shape, Tape, Tensor
+from memplan.step.weight_ops import autocast_mm
 
 if TYPE_CHECKING:
     from memplan.step.layers import LayerOps
@@ -37,7 +38,7 @@ def _rotate(layer: AdaptedLayer, x: Tensor, weight: Tensor) -> Tensor:
     rows = x.shape[0] * x.shape[1]
     # einsum("...rk,rkc->...rc") permutes its operands and multiplies them with bmm, the rotation on the left.
     shards = _regrouped(t, x, (blocks, size, rows))
-    rotated = _bmm(t, rotation, shards)
+    rotated = autocast_mm(t, rotation, shards)
     del shards
     return ops.to(t, _gathered(t, rotated, x.shape), required)
 
@@ -53,13 +54,13 @@ def _cayley(t: LayerOps, vector: Tensor, shape: Shape, terms: int) -> Tensor:
     total = add_in_place(t, total, skew, scaled=True)
     if terms == 2:
         return total
-    squared = _bmm(t, skew, skew)
+    squared = autocast_mm(t, skew, skew)
     total = add_in_place(t, total, squared, scaled=True)
     power = squared
     for _ in range(3, terms - 1):
-        power = _bmm(t, power, skew)
+        power = autocast_mm(t, power, skew)
         total = add_in_place(t, total, power, scaled=True)
-    power = _bmm(t, power, skew)
+    power = autocast_mm(t, power, skew)
     return add_in_place(t, total, power)
 
 
@@ -100,26 +101,6 @@ def _add_in_place_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Ten
         right = tape.new(grad.shape, grad.dtype, "mul") if scaled else grad
         right = ops.fit_gradient(tape, right, shape, dtype)
     return (grad if node.edges[0] is not None else None, right)
-
-
-def _bmm(t: LayerOps, a: Tensor, b: Tensor) -> Tensor:
-    """`torch.bmm(a, b)` of [n, i, j] and [n, j, k] under the step's autocast."""
-    autocast = t.settings.autocast
-    if autocast is not None:
-        b = ops.to(t, b, autocast)
-        a = ops.to(t, a, autocast)
-    saved = (b if a.node is not None else None, a if b.node is not None else None)
-    node = t.record("bmm", (a, b), saved, _bmm_backward, (a.shape, b.shape, a.dtype))
-    return t.new((*a.shape[:2], b.shape[2]), a.dtype, "bmm", node)
-
-
-def _bmm_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | None]:
-    a_shape, b_shape, dtype = cast(tuple[Shape, Shape, DType], node.meta)
-    kept = [node.stored(index) for index in range(len(node.saved))]
-    left = tape.new(a_shape, dtype, "bmm") if node.edges[0] is not None else None
-    right = tape.new(b_shape, dtype, "bmm") if node.edges[1] is not None else None
-    del kept
-    return (left, right)
 
 
 def _regrouped(t: Tape, x: Tensor, shape: Shape) -> Tensor:
