@@ -189,8 +189,11 @@ def _materialize(parameter: nn.Parameter, device: torch.device) -> nn.Parameter:
 
 
 def apply_checkpointing(spec: TraceSpec, model: Any) -> None:
-    """`gradient_checkpointing_enable` as Trainer calls it, before or after PEFT as Trainer users do."""
+    """`activation_checkpointing_enable` as Trainer calls it, before or after PEFT as Trainer users do."""
     if spec.checkpointing == "none":
         return
-    reentrant = spec.checkpointing == "reentrant"
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": reentrant})
+    options = {"use_reentrant": spec.checkpointing == "reentrant"}
+    if hasattr(model, "activation_checkpointing_enable"):
+        model.activation_checkpointing_enable(activation_checkpointing_kwargs=options)
+    else:  # its name in the oldest of the transformers that are covered
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
