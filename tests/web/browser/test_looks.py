@@ -20,6 +20,8 @@ PAGES = (
     "/", FITS, TOO_MUCH, UNSURE, WRONG, "/models", "/models/openai-community/gpt2", "/gpus", "/methods", "/about", "/api/docs",
     FITS.replace("/?", "/receipt?"),
 )  # fmt: skip
+# Sections of an answer as pages of their own, for those without scripts.
+SECTIONS = tuple(FITS.replace("/?", f"/{name}?") for name in ("changes", "on-every-gpu", "with-every-method"))
 AXE = files("axe_playwright_python").joinpath("axe.min.js").read_text(encoding="utf-8")
 _SERIOUS = ("serious", "critical")
 
@@ -58,7 +60,7 @@ def test_axe_finds_nothing_serious(new_page: NewPage, scheme: str) -> None:
 
 def test_no_page_is_wider_than_320_pixels(new_page: NewPage) -> None:
     page = new_page(viewport={"width": 320, "height": 640})
-    for path in PAGES:
+    for path in (*PAGES, *SECTIONS):
         page.goto(path)
         _show_all(page)
         wide = page.evaluate(
