@@ -24,9 +24,9 @@ from memplan.recipe import Attention, Loss, Precision, Recipe, Stack, Task
 
 USER = "user"
 
-# Class name in a config's `architectures` to task; longest ending first.
 DEFAULT_SEQUENCE_LENGTH = 2048
 
+# Class name in a config's `architectures` to task; longest ending first.
 _TASK_OF_CLASS = (
     ("ForSequenceClassification", Task.SEQUENCE_CLASSIFICATION),
     ("ForTokenClassification", Task.TOKEN_CLASSIFICATION),
