@@ -19,7 +19,7 @@ from memplan.dtypes import DType
 from memplan.families import Family, Head
 from memplan.families.classic_heads import DECODER_TASKS, decoder_head, token_classifier_dropout
 from memplan.recipe import Task
-from memplan.step.builder import Builder
+from memplan.step.builder import Builder, given
 from memplan.step.encoder import attend
 from memplan.step.split import split
 from memplan.step.tensor import Dim, Tensor
@@ -128,14 +128,11 @@ def model(t: Builder, config: Mapping[str, Any]) -> Tensor:
     positions = t.embedding("wpe", (1, t.sequence), d.positions, d.hidden, indices=position_ids)
     x = t.dropout(embedded + positions, d.embedding_dropout)
     mask = t.causal_mask(x.dtype)
-    # GPT-2's layers are given the position ids, so a checkpointed layer keeps them until its backward.
-    given = None if d.big_code else position_ids
 
-    def one(t: Builder, h: Tensor, _: int, held: Tensor | None = given) -> Tensor:
+    def layer(t: Builder, h: Tensor, index: int) -> Tensor:
         return block(t, h, d, mask)
 
-    x = t.layers("h", d.layers, one, x)
-    del one
+    x = t.layers("h", d.layers, layer if d.big_code else given(layer, position_ids), x)
     x = t.layer_norm("ln_f", x)
     del embedded, positions, position_ids
     return x

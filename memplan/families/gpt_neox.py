@@ -14,7 +14,7 @@ from typing import Any
 from memplan.families import Family, Head
 from memplan.families.classic_heads import DECODER_TASKS, decoder_head
 from memplan.recipe import Task
-from memplan.step.builder import Builder
+from memplan.step.builder import Builder, given
 from memplan.step.split import rotate_part, split
 from memplan.step.tensor import Dim, Tensor
 
@@ -99,13 +99,7 @@ def model(t: Builder, config: Mapping[str, Any]) -> Tensor:
     for name in ("inv_freq", "original_inv_freq"):
         t.buffer(f"rotary_emb.{name}", ((d.rotary_size + 1) // 2,))
     cos, sin = t.rotary_table(x.dtype, d.rotary_size, t.sequence)
-
-    # Every layer is given the position ids, so a checkpointed layer keeps them until its backward.
-    def one(t: Builder, h: Tensor, _: int, held: Tensor = position_ids) -> Tensor:
-        return layer(t, h, d, cos, sin, mask)
-
-    x = t.layers("layers", d.layers, one, x)
-    del one
+    x = t.layers("layers", d.layers, given(lambda t, h, _: layer(t, h, d, cos, sin, mask), position_ids), x)
     x = t.layer_norm("final_layer_norm", x)
     del embedded, position_ids
     return x

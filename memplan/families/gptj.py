@@ -18,7 +18,7 @@ from memplan.families.classic_heads import decoder_head
 from memplan.recipe import Task
 from memplan.step import ops
 from memplan.step.attention import autocast_matmul
-from memplan.step.builder import Builder
+from memplan.step.builder import Builder, given
 from memplan.step.matmul import merge_heads, softmax, transpose_last
 from memplan.step.split import rotate_part
 from memplan.step.tensor import Dim, Tensor
@@ -131,13 +131,7 @@ def model(t: Builder, config: Mapping[str, Any]) -> Tensor:
     position_ids = t.position_ids(t.sequence)
     mask = additive_causal_mask(t, embedded.dtype)
     x = t.dropout(embedded, d.embedding_dropout)
-
-    # Every layer is given the position ids, so a checkpointed layer keeps them until its backward.
-    def one(t: Builder, h: Tensor, _: int, held: Tensor = position_ids) -> Tensor:
-        return block(t, h, d, mask)
-
-    x = t.layers("h", d.layers, one, x)
-    del one
+    x = t.layers("h", d.layers, given(lambda t, h, _: block(t, h, d, mask), position_ids), x)
     x = t.layer_norm("ln_f", x)
     del embedded, position_ids
     return x

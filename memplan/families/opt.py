@@ -21,7 +21,7 @@ from memplan.families.classic_heads import decoder_head
 from memplan.recipe import Task
 from memplan.step import ops
 from memplan.step.affine_free_norm import affine_free_layer_norm
-from memplan.step.builder import Builder
+from memplan.step.builder import Builder, given
 from memplan.step.tensor import Dim, Tensor
 
 
@@ -128,13 +128,7 @@ def decoder(t: Builder, config: Mapping[str, Any]) -> Tensor:
     if d.word != d.hidden:
         embedded = t.linear("project_in", embedded, d.hidden)
     x = embedded + positions
-
-    # Every layer is given the position ids, so a checkpointed layer keeps them until its backward.
-    def one(t: Builder, h: Tensor, _: int, held: Tensor = position_ids) -> Tensor:
-        return layer(t, h, d, mask)
-
-    x = t.layers("layers", d.layers, one, x)
-    del one
+    x = t.layers("layers", d.layers, given(lambda t, h, _: layer(t, h, d, mask), position_ids), x)
     if d.final_norm:
         x = norm(t, "final_layer_norm", x, d)
     if d.word != d.hidden:

@@ -32,6 +32,15 @@ class PerLayer:
     of: Callable[[int], Layer]
 
 
+def given(layer: Layer, tensor: Tensor) -> Layer:
+    """`layer`, called with `tensor` besides, which a checkpointed layer therefore keeps until its backward."""
+
+    def forward(t: Builder, x: Tensor, index: int, _: Tensor = tensor) -> Tensor:
+        return layer(t, x, index)
+
+    return forward
+
+
 def _of(layer: Layer | PerLayer, index: int) -> Layer:
     return layer.of(index) if isinstance(layer, PerLayer) else layer
 
