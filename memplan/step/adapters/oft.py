@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, cast
 from memplan.dtypes import DType
 from memplan.step import ops
 from memplan.step.adapters.layer import AdaptedLayer
+from memplan.step.split import copy
 from memplan.step.tensor import Node, Shape, Tape, Tensor
 from memplan.step.weight_ops import autocast_mm
 
@@ -40,7 +41,7 @@ def _rotate(layer: AdaptedLayer, x: Tensor, weight: Tensor) -> Tensor:
     shards = _regrouped(t, x, (blocks, size, rows))
     rotated = autocast_mm(t, rotation, shards)
     del shards
-    return ops.to(t, _gathered(t, rotated, x.shape), required)
+    return ops.to(t, copy(t, rotated, x.shape), required)  # back to [B, S, in]
 
 
 def _cayley(t: LayerOps, vector: Tensor, shape: Shape, terms: int) -> Tensor:
@@ -109,17 +110,6 @@ def _regrouped(t: Tape, x: Tensor, shape: Shape) -> Tensor:
     return Tensor(t, shape, x.dtype, x.storage, node, is_view=True)
 
 
-def _gathered(t: Tape, x: Tensor, shape: Shape) -> Tensor:
-    """[n, b, B S] copied into [B, S, in]; the gradient is a view."""
-    node = t.record("clone", (x,), (), _view_backward, (x.shape,))
-    return t.new(shape, x.dtype, "clone", node)
-
-
 def _copy_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | None]:
     (shape,) = cast(tuple[Shape], node.meta)
     return (tape.new(shape, grad.dtype, "clone"),)
-
-
-def _view_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | None]:
-    (shape,) = cast(tuple[Shape], node.meta)
-    return (Tensor(tape, shape, grad.dtype, grad.storage, None, is_view=True),)
