@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from memplan.blind_spots import blind_spots
 from memplan.dtypes import DType
 from memplan.errors import UnsupportedError
 from memplan.families import family_of
 from memplan.methods import AddedKind
 from memplan.prepare import Prepared
-from memplan.quantization import Scheme
 from memplan.recipe import Loss, Precision, Stack, Task
 from memplan.resolve import Resolved
 
@@ -24,13 +24,6 @@ FLASH_ATTENTION_2 = frozenset(
 )  # fmt: skip
 # Layers that clamp their results in float16 and keep `wo` in float32 (transformers 5.23 modeling_t5.py).
 FLOAT16_CLAMPS = frozenset({"t5", "mt5"})
-
-
-# What neither the walk nor a trace sees of a method that is walked.
-_BESIDE_THE_STEP = {
-    "adalora": "the importance scores that AdaLoRA's update_and_allocate keeps: three numbers a parameter",
-    "fourierft": "the workspace of cuFFT, whose size its planner chooses",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,12 +99,10 @@ def unsupported_parts(resolved: Resolved, prepared: Prepared) -> Unsupported:
         other.append(f"what init_lora_weights={resolved.peft['init_lora_weights']} borrows while the adapter is made")
     if resolved.method == "bitfit" and resolved.task in (Task.SEQUENCE_CLASSIFICATION, Task.TOKEN_CLASSIFICATION):
         other.append("bitfit under a classification head: no trace confirms it")
-    if resolved.method in _BESIDE_THE_STEP:
-        other.append(_BESIDE_THE_STEP[resolved.method])
     if values["gpus"] > 1:
         other.append(f"parallelism over {values['gpus']} GPUs: the figures are those of one GPU that holds everything")
-    if resolved.quantization is not None and resolved.quantization.scheme is Scheme.INT8:
-        other.append("LLM.int8's outlier columns, which depend on the data")
+    scheme = resolved.quantization.scheme if resolved.quantization is not None else None
+    other += blind_spots(resolved.method, model_type, scheme)
     return Unsupported((*step, *other), bool(step))
 
 

@@ -13,12 +13,17 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
+from memplan.catalog.calibration import run_of
 from memplan.catalog.cuda_context import cuda_context
 from memplan.catalog.gpus import get_gpu
 from memplan.engine import estimate
 from memplan.errors import MemplanError
-from memplan.estimate import Fits
+from memplan.estimate import Fits, VerdictReport
 from memplan.evidence.records import Level, Record
+from memplan.recipe import Recipe
+from memplan.resolve import resolve
+from memplan.trace.estimate import unseen
+from memplan.verdict import judge
 
 EngineName = Literal["estimate", "trace"]
 TRACED_FILE = Path(__file__).resolve().parent / "traced.json"
@@ -31,7 +36,7 @@ class Prediction:
     Attributes:
         bytes: by level; empty where the recipe is not covered.
         not_covered: why there is no number; empty where there is.
-        fits: the verdict on the recipe's GPU, or None without a GPU or without a verdict (traces have none).
+        fits: the verdict on the recipe's GPU, or None without a GPU.
         upper_bytes: the verdict's upper bound at device level.
         upper_reserved_bytes: the part of it that torch's allocator may reserve.
     """
@@ -62,19 +67,21 @@ def _estimated(key: str) -> Prediction:
         return Prediction({}, error.message)
     if answer.unsupported:
         return Prediction({}, "; ".join(answer.unsupported))
-    verdict = answer.verdict_report
-    return Prediction(
+    return _judged(
         {
             Level.ALLOCATED: answer.peak.allocated_bytes,
             Level.RESERVED: answer.peak.reserved_bytes,
             Level.DEVICE: answer.peak.device_bytes,
         },
-        fits=verdict.fits if verdict is not None else None,
-        upper_bytes=verdict.upper_bytes if verdict is not None else None,
-        upper_reserved_bytes=verdict.upper_bytes - cuda_context(get_gpu(verdict.gpu)).high_bytes
-        if verdict is not None
-        else None,
+        answer.verdict_report,
     )
+
+
+def _judged(found: Mapping[Level, int], verdict: VerdictReport | None) -> Prediction:
+    if verdict is None:
+        return Prediction(found)
+    inside = verdict.upper_bytes - cuda_context(get_gpu(verdict.gpu)).high_bytes
+    return Prediction(found, fits=verdict.fits, upper_bytes=verdict.upper_bytes, upper_reserved_bytes=inside)
 
 
 # -- traces -----------------------------------------------------------------------------------------------
@@ -105,7 +112,13 @@ def _traced(key: str) -> Prediction:
     mismatch = _other_attention(json.loads(key), entry["versions"]["torch"])
     if mismatch:
         return Prediction({}, mismatch)
-    return Prediction({level: entry[f"{level}_bytes"] for level in Level})
+    found = {level: entry[f"{level}_bytes"] for level in Level}
+    resolved = resolve(Recipe(**json.loads(key)), described_only=False)
+    if resolved.gpu is None:
+        return Prediction(found)
+    run = run_of(resolved.values, str(resolved.config["model_type"]))
+    missed = bool(resolved.uncovered or unseen(resolved))
+    return _judged(found, judge(resolved.gpu, found[Level.RESERVED], missed, run))
 
 
 def _other_attention(recipe: Mapping[str, Any], traced_under: str) -> str:

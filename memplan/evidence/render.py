@@ -111,15 +111,20 @@ def not_scored_reasons(entries: Iterable[NotScored]) -> list[tuple[str, str, int
 def _verdict_lines(scores: Scores) -> list[str]:
     if not scores.judged:
         return ["verdicts: none, no scored record names a GPU of the catalog"]
+    engines = list(dict.fromkeys(entry.engine for entry in scores.judged))
     lines = []
-    for limited, under in ((False, ""), (True, " under a limit of the allocator")):
-        matrix = verdict_matrix(entry for entry in scores.judged if entry.limited is limited)
-        for ran, what in ((True, "finished"), (False, "ran out of memory")):
-            counts = ", ".join(f"{matrix[ran, fits]} {fits}" for fits in Fits)
-            if any(matrix[ran, fits] for fits in Fits):
-                lines.append(f"verdicts on runs that {what}{under}: {counts}")
-    held = [entry.upper_held for entry in scores.judged if entry.upper_held is not None]
-    lines.append(f"wrong fits: {scores.wrong_fits}; upper bound held: {sum(held)} of {len(held)}")
+    for engine in engines:
+        judged = [entry for entry in scores.judged if entry.engine == engine]
+        whose = f"{engine}: " if len(engines) > 1 else ""
+        for limited, under in ((False, ""), (True, " under a limit of the allocator")):
+            matrix = verdict_matrix(entry for entry in judged if entry.limited is limited)
+            for ran, what in ((True, "finished"), (False, "ran out of memory")):
+                counts = ", ".join(f"{matrix[ran, fits]} {fits}" for fits in Fits)
+                if any(matrix[ran, fits] for fits in Fits):
+                    lines.append(f"{whose}verdicts on runs that {what}{under}: {counts}")
+        held = [entry.upper_held for entry in judged if entry.upper_held is not None]
+        wrong = sum(entry.wrong_fits for entry in judged)
+        lines.append(f"{whose}wrong fits: {wrong}; upper bound held: {sum(held)} of {len(held)}")
     return lines
 
 

@@ -47,6 +47,7 @@ class Judged:
         ran: whether the run finished.
         upper_held: whether the highest measured level stayed below the verdict's upper bound; None where the run died.
         limited: whether the run had a limit on torch's allocator instead of the whole card.
+        engine: whose verdict it is.
     """
 
     source: str
@@ -55,6 +56,7 @@ class Judged:
     ran: bool
     upper_held: bool | None
     limited: bool = False
+    engine: EngineName = "estimate"
 
     @property
     def wrong_no(self) -> bool:
@@ -148,7 +150,7 @@ class _Collected:
             if measured is not None and (record.capacity_bytes is None or level is Level.ALLOCATED):
                 self.scored.append(Scored(file.name, record, engine, level, prediction.bytes[level], measured))
         if prediction.fits is not None:
-            self.judged.append(_judge(file.name, record, prediction, prediction.fits))
+            self.judged.append(replace(_judge(file.name, record, prediction, prediction.fits), engine=engine))
 
 
 def _judge(source: str, record: Record, prediction: Prediction, fits: Fits) -> Judged:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol
 
+from memplan.blind_spots import blind_spots
 from memplan.catalog.calibration import run_of
 from memplan.catalog.cuda_context import UNNAMED_GPU_CONTEXT_BYTES, cuda_context
 from memplan.catalog.gpus import Gpu
@@ -24,6 +25,7 @@ from memplan.estimate import (
     Provenance,
     TimelinePoint,
 )
+from memplan.quantization import Quantization
 from memplan.step.allocator import replay
 from memplan.trace.result import PhaseSummary, TraceResult
 from memplan.trace.runner import run
@@ -47,6 +49,14 @@ class ResolvedRecipe(Protocol):
     @property
     def config(self) -> Mapping[str, Any]:
         """The model's complete configuration."""
+
+    @property
+    def method(self) -> str:
+        """The method, by its own name."""
+
+    @property
+    def quantization(self) -> Quantization | None:
+        """How the base model is stored; None as its dtype says."""
 
     @property
     def gpu(self) -> Gpu | None:
@@ -156,6 +166,7 @@ def to_estimate(result: TraceResult, resolved: ResolvedRecipe, *, expandable_seg
     top = result.peak
     report = replay(result.allocator_events(), expandable_segments=expandable_segments)
     gpu = resolved.gpu
+    unsupported = (*resolved.uncovered, *unseen(resolved))
     context = cuda_context(gpu).expected_bytes if gpu is not None else UNNAMED_GPU_CONTEXT_BYTES
     return Estimate(
         recipe=dict(resolved.values),
@@ -186,16 +197,22 @@ def to_estimate(result: TraceResult, resolved: ResolvedRecipe, *, expandable_seg
         verdict_report=judge(
             gpu,
             report.max_reserved_bytes,
-            bool(resolved.uncovered),
+            bool(unsupported),
             run_of(resolved.values, str(resolved.config["model_type"])),
         )
         if gpu is not None
         else None,
         assumptions=assumptions(result, gpu, str(resolved.values.get("torch_version", ""))),
-        unsupported=resolved.uncovered,
+        unsupported=unsupported,
         provenance=Provenance.TRACE,
         versions=result.versions,
     )
+
+
+def unseen(resolved: ResolvedRecipe) -> tuple[str, ...]:
+    """What a trace of the recipe is known to miss."""
+    scheme = resolved.quantization.scheme if resolved.quantization is not None else None
+    return blind_spots(resolved.method, str(resolved.config["model_type"]), scheme)
 
 
 def _place(summary: PhaseSummary) -> str:

@@ -1,0 +1,39 @@
+"""What neither the walk of a step nor a trace of it accounts for: with one of these no verdict is `fits`.
+
+Known limits: the rows that records contradict say how far, not why.
+"""
+
+from __future__ import annotations
+
+from memplan.quantization import Scheme
+
+# Source: peft/tuners/adalora/layer.py, RankAllocator (PEFT 0.21); torch.fft on CUDA plans with cuFFT, which allocates itself;
+# the records of peft.json whose method is osf, which took up to 24 % more than their traces (2025-11 to 2026-07).
+_METHODS = {
+    "adalora": "the importance scores that AdaLoRA's update_and_allocate keeps: three numbers a parameter",
+    "fourierft": "the workspace of cuFFT, whose size its planner chooses",
+    "osf": "what OSF takes beyond a trace of it: published runs took up to a third more, for a reason that is not known",
+}
+# Source: fms/a100_80gb.csv#70 and #72 (SantaCoder): a quarter more than their traces in allocated memory.
+_QUANTIZED_TYPES = {
+    "gpt_bigcode": "what gpt_bigcode takes on quantized weights beyond a trace of it: published runs took up to a third "
+    "more, for a reason that is not known",
+}
+
+
+def blind_spots(method: str, model_type: str, scheme: Scheme | None) -> tuple[str, ...]:
+    """In words for the user; empty where nothing is known to be missed.
+
+    Args:
+        method: its own name.
+        model_type: as in the config.
+        scheme: how the base model's weights are quantized, if they are.
+    """
+    found = []
+    if method in _METHODS:
+        found.append(_METHODS[method])
+    if scheme is not None and model_type in _QUANTIZED_TYPES:
+        found.append(_QUANTIZED_TYPES[model_type])
+    if scheme is Scheme.INT8:
+        found.append("LLM.int8's outlier columns, which depend on the data")
+    return tuple(found)
