@@ -1,7 +1,6 @@
 """From what the user said to a complete recipe: every default filled in, each with where it came from.
 
-Rules that cross keys live here: what a method implies for quantization, what quantization implies for checkpointing,
-what a precision policy implies for the load dtype.
+Rules that cross keys live here, those about dtypes in `memplan.resolve_dtypes`.
 """
 
 from __future__ import annotations
@@ -12,17 +11,23 @@ from typing import Any
 
 from memplan.cards import ResolvedModel, resolve_model
 from memplan.catalog.gpus import Gpu, get_gpu
-from memplan.dtypes import DType, parse_dtype
+from memplan.dtypes import DType
 from memplan.errors import InputError, InvalidValueError
 from memplan.families import WITHOUT_SDPA, check_task, family_of, model_types
 from memplan.families.positions import max_positions
+from memplan.filler import USER, Filler
 from memplan.methods import canonical_method, get_method
 from memplan.methods.targets import compile_pattern
-from memplan.quantization import Quantization, Scheme
-from memplan.quantization_config import is_names, quantization_of
+from memplan.quantization import Quantization
+from memplan.quantization_config import is_names
 from memplan.recipe import Attention, Loss, Precision, Recipe, Stack, Task
-
-USER = "user"
+from memplan.resolve_dtypes import (
+    autocast_dtype,
+    precision_policy,
+    quantization_and_checkpoint_dtype,
+    weights_dtype,
+    with_compute_dtype,
+)
 
 DEFAULT_SEQUENCE_LENGTH = 2048
 
@@ -84,22 +89,6 @@ class Resolved:
         return self.recipe.uncovered
 
 
-class _Filler:
-    """Collects values with their sources; a key that the user gave keeps its value."""
-
-    def __init__(self, said: Mapping[str, Any]) -> None:
-        self.said = said
-        self.values: dict[str, Any] = {}
-        self.sources: dict[str, str] = {}
-
-    def fill(self, key: str, default: Any, source: str) -> Any:
-        if key in self.said:
-            self.values[key], self.sources[key] = self.said[key], USER
-        else:
-            self.values[key], self.sources[key] = default, source
-        return self.values[key]
-
-
 def resolve(recipe: Recipe, *, allow_paths: bool = True, described_only: bool = True) -> Resolved:
     """Fill every default of `recipe` in.
 
@@ -113,7 +102,7 @@ def resolve(recipe: Recipe, *, allow_paths: bool = True, described_only: bool = 
         InvalidValueError, InputError: keys that contradict each other.
     """
     said = recipe.said()
-    filler = _Filler(said)
+    filler = Filler(said)
     model = resolve_model(recipe.model, allow_paths=allow_paths, described_only=described_only)
     filler.values["model"], filler.sources["model"] = recipe.model, USER
     method = canonical_method(recipe.method, recipe.peft)
@@ -123,13 +112,13 @@ def resolve(recipe: Recipe, *, allow_paths: bool = True, described_only: bool = 
 
     task = _task(recipe, model, peft, filler)
     gpu = get_gpu(recipe.gpu) if recipe.gpu else None
-    quantization, loaded_as = _quantization(recipe, method, model, gpu, filler)
+    quantization, loaded_as = quantization_and_checkpoint_dtype(recipe, method, model, filler)
     if recipe.dtype == "auto":  # from_pretrained(dtype="auto")
         said["dtype"] = str(loaded_as)
-    precision = _precision(recipe, loaded_as, quantization, filler)
-    dtype = _dtype(recipe, method, precision, loaded_as, quantization, filler)
-    autocast = _autocast(recipe, precision, dtype, gpu, filler)
-    quantization = _compute_dtype(recipe, method, quantization, autocast or dtype, filler)
+    precision = precision_policy(recipe, loaded_as, quantization, filler)
+    dtype = weights_dtype(recipe, method, precision, loaded_as, quantization, filler)
+    autocast = autocast_dtype(recipe, precision, dtype, gpu, filler)
+    quantization = with_compute_dtype(recipe, method, quantization, autocast or dtype, filler)
     _training(recipe, method, model, quantization, filler)
     if gpu is not None:
         filler.values["gpu"], filler.sources["gpu"] = gpu.id, USER
@@ -164,7 +153,7 @@ _FLAT_KEYS = frozenset({"lora_r", "lora_dropout", "target_modules", "num_virtual
 _HARMLESS_WHEN_FALSE = frozenset({"load_in_4bit", "load_in_8bit", "prepare_model_for_kbit_training"})
 
 
-def _refuse_unused(said: Mapping[str, Any], filler: _Filler, method: str, task: Task) -> None:
+def _refuse_unused(said: Mapping[str, Any], filler: Filler, method: str, task: Task) -> None:
     """A key that was said and changes nothing is a misunderstanding, and the answer would be one to another question."""
     for key, value in said.items():
         if key in filler.values or key in _FLAT_KEYS or value is None:
@@ -182,7 +171,7 @@ def _refuse_unused(said: Mapping[str, Any], filler: _Filler, method: str, task: 
         raise InputError(f"{key} is given, but nothing in this recipe uses it", hint=reason or "leave it out")
 
 
-def _peft(recipe: Recipe, method: str, filler: _Filler) -> dict[str, Any]:
+def _peft(recipe: Recipe, method: str, filler: Filler) -> dict[str, Any]:
     """The adapter config as far as it was said: `peft`, the flat keys, and what the method's name sets."""
     known = get_method(method)
     flat = {
@@ -239,7 +228,7 @@ def _check_peft(config: Mapping[str, Any]) -> None:
             raise InvalidValueError(name, value, "a list of names")
 
 
-def _task(recipe: Recipe, model: ResolvedModel, peft: Mapping[str, Any], filler: _Filler) -> Task:
+def _task(recipe: Recipe, model: ResolvedModel, peft: Mapping[str, Any], filler: Filler) -> Task:
     model_type = model.config["model_type"]
     described = model_type in model_types()
     task_type = peft.get("task_type")
@@ -271,7 +260,7 @@ def _task_of_config(config: Mapping[str, Any], tasks: tuple[Task, ...]) -> tuple
     return tasks[0], f"default of {config['model_type']} models"
 
 
-def _config(recipe: Recipe, model: ResolvedModel, filler: _Filler) -> dict[str, Any]:
+def _config(recipe: Recipe, model: ResolvedModel, filler: Filler) -> dict[str, Any]:
     config = dict(model.config)
     added = filler.fill("num_added_tokens", 0, "default: the vocabulary as it is")
     if added:
@@ -289,129 +278,7 @@ def _config(recipe: Recipe, model: ResolvedModel, filler: _Filler) -> dict[str, 
     return config
 
 
-def _quantization(
-    recipe: Recipe, method: str, model: ResolvedModel, gpu: Gpu | None, filler: _Filler
-) -> tuple[Quantization | None, DType]:
-    """The scheme (its compute dtype still open) and the checkpoint's own dtype."""
-    named = model.config.get("dtype") or model.config.get("torch_dtype")
-    loaded_as = parse_dtype(named) if isinstance(named, str) and named != "auto" else DType.FLOAT32
-    is_qlora = method == "qlora"
-    is_8bit = bool(recipe.load_in_8bit)
-    is_4bit = recipe.load_in_4bit if recipe.load_in_4bit is not None else is_qlora and not is_8bit
-    if is_qlora and not is_4bit and not is_8bit and not recipe.quantization_config:
-        raise InvalidValueError("load_in_4bit", False, "qlora stores the base in 4 bits; use method = lora")
-    if is_4bit and is_8bit:
-        raise InputError("load_in_4bit and load_in_8bit exclude each other")
-    given = recipe.quantization_config or model.config.get("quantization_config")
-    if (is_4bit or is_8bit) and recipe.quantization_config:
-        raise InputError("quantization_config and load_in_4bit / load_in_8bit are two ways to say one thing: give one")
-    skip = recipe.llm_int8_skip_modules
-    for pattern in skip or ():
-        compile_pattern("llm_int8_skip_modules", pattern)
-    if skip is not None and (is_4bit or is_8bit):
-        filler.fill("llm_int8_skip_modules", skip, USER)
-    if is_4bit:
-        why = "method qlora" if recipe.load_in_4bit is None else USER
-        filler.values["load_in_4bit"], filler.sources["load_in_4bit"] = True, why
-        paper = "QLoRA, arXiv 2305.14314"
-        quant_type = filler.fill(
-            "bnb_4bit_quant_type", "nf4" if is_qlora else "fp4", paper if is_qlora else "BitsAndBytesConfig"
-        )
-        nested = filler.fill("bnb_4bit_use_double_quant", is_qlora, paper if is_qlora else "BitsAndBytesConfig")
-        storage = filler.fill("bnb_4bit_quant_storage", "uint8", "BitsAndBytesConfig")
-        scheme = Scheme(quant_type)
-        return (
-            Quantization(scheme, double_quant=nested, quant_storage=parse_dtype(storage), skip_modules=skip),
-            loaded_as,
-        )
-    if is_8bit:
-        filler.values["load_in_8bit"], filler.sources["load_in_8bit"] = True, USER
-        return Quantization(Scheme.INT8, skip_modules=skip), loaded_as
-    if given:
-        found = quantization_of(given)
-        filler.values["quantization_config"] = dict(given)
-        filler.sources["quantization_config"] = USER if recipe.quantization_config else "the checkpoint's config"
-        return found, loaded_as
-    return None, loaded_as
-
-
-def _precision(recipe: Recipe, loaded_as: DType, quantization: Quantization | None, filler: _Filler) -> Precision:
-    if quantization is not None:
-        default, source = Precision.AMP, "default: quantized bases are trained under autocast"
-    else:
-        dtype = parse_dtype(filler.said["dtype"]) if recipe.dtype else loaded_as
-        if dtype is DType.FLOAT32:
-            default, source = Precision.FP32, "weights are float32"
-        else:
-            default, source = Precision.PURE, f"weights are {dtype}"
-    return Precision(filler.fill("precision", default, source))
-
-
-def _dtype(
-    recipe: Recipe,
-    method: str,
-    precision: Precision,
-    loaded_as: DType,
-    quantization: Quantization | None,
-    filler: _Filler,
-) -> DType:
-    half = loaded_as if loaded_as.is_half else DType.BFLOAT16
-    if precision is Precision.FP32:
-        default, source = DType.FLOAT32, "precision fp32"
-    elif precision is Precision.AMP and quantization is None and method == "full":
-        default, source = DType.FLOAT32, "precision amp keeps float32 weights"
-    elif precision in (Precision.PURE, Precision.MASTER, Precision.MASTER_FP32_GRADS):
-        default, source = half, f"precision {precision} keeps 16-bit weights"
-    elif quantization is not None:
-        default, source = half, "the checkpoint's, 16-bit under quantization"
-    else:
-        default, source = loaded_as, "the checkpoint's"
-    dtype = parse_dtype(filler.fill("dtype", str(default), source))
-    if recipe.dtype == "auto":
-        filler.sources["dtype"] = "auto: the checkpoint's"
-    filler.values["dtype"] = str(dtype)
-    wants_half = precision in (Precision.PURE, Precision.MASTER, Precision.MASTER_FP32_GRADS)
-    if precision is Precision.FP32 and dtype is not DType.FLOAT32 and quantization is None:
-        raise InvalidValueError("dtype", str(dtype), "precision fp32 needs float32 weights")
-    if wants_half and not dtype.is_half:
-        raise InvalidValueError("dtype", str(dtype), f"precision {precision} needs bfloat16 or float16 weights")
-    if dtype not in (DType.FLOAT32, DType.BFLOAT16, DType.FLOAT16):
-        raise InvalidValueError("dtype", str(dtype), "base weights are loaded as float32, bfloat16 or float16")
-    return dtype
-
-
-def _autocast(recipe: Recipe, precision: Precision, dtype: DType, gpu: Gpu | None, filler: _Filler) -> DType | None:
-    if precision is not Precision.AMP:
-        if recipe.autocast_dtype is not None:
-            raise InputError("autocast_dtype is given, but only precision amp runs under autocast")
-        return None
-    old_gpu = gpu is not None and gpu.compute_capability is not None and gpu.compute_capability < (8, 0)
-    if dtype is DType.FLOAT16:
-        default, source = DType.FLOAT16, "weights are float16"
-    elif old_gpu:
-        default, source = DType.FLOAT16, "this GPU has no bfloat16 units"
-    else:
-        default, source = DType.BFLOAT16, "default"
-    return parse_dtype(filler.fill("autocast_dtype", str(default), source))
-
-
-def _compute_dtype(
-    recipe: Recipe, method: str, quantization: Quantization | None, half: DType, filler: _Filler
-) -> Quantization | None:
-    if quantization is None or not quantization.scheme.is_4bit_bitsandbytes or recipe.quantization_config:
-        return quantization
-    default, source = (half, "the autocast dtype") if method == "qlora" else (DType.FLOAT32, "BitsAndBytesConfig")
-    compute = parse_dtype(filler.fill("bnb_4bit_compute_dtype", str(default), source))
-    return Quantization(
-        quantization.scheme,
-        double_quant=quantization.double_quant,
-        quant_storage=quantization.quant_storage,
-        compute_dtype=compute,
-        skip_modules=quantization.skip_modules,
-    )
-
-
-def _attention(model_type: str, filler: _Filler) -> None:
+def _attention(model_type: str, filler: Filler) -> None:
     if model_type in WITHOUT_SDPA:
         value = filler.fill("attn_implementation", Attention.EAGER, f"transformers has no sdpa for {model_type}")
         if value is Attention.SDPA:
@@ -421,7 +288,7 @@ def _attention(model_type: str, filler: _Filler) -> None:
 
 
 def _training(
-    recipe: Recipe, method: str, model: ResolvedModel, quantization: Quantization | None, filler: _Filler
+    recipe: Recipe, method: str, model: ResolvedModel, quantization: Quantization | None, filler: Filler
 ) -> None:
     if quantization is not None and get_method(method).peft_type is None:
         raise InvalidValueError(
@@ -465,7 +332,7 @@ def _training(
     filler.fill("use_cache", False, "TrainingArguments")
 
 
-def _lengths(model: ResolvedModel, filler: _Filler) -> None:
+def _lengths(model: ResolvedModel, filler: Filler) -> None:
     """Sequence length, within what the model's positions allow."""
     limit = max_positions(model.config)
     virtual = filler.values.get("peft", {}).get("num_virtual_tokens") or 0

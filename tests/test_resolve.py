@@ -8,10 +8,11 @@ import pytest
 
 from memplan.dtypes import DType
 from memplan.errors import InputError, InvalidValueError, UnknownNameError
+from memplan.filler import USER
 from memplan.quantization import Quantization, Scheme
 from memplan.quantization_config import quantization_of
 from memplan.recipe import Precision, Recipe, Task
-from memplan.resolve import USER, Resolved, resolve
+from memplan.resolve import Resolved, resolve
 
 LLAMA: dict[str, Any] = {
     "model_type": "llama",

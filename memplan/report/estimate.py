@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from memplan.catalog.gpus import get_gpu
 from memplan.estimate import Component, Estimate, Fits, Provenance, VerdictReport
+from memplan.filler import USER
 from memplan.report.tree import Bar, Block, Bullets, Column, Facts, Headline, Paragraph, Report, Segment, Table, Tone
 from memplan.report.wording import component_name, gib, gib_apart, model_name, moment, phase_name, share, value_text
-from memplan.resolve import USER
 from memplan.units import format_bytes
 
 _TONES: dict[Fits, Tone] = {Fits.FITS: "good", Fits.DOES_NOT_FIT: "bad", Fits.UNCERTAIN: "unsure"}

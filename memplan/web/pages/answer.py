@@ -9,10 +9,10 @@ from typing import Any
 from memplan.catalog.gpus import Gpu, get_gpu
 from memplan.engine import estimate as analytic
 from memplan.estimate import Component, Estimate, Fits, Line
+from memplan.filler import USER
 from memplan.report.estimate import headline
 from memplan.report.tree import Headline
 from memplan.report.wording import component_name, gib, model_name, moment
-from memplan.resolve import USER
 from memplan.units import GIB, format_bytes
 from memplan.web.charts import Bar, Timeline, bar_of, timeline_of
 from memplan.web.pages.copying import Copy, copies
