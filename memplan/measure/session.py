@@ -10,11 +10,9 @@ import dataclasses
 import gc
 import time
 import traceback
-from contextlib import nullcontext
 from typing import Any
 
 import torch
-from accelerate.utils.operations import convert_to_fp32
 from torch import nn
 
 from memplan.measure.account import Account, CpuAccount, CudaAccount
@@ -25,6 +23,7 @@ from memplan.measure.resident import paged_bytes, resident_bytes
 from memplan.measure.result import Death, DeviceReading, MeasureOptions, MeasureResult
 from memplan.trace import builder, optimizers
 from memplan.trace.batches import make_batch
+from memplan.trace.forward import forward
 from memplan.trace.methods import apply_method
 from memplan.trace.spec import TraceSpec
 
@@ -64,7 +63,7 @@ class Session:
         # What the variables of an ordinary training loop keep alive until they are assigned again.
         self.batch: dict[str, torch.Tensor] = {}
         self.outputs: Any = None
-        self.loss: torch.Tensor | None = None
+        self.loss: Any = None
 
     def _open(self) -> tuple[torch.device, Account]:
         if self.options.device == "cpu":
@@ -144,23 +143,11 @@ class Session:
     def _step(self, step: int, model: nn.Module, optimizer: Any, scaler: Any) -> bool:
         """One optimizer step; whether the scaler skipped its update."""
         spec = self.spec
-        dtype = getattr(torch, spec.autocast) if spec.autocast else None
         for micro in range(spec.gradient_accumulation_steps):
             self._begin(step, "forward")
             self.batch = make_batch(spec, model, self.device)
             fill(self.batch, model, spec)
-            with torch.autocast(self.device.type, dtype=dtype) if dtype else nullcontext():
-                outputs = model(**self.batch)
-            if spec.outputs_fp32:
-                outputs = convert_to_fp32(outputs)
-            loss = outputs.loss
-            if spec.keep_outputs:
-                self.outputs = outputs
-            del outputs
-            if spec.gradient_accumulation_steps > 1:
-                loss = loss / spec.gradient_accumulation_steps
-            self.loss = scaler.scale(loss) if scaler is not None else loss
-            del loss
+            forward(self, model, scaler, self.device.type)
             self.account.end()
             self._begin(step, "backward")
             self.loss.backward()

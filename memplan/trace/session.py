@@ -6,16 +6,16 @@ import gc
 import os
 import sys
 import time
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from typing import Any
 
 import torch
-from accelerate.utils.operations import convert_to_fp32
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from memplan.trace import builder, fake_kernels, optimizers, sparse, versions
 from memplan.trace.batches import make_batch
+from memplan.trace.forward import forward
 from memplan.trace.labels import Labels
 from memplan.trace.methods import apply_method
 from memplan.trace.patches import Patches
@@ -48,7 +48,7 @@ class Session:
         # What the variables of an ordinary training loop keep alive until they are assigned again.
         self.batch: dict[str, torch.Tensor] = {}
         self.outputs: Any = None
-        self.loss: torch.Tensor | None = None
+        self.loss: Any = None
 
     def _enter(self, where: str, phases: float = 1.0) -> None:
         """The trace comes to `where`, having finished `phases` phases since it was last told."""
@@ -98,25 +98,13 @@ class Session:
     def step(self, step: int, model: nn.Module, optimizer: Any, scaler: Any) -> None:
         """One optimizer step: micro-batches forward and backward, clipping, the update, gradients dropped."""
         spec, recorder = self.spec, self.recorder
-        autocast_dtype = getattr(torch, spec.autocast) if spec.autocast else None
         for _ in range(spec.gradient_accumulation_steps):
             recorder.mark(step, "forward")
             self._enter(f"forward of step {step}", 1 if self.done >= 1 else 1 - self.done)
             before = recorder.live_ids()
             self.batch = make_batch(spec, model, self.device)
             self.labels.batch(self.batch)
-            with torch.autocast("cuda", dtype=autocast_dtype) if autocast_dtype else nullcontext():
-                outputs = model(**self.batch)
-            if spec.outputs_fp32:
-                outputs = convert_to_fp32(outputs)
-            loss = outputs.loss
-            if spec.keep_outputs:
-                self.outputs = outputs
-            del outputs
-            if spec.gradient_accumulation_steps > 1:
-                loss = loss / spec.gradient_accumulation_steps
-            self.loss = scaler.scale(loss) if scaler is not None else loss
-            del loss
+            forward(self, model, scaler, "cuda")
             self.saved[step] = sorted(recorder.live_ids() - before)
             recorder.mark(step, "backward")
             self._enter(f"backward of step {step}")
