@@ -1,6 +1,6 @@
 """`python -m memplan.evidence` regenerates what is committed beside the records.
 
-table                   ACCURACY.md
+table                   ACCURACY.md, and estimated.json behind the page of the service
 baseline                tightens baseline.json, which CI compares with
 calibration             memplan/catalog/calibration.toml, the margins of verdicts
 trace [--source NAME]   traces what has no answer yet
@@ -21,7 +21,7 @@ def main() -> int:
     """Entry point."""
     parser = argparse.ArgumentParser(prog="python -m memplan.evidence", description=__doc__)
     actions = parser.add_subparsers(dest="action", required=True)
-    actions.add_parser("table", help="regenerate ACCURACY.md")
+    actions.add_parser("table", help="regenerate ACCURACY.md and estimated.json")
     actions.add_parser("baseline", help="tighten baseline.json")
     actions.add_parser("calibration", help="regenerate the margins of verdicts")
     tracing = actions.add_parser("trace", help="trace the records' recipes (needs the trace extra)")

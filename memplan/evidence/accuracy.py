@@ -1,4 +1,4 @@
-"""`memplan accuracy`, and the committed page `ACCURACY.md`."""
+"""`memplan accuracy`, and what is committed of it: the page `ACCURACY.md` and the estimates behind it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Literal, get_args
 
 from memplan.errors import UnknownNameError
 from memplan.evidence.page import as_html
+from memplan.evidence.predictions import ESTIMATED_FILE, estimated_text
 from memplan.evidence.records import Level, select_files
 from memplan.evidence.render import SUMMARY_HEADINGS, as_json, as_markdown, as_text, markdown_page
 from memplan.evidence.scoring import By, at_level, score
@@ -23,6 +24,8 @@ def run_accuracy(
     format: Format = "text",  # noqa: A002 (the CLI's option)
     engine: Engine = "estimate",
     level: str | None = None,
+    *,
+    committed: bool = False,
 ) -> str:
     """Score predictions against the committed records and say how good they are.
 
@@ -32,6 +35,7 @@ def run_accuracy(
         format: `text`, `json`, `markdown`, or `html` (one page with a plot).
         engine: which of memplan's answers; `trace` uses the committed traces.
         level: `allocated`, `reserved` or `device`; None for all.
+        committed: whether the committed estimates are scored instead of new ones.
 
     Raises:
         UnknownNameError: a source, group, format, engine or level that does not exist.
@@ -41,7 +45,7 @@ def run_accuracy(
     _one_of("engine", engine, get_args(Engine))
     if level is not None:
         _one_of("level", level, tuple(Level))
-    scores = score(source, engine=engine)
+    scores = score(source, engine=engine, committed=committed)
     if level is not None:
         scores = at_level(scores, Level(level))
     if format == "json":
@@ -65,8 +69,14 @@ def accuracy_page() -> str:
 
 
 def write_accuracy_page() -> None:
-    """Regenerate `ACCURACY.md`."""
+    """Regenerate `ACCURACY.md` and `estimated.json`."""
     ACCURACY_FILE.write_text(accuracy_page(), encoding="utf-8")
+    ESTIMATED_FILE.write_text(committed_estimates(), encoding="utf-8")
+
+
+def committed_estimates() -> str:
+    """What `estimated.json` must hold: what the engine says about every record."""
+    return estimated_text(record for file in select_files() for record in file.records)
 
 
 def committed_medians(page: str | None = None) -> dict[tuple[str, str, str], float]:
@@ -85,6 +95,7 @@ __all__ = [
     "Engine",
     "Format",
     "accuracy_page",
+    "committed_estimates",
     "committed_medians",
     "run_accuracy",
     "write_accuracy_page",

@@ -1,13 +1,15 @@
 """What memplan says about a record, by the analytic estimate or by the trace.
 
-Estimates are made anew whenever they are asked for. A trace takes seconds, so that those of committed records are kept in
-`traced.json`, by the recipe; `python -m memplan.evidence trace` runs what is missing.
+Estimates are made anew, unless the committed ones are asked for: `estimated.json` holds what the engine says about every
+record, so that a service answers at once, and a test holds it to the engine. A trace takes seconds, so that those of
+committed records are kept in `traced.json`, by the recipe; `python -m memplan.evidence trace` runs what is missing.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -27,6 +29,7 @@ from memplan.verdict import judge
 
 EngineName = Literal["estimate", "trace"]
 TRACED_FILE = Path(__file__).resolve().parent / "traced.json"
+ESTIMATED_FILE = Path(__file__).resolve().parent / "estimated.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,10 +51,19 @@ class Prediction:
     upper_reserved_bytes: int | None = None
 
 
-def predict(record: Record, engine: EngineName) -> Prediction:
-    """What `engine` says about `record`'s recipe."""
+def predict(record: Record, engine: EngineName, *, committed: bool = False) -> Prediction:
+    """What `engine` says about `record`'s recipe.
+
+    Args:
+        record: whose recipe is asked about.
+        engine: which answer.
+        committed: whether an estimate is taken from `estimated.json` where it holds one.
+    """
     key = recipe_key(record)
-    return _estimated(key) if engine == "estimate" else _traced(key)
+    if engine == "trace":
+        return _traced(key)
+    kept = _committed().get(_digest(key)) if committed else None
+    return kept or _estimated(key)
 
 
 def recipe_key(record: Record) -> str:
@@ -82,6 +94,46 @@ def _judged(found: Mapping[Level, int], verdict: VerdictReport | None) -> Predic
         return Prediction(found)
     inside = verdict.upper_bytes - cuda_context(get_gpu(verdict.gpu)).high_bytes
     return Prediction(found, fits=verdict.fits, upper_bytes=verdict.upper_bytes, upper_reserved_bytes=inside)
+
+
+# -- committed estimates ----------------------------------------------------------------------------------
+
+
+def estimated_text(records: Iterable[Record]) -> str:
+    """What `estimated.json` must hold for the usable ones among `records`: one line a recipe, by its digest."""
+    found = {_digest(recipe_key(record)): predict(record, "estimate") for record in records if record.usable}
+    rows = [json.dumps({"recipe": digest, **_entry(found[digest])}) for digest in sorted(found)]
+    return '{"answers": [\n' + ",\n".join(rows) + "\n]}\n"
+
+
+def _entry(answer: Prediction) -> dict[str, Any]:
+    if answer.not_covered:
+        return {"not_covered": answer.not_covered}
+    entry: dict[str, Any] = {f"{level}_bytes": size for level, size in answer.bytes.items()}
+    if answer.fits is not None:
+        entry |= {"fits": answer.fits, "upper_bytes": answer.upper_bytes}
+        entry |= {"upper_reserved_bytes": answer.upper_reserved_bytes}
+    return entry
+
+
+@lru_cache(maxsize=1)
+def _committed() -> dict[str, Prediction]:
+    data = json.loads(ESTIMATED_FILE.read_text(encoding="utf-8"))
+    return {
+        entry["recipe"]: Prediction({}, entry["not_covered"])
+        if "not_covered" in entry
+        else Prediction(
+            {level: entry[f"{level}_bytes"] for level in Level},
+            fits=Fits(entry["fits"]) if "fits" in entry else None,
+            upper_bytes=entry.get("upper_bytes"),
+            upper_reserved_bytes=entry.get("upper_reserved_bytes"),
+        )
+        for entry in data["answers"]
+    }
+
+
+def _digest(key: str) -> str:
+    return hashlib.sha256(key.encode()).hexdigest()[:16]
 
 
 # -- traces -----------------------------------------------------------------------------------------------
@@ -130,4 +182,13 @@ def _other_attention(recipe: Mapping[str, Any], traced_under: str) -> str:
     return f"the recipe runs sdpa of torch {wanted}, and the trace ran under {traced}"
 
 
-__all__ = ["TRACED_FILE", "EngineName", "Prediction", "predict", "recipe_key", "traced_answers"]
+__all__ = [
+    "ESTIMATED_FILE",
+    "TRACED_FILE",
+    "EngineName",
+    "Prediction",
+    "estimated_text",
+    "predict",
+    "recipe_key",
+    "traced_answers",
+]

@@ -115,14 +115,21 @@ class Summary:
     under: float
 
 
-def score(source: str | None = None, *, engine: Literal["estimate", "trace", "both"] = "estimate") -> Scores:
+def score(
+    source: str | None = None, *, engine: Literal["estimate", "trace", "both"] = "estimate", committed: bool = False
+) -> Scores:
     """Predict every usable record of `source` (or of all) and compare.
+
+    Args:
+        source: of records; None for all.
+        engine: which answers.
+        committed: whether the committed estimates are scored, which takes milliseconds, instead of new ones.
 
     Raises:
         UnknownNameError: no such source.
     """
     engines: tuple[EngineName, ...] = ("estimate", "trace") if engine == "both" else (engine,)
-    collected = _Collected()
+    collected = _Collected(committed)
     for file in select_files(source):
         for record in file.records:
             for name in engines:
@@ -132,6 +139,7 @@ def score(source: str | None = None, *, engine: Literal["estimate", "trace", "bo
 
 @dataclass
 class _Collected:
+    committed: bool
     scored: list[Scored] = field(default_factory=list)
     judged: list[Judged] = field(default_factory=list)
     not_scored: list[NotScored] = field(default_factory=list)
@@ -140,7 +148,7 @@ class _Collected:
         if not record.usable:
             self.not_scored.append(NotScored(file.name, record, engine, record.unusable))
             return
-        prediction = predict(record, engine)
+        prediction = predict(record, engine, committed=self.committed)
         if prediction.not_covered:
             self.not_scored.append(NotScored(file.name, record, engine, prediction.not_covered))
             return

@@ -188,7 +188,7 @@ def optimizers() -> Answer:
 
 
 def accuracy(source: str, by: str, engine: str) -> Answer:
-    """Scores against the committed records; an empty text stands for what was not said.
+    """Scores of the committed estimates against the committed records; an empty text stands for what was not said.
 
     Raises:
         UnknownNameError: a source, group or engine that does not exist.
@@ -197,7 +197,7 @@ def accuracy(source: str, by: str, engine: str) -> Answer:
 
     # Its Literals are checked by it, in its own words.
     names: dict[str, Any] = {"format": "json", "engine": engine or "estimate"}
-    return Answer((run_accuracy(source or None, by or None, **names).rstrip("\n") + "\n").encode())
+    return Answer(run_accuracy(source or None, by or None, committed=True, **names).encode())
 
 
 def components() -> dict[str, Any]:

@@ -8,13 +8,26 @@ import xml.etree.ElementTree as ET
 import pytest
 
 from memplan.errors import UnknownNameError
-from memplan.evidence.accuracy import ACCURACY_FILE, accuracy_page, committed_medians, run_accuracy
+from memplan.evidence.accuracy import (
+    ACCURACY_FILE,
+    accuracy_page,
+    committed_estimates,
+    committed_medians,
+    run_accuracy,
+)
+from memplan.evidence.predictions import ESTIMATED_FILE
 from memplan.evidence.scoring import score, summaries
 
 
 def test_the_committed_page_is_what_the_code_gives() -> None:
     """Regenerate it with `python -m memplan.evidence table`, and look at the difference before committing it."""
     assert ACCURACY_FILE.read_text(encoding="utf-8") == accuracy_page()
+
+
+def test_the_committed_estimates_are_what_the_engine_gives() -> None:
+    """Regenerate them with `python -m memplan.evidence table`."""
+    assert ESTIMATED_FILE.read_text(encoding="utf-8") == committed_estimates()
+    assert score(committed=True) == score()
 
 
 def test_no_median_gets_worse() -> None:

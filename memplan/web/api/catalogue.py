@@ -19,9 +19,9 @@ router = APIRouter(prefix="/api/v1", tags=["catalogue"])
 _MODEL_EXAMPLE = "mistralai/Mistral-7B-v0.1"
 
 
-async def _kept(request: Request, function: Callable[..., tasks.Answer], *args: str, slow: bool = False) -> Response:
+async def _kept(request: Request, function: Callable[..., tasks.Answer], *args: str) -> Response:
     answers: Answers = request.app.state.answers
-    kept = await answers.get(function, *args, slow=slow)
+    kept = await answers.get(function, *args)
     return conditional(request, kept.answer.body, "application/json", etag=kept.etag)
 
 
@@ -128,4 +128,4 @@ async def accuracy(request: Request) -> Response:
     """How far estimates are from measured runs, on the records that come with memplan."""
     query = query_of(request, ("source", "by", "engine"))
     names = (query.get(key, "") for key in ("source", "by", "engine"))
-    return await _kept(request, tasks.accuracy, *names, slow=True)
+    return await _kept(request, tasks.accuracy, *names)

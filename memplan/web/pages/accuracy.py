@@ -1,4 +1,4 @@
-"""The page of measured records: predicted against measured. Runs in a computing process of its own, it takes seconds."""
+"""The page of measured records: predicted against measured. Runs in a computing process."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _WORST_SHOWN = 20
 
 def accuracy_html(root: str) -> str:
     """Plot, summaries, the largest errors, and what has no score."""
-    scores = score(engine="both")
+    scores = score(engine="both", committed=True)
     groups = [(by, *table_rows(scores, by)) for by in (None, "method", "family", "gpu", "precision")]
     return str(
         render(

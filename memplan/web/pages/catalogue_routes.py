@@ -17,11 +17,9 @@ from memplan.web.tasks import Answer
 router = APIRouter(include_in_schema=False, default_response_class=Response)
 
 
-async def _known(
-    request: Request, title: str, function: Callable[..., Answer], *args: str, slow: bool = False
-) -> Response:
+async def _known(request: Request, title: str, function: Callable[..., Answer], *args: str) -> Response:
     answers: Answers = request.app.state.answers
-    kept = await answers.get(function, *args, root_of(request), slow=slow)
+    kept = await answers.get(function, *args, root_of(request))
     return page(request, "known.html", title=title, body=Markup(kept.answer.body.decode()))
 
 
@@ -52,7 +50,7 @@ async def methods(request: Request) -> Response:
 @router.get("/accuracy")
 async def accuracy(request: Request) -> Response:
     """Predicted against measured."""
-    return await _known(request, "Accuracy", tasks.accuracy_html, slow=True)
+    return await _known(request, "Accuracy", tasks.accuracy_html)
 
 
 @router.get("/about")
