@@ -126,9 +126,12 @@ def unary(tape: Tape, op: str, x: Tensor, *, save: str = "none", backward_op: st
         save: `input`, `output` or `none`: what its derivative needs.
         backward_op: name of the single kernel of its backward; by default `{op}_backward`.
     """
+    meta = (x.shape, x.dtype, backward_op or f"{op}_backward")
+    if save != "output":  # what is saved of the input is saved before the op runs
+        node = tape.record(op, (x,), (x,) if save == "input" else (), _unary_backward, meta)
+        return tape.new(x.shape, x.dtype, op, node, by_token=x.by_token)
     out = tape.alloc(x.shape, x.dtype, op)
-    saved: tuple[Tensor | Storage | None, ...] = (x,) if save == "input" else (out,) if save == "output" else ()
-    node = tape.record(op, (x,), saved, _unary_backward, (x.shape, x.dtype, backward_op or f"{op}_backward"))
+    node = tape.record(op, (x,), (out,), _unary_backward, meta)
     return Tensor(tape, x.shape, x.dtype, out, node, False, x.by_token)
 
 

@@ -104,7 +104,7 @@ class Node:
         segment: int,
         sequence: int,
         edges: list[Node | Leaf | None],
-        saved: list[Storage | Slot],
+        saved: list[Storage | Slot | None],
         backward: Callable[[Tape, Node, Tensor], Iterable[Tensor | None]],
         meta: tuple[object, ...],
         component: Component | None,
@@ -371,16 +371,16 @@ class Tape:
         edges = [x.node if x is not None else None for x in inputs]
         if not any(edges):
             return None
-        kept: list[Storage | Slot] = []
+        kept: list[Storage | Slot | None] = []
         for entry in saved:
-            storage = entry.storage if isinstance(entry, Tensor) else entry
-            if storage is None:
+            if entry is None:
                 continue
-            if self.frame is None:
+            storage = entry.storage if isinstance(entry, Tensor) else entry
+            if self.frame is not None:  # parameters as well: one that is asked for starts a recomputation
+                kept.append(self._save_in_frame(self.frame, storage))
+            elif storage is not None:
                 self._mark_saved(storage)
                 kept.append(storage)
-            else:
-                kept.append(self._save_in_frame(self.frame, storage))
         self._sequence += 1
         return Node(
             op, self.module, self.current_layer, self._sequence, edges, kept, backward, meta, self.scope_component
@@ -391,16 +391,17 @@ class Tape:
         if info.component in (Component.TEMPORARIES, Component.KV_CACHE):
             info.component = Component.ACTIVATIONS
 
-    def _save_in_frame(self, frame: Frame, storage: Storage) -> Storage | Slot:
+    def _save_in_frame(self, frame: Frame, storage: Storage | None) -> Storage | Slot | None:
         index = frame.count
         frame.count += 1
         if frame.total is None:
             slot = Slot(frame, index)
             frame.slots.append(weakref.ref(slot))
             return slot
-        self._mark_saved(storage)
-        if frame.slots[index]() is not None:
-            frame.recomputed[index] = storage
+        if storage is not None:
+            self._mark_saved(storage)
+            if frame.slots[index]() is not None:
+                frame.recomputed[index] = storage
         if frame.count == frame.total:
             raise StopRecomputation
         return storage
