@@ -118,7 +118,7 @@ for _command in (
     with_recipe(compare),
     with_recipe(explain),
     with_recipe(explain_oom, file_option="--recipe"),
-    with_recipe(export),
+    with_recipe(export, base_option="into"),
     check,
     diff,
     read,

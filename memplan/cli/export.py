@@ -23,7 +23,7 @@ IntoOption = Annotated[
     typer.Option(
         "--into",
         metavar="FILE",
-        help="A config to change: only the planned keys, and its diff is shown.",
+        help="A config to change: only what the recipe says, and the diff is shown. Without RECIPE_FILE the options change it.",
         rich_help_panel=PANEL,
     ),
 ]

@@ -43,7 +43,7 @@ def option_name(key: str) -> str:
     return "--" + key.replace("_", "-")
 
 
-def with_recipe(command: Callable[..., int], *, file_option: str = "") -> Callable[..., int]:
+def with_recipe(command: Callable[..., int], *, file_option: str = "", base_option: str = "") -> Callable[..., int]:
     """`command(recipe, **own options)` as a typer command with RECIPE_FILE and all recipe options.
 
     A command whose recipe may be None is called with None where no file and no recipe option is given.
@@ -51,6 +51,7 @@ def with_recipe(command: Callable[..., int], *, file_option: str = "") -> Callab
     Args:
         command: what to call.
         file_option: name of an option that takes the recipe's file, for a command with an argument of its own.
+        base_option: parameter of the command's own whose file is the recipe where no RECIPE_FILE is given.
     """
     recipe, *own = inspect.signature(command, eval_str=True).parameters.values()
     optional = types.NoneType in get_args(recipe.annotation)
@@ -60,6 +61,9 @@ def with_recipe(command: Callable[..., int], *, file_option: str = "") -> Callab
     def run(**values: Any) -> int:
         mine = {parameter.name: values.pop(parameter.name) for parameter in own}
         file, file_format = values.pop("recipe_file"), values.pop("file_format")
+        base = mine.get(base_option)
+        if file is None and base is not None and (base.is_file() or not _is_said(values["model"])):
+            file = base
         if optional and file is None and not any(_is_said(text) for text in values.values()):
             return command(None, **mine)
         return command(recipe_of(file, values, file_format), **mine)

@@ -17,6 +17,13 @@ Values = Mapping[str, Any]
 
 # PEFT's own, written out.
 LORA_DEFAULTS = {"r": 8, "lora_dropout": 0.0}
+# Keys of an adapter config that say nothing of a training run, or that every writer says in a way of its own.
+_SAID_OTHERWISE = frozenset({
+    "peft_type", "task_type", "inference_mode", "base_model_name_or_path", "revision", "auto_mapping", "peft_version",
+    "megatron_config", "megatron_core", "target_modules",
+})  # fmt: skip
+# PEFT 0.21.2's defaults that are neither false nor empty.
+_PEFT_DEFAULTS = {"bias": "none", "init_lora_weights": True, "qalora_group_size": 16, "lora_alpha": 8}
 
 
 def _model(values: Values, to: str) -> str:
@@ -90,8 +97,9 @@ def trl(values: Values) -> Settings:
     names = {
         "r": "lora_r", "lora_alpha": "lora_alpha", "lora_dropout": "lora_dropout", "target_modules": "lora_target_modules",
         "modules_to_save": "lora_modules_to_save", "target_parameters": "lora_target_parameters", "use_dora": "use_dora",
+        "use_rslora": "use_rslora",
     }  # fmt: skip
-    return {**found, **_lora(peft, names)}
+    return {**found, **_lora(peft, names, "TRL")}
 
 
 def axolotl(values: Values) -> Settings:
@@ -135,9 +143,12 @@ def axolotl(values: Values) -> Settings:
         "r": "lora_r", "lora_alpha": "lora_alpha", "lora_dropout": "lora_dropout", "target_modules": "lora_target_modules",
         "modules_to_save": "lora_modules_to_save", "target_parameters": "lora_target_parameters",
         "use_dora": "peft_use_dora", "rank_pattern": "lora_rank_pattern", "layers_to_transform": "peft_layers_to_transform",
-        "init_lora_weights": "peft_init_lora_weights",
+        "init_lora_weights": "peft_init_lora_weights", "use_rslora": "peft_use_rslora", "fan_in_fan_out": "lora_fan_in_fan_out",
+        "alpha_pattern": "lora_alpha_pattern", "layers_pattern": "peft_layers_pattern",
+        "layer_replication": "peft_layer_replication", "trainable_token_indices": "peft_trainable_token_indices",
+        "ensure_weight_tying": "peft_ensure_weight_tying", "exclude_modules": "lora_exclude_modules",
     }  # fmt: skip
-    return {**found, **_lora(lora, names)}
+    return {**found, **_lora(lora, names, "axolotl")}
 
 
 def llamafactory(values: Values) -> Settings:
@@ -172,9 +183,9 @@ def llamafactory(values: Values) -> Settings:
         rest["modules_to_save"] = ",".join(rest["modules_to_save"])
     names = {
         "r": "lora_rank", "lora_alpha": "lora_alpha", "lora_dropout": "lora_dropout", "modules_to_save": "additional_target",
-        "use_dora": "use_dora",
+        "use_dora": "use_dora", "use_rslora": "use_rslora",
     }  # fmt: skip
-    return {**found, **_lora(rest, names)}
+    return {**found, **_lora(rest, names, "LLaMA-Factory")}
 
 
 _BUILDERS = {model: builder for builder, model in reversed(TORCHTUNE_MODELS.items())}
@@ -235,7 +246,7 @@ def torchtune(values: Values) -> Settings:
         found[("model", "apply_lora_to_mlp")] = "gate_proj" in names
         found[("model", "apply_lora_to_output")] = "lm_head" in names
         lora = {"r": "lora_rank", "lora_alpha": "lora_alpha", "lora_dropout": "lora_dropout", "use_dora": "use_dora"}
-        for key, value in _lora(peft, lora).items():
+        for key, value in _lora(peft, lora, "torchtune").items():
             found[("model", *key)] = value
     return found
 
@@ -275,10 +286,22 @@ def deepspeed(values: Values) -> Settings:
     return found
 
 
-def _lora(peft: Mapping[str, Any], names: Mapping[str, str]) -> Settings:
-    """The keys of an adapter config under a framework's names, PEFT's defaults written out."""
+def _lora(peft: Mapping[str, Any], names: Mapping[str, str], to: str) -> Settings:
+    """The keys of an adapter config under a framework's names, PEFT's defaults written out.
+
+    Raises:
+        UnsupportedError: a key for which the framework has no name.
+    """
     if not peft:
         return {}
+    for key, value in peft.items():
+        if key in names or key in _SAID_OTHERWISE or value in (None, False, {}, []) or value == _PEFT_DEFAULTS.get(key):
+            continue
+        raise UnsupportedError(
+            f"{to} cannot say peft.{key} = {_plain(value)!r}",
+            hint=f"leave {key} out, or export to another format",
+            code="not_exportable",
+        )
     found: Settings = {}
     for key, name in names.items():
         value = peft.get(key, LORA_DEFAULTS.get(key))

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from memplan.documents import Syntax, read_text, syntax_of
-from memplan.errors import InputError, UnknownNameError, UnsupportedError
+from memplan.documents import Syntax, parse, read_text, syntax_of
+from memplan.errors import FileFormatError, InputError, UnknownNameError, UnsupportedError
 from memplan.interop.edit import edited
+from memplan.interop.keeping import completed, length_paths
 from memplan.interop.reading import Reading
 from memplan.interop.settings import LORA_DEFAULTS, SETTINGS
 from memplan.recipe import Recipe
@@ -74,15 +75,16 @@ def write(recipe: Recipe | Mapping[str, Any], to: str, template: str | Path | No
     """A recipe as the config of a framework.
 
     Args:
-        recipe: what is to run; its defaults are written out, so that a framework's own do not apply. Or recipe keys that
-            change what the template says.
+        recipe: what is to run. Without a template its defaults are written out, so that a framework's own do not apply; in a
+            template what the recipe does not say stays as it is. Or recipe keys that change what the template says.
         to: trl, axolotl, llamafactory, torchtune, accelerate or deepspeed.
         template: a config of that format; only the keys that the recipe changes are changed in its text.
 
     Raises:
         UnknownNameError: no such format.
         UnsupportedError: the recipe has something that the format cannot say.
-        FileFormatError: the template cannot be read, or not be changed in place.
+        FileFormatError: the template cannot be read, is of another format, or cannot be changed in place.
+        InputError: what the template keeps contradicts the recipe.
     """
     if to not in SETTINGS:
         raise UnknownNameError("export format", to, SETTINGS)
@@ -92,6 +94,7 @@ def write(recipe: Recipe | Mapping[str, Any], to: str, template: str | Path | No
         return write_text(recipe, to)
     path = Path(template)
     text = read_text(path)
+    _check_format(text, syntax_of(str(path)), to, str(path))
     if not isinstance(recipe, Recipe):
         recipe = _read(text, to, str(path)).recipe_with(**recipe)
     return write_text(recipe, to, text, str(path))
@@ -108,21 +111,39 @@ def write_text(recipe: Recipe, to: str, text: str | None = None, name: str | Non
     """
     syntax: Syntax = "json" if to == "deepspeed" else "yaml"
     name = name or f"config.{syntax}"
-    resolved = resolve(recipe)
-    settings = SETTINGS[to](resolved.values)
     if text is None:
-        said = {path: value for path, value in {**_BESIDE.get(to, {}), **settings}.items() if value is not None}
+        resolved = resolve(recipe)
+        settings = {**_BESIDE.get(to, {}), **SETTINGS[to](resolved.values)}
+        said = {path: value for path, value in settings.items() if value is not None}
         text, before = _HEADS[to] + edited("", syntax, said, name), None
+        notes = tuple(f"not written: {entry}" for entry in recipe.uncovered)
     else:
         syntax, before = syntax_of(name), text
-        text = edited(text, syntax, _changed(settings, _read(text, to, name), to, resolved), name)
+        old = _read(text, to, name)
+        whole, notes = completed(recipe, old, name)
+        resolved = resolve(whole)
+        text = edited(text, syntax, _changed(SETTINGS[to](resolved.values), old, to, resolved), name)
     reading = _read(text, to, name)
-    implied = _compare(resolved, reading, to)
+    implied = (*notes, *_compare(resolved, reading, to))
     diff = ""
     if before is not None and before != text:
         lines = difflib.unified_diff(before.splitlines(True), text.splitlines(True), name, name)
         diff = "".join(line if line.endswith("\n") else f"{line}\n" for line in lines)
     return Written(text, to, diff, implied, reading)
+
+
+def _check_format(text: str, syntax: Syntax, to: str, name: str) -> None:
+    """Refuse to write one framework's keys into the config of another."""
+    from memplan.interop.formats import detect
+
+    try:
+        found = detect(parse(text, syntax, name)).name
+    except FileFormatError:
+        return  # nothing to tell it by
+    if found != to:
+        raise FileFormatError(
+            f"{name} is a config of {found}, not of {to}", hint=f"export to {found}, or to a new file"
+        )
 
 
 def _read(text: str, to: str, name: str) -> Reading:
@@ -140,11 +161,14 @@ def _changed(
         if to in _PARTIAL or keys.get("model") is None:
             # The rest of the run is in other files: taken as it is planned.
             keys = {**new.recipe.said(), **keys}
-        if old.open_length:  # another length than the planned one, so that it is written
+        if old.open_length and new.recipe.sequence_length is not None:
+            # Another length than the planned one, so that it is written.
             keys["sequence_length"] = 2 if new.values["sequence_length"] == 1 else 1
         before = SETTINGS[to](resolve(Recipe(**keys)).values)
     except (InputError, UnsupportedError):
         before = {}  # the file holds what this table cannot say or no recipe can: everything is set
+        if old.open_length and new.recipe.sequence_length is None:
+            before = {path: settings[path] for path in length_paths(SETTINGS[to], new)}
     return {path: value for path, value in settings.items() if path not in before or before[path] != value}
 
 

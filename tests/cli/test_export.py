@@ -44,6 +44,25 @@ def test_a_change_is_written_where_it_is_wanted(run: Callable[..., Any], config:
     assert config.read_text() == before.replace("micro_batch_size: 2", "micro_batch_size: 1")
 
 
+def test_without_a_recipe_file_the_options_change_the_config(run: Callable[..., Any], config: Path) -> None:
+    nothing = run("export", "--into", str(config))
+    assert (nothing.code, nothing.out) == (0, "")
+    done = run("export", "--into", str(config), "--micro-batch-size", "1")
+    changed = [line for line in done.out.splitlines() if line[:1] in "+-"][2:]
+    assert (done.code, changed) == (0, ["-micro_batch_size: 2", "+micro_batch_size: 1"])
+    missing = run("export", "--into", "nothing.yaml")
+    assert (missing.code, "no such file" in missing.err) == (2, True)
+
+
+def test_a_length_that_is_open_stays_open(run: Callable[..., Any]) -> None:
+    path = str(EXAMPLES / "torchtune_full_8b.yaml")
+    for arguments in (("--into", path), (path, "--into", path)):
+        done = run("export", *arguments)
+        assert (done.code, done.out) == (0, "")
+        assert "sequence_length is left open" in done.err
+    assert "max_seq_len: 1024" in run("export", "--into", path, "--sequence-length", "1024").out
+
+
 def test_what_the_framework_decides_is_a_note_on_stderr(run: Callable[..., Any]) -> None:
     done = run("export", *MODEL, "--method", "lora", "--to", "trl")
     assert "note: loss is chunked in trl, not default" in done.err

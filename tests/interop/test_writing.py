@@ -51,16 +51,15 @@ def recipes(draw: st.DrawFn, to: str = "") -> Recipe:
         if to != "axolotl":  # which quantizes in one way
             keys["bnb_4bit_quant_type"] = draw(st.sampled_from(["nf4"] if simple else ["nf4", "fp4"]))
             keys["bnb_4bit_use_double_quant"] = draw(st.just(True) if simple else st.booleans())
-        if simple:
-            keys["precision"] = "pure"
+        keys["dtype"], keys["precision"] = "bfloat16", "pure" if simple else "amp"
     else:
         keys["dtype"], keys["precision"] = draw(
             st.sampled_from(
                 [("bfloat16", "pure"), ("float32", "fp32")] + [("bfloat16", "amp"), ("float32", "amp")] * (not simple)
             )
         )
+    keys["method"] = kind
     if kind != "full":
-        keys["method"] = kind
         keys["peft"] = {
             "r": draw(st.integers(1, 64)),
             "lora_dropout": draw(st.sampled_from([0.0, 0.05])),
@@ -120,7 +119,6 @@ def test_a_file_takes_any_other_recipe(to: str, data: st.DataObject) -> None:
 
 
 LESS = {"peft_type": "LORA", "r": 8, "lora_dropout": 0.05, "target_modules": "all-linear"}
-LESS = {"peft_type": "LORA", "r": 8, "lora_dropout": 0.05, "target_modules": "all-linear"}
 TEMPLATES = [
     ("axolotl_qlora_1b.yaml", {"micro_batch_size": 1, "gradient_accumulation_steps": 8}, 2),
     ("axolotl_qlora_1b.yaml", {"sequence_length": 1024, "optim": "paged_adamw_8bit"}, 2),
@@ -150,19 +148,89 @@ def test_only_planned_lines_of_an_example_change(name: str, changes: dict[str, A
     assert essentials(interop.read_text(written.text, name=name).recipe) == essentials(wanted)
 
 
-@pytest.mark.parametrize("name", [path.name for path in sorted(EXAMPLES.iterdir()) if path.name.split("_")[0] in WHOLE])
+WRITABLE = [path.name for path in sorted(EXAMPLES.iterdir()) if path.name.split("_")[0] in SETTINGS]
+
+
+@pytest.mark.parametrize("name", WRITABLE)
 def test_an_example_written_into_itself_does_not_change(name: str) -> None:
-    reading = interop.read(EXAMPLES / name)
-    if reading.open_length:
-        given = write(reading.recipe_with(sequence_length=2048), reading.format, EXAMPLES / name)
-        assert [line for line in given.diff.splitlines() if line[:1] in "+-"][2:] == [
-            "-  max_seq_len: null",
-            "+  max_seq_len: 2048",
-        ]
-        return
-    written = write(reading.recipe, reading.format, EXAMPLES / name)
-    assert written.diff == ""
-    assert written.text == (EXAMPLES / name).read_text()
+    path, text = EXAMPLES / name, (EXAMPLES / name).read_text()
+    reading = interop.read(path)
+    if reading.format in WHOLE:
+        for recipe in (reading.recipe, {}):
+            written = write(recipe, reading.format, path)
+            assert (written.text, written.diff) == (text, "")
+    # A recipe that names the model alone says nothing that the file says.
+    model = reading.keys.get("model", "meta-llama/Llama-3.2-1B")
+    precision = {"precision": "master", "dtype": "bfloat16"} if name == "deepspeed_zero3_auto.json" else {}
+    written = write(Recipe(model=model, **precision), reading.format, path)
+    assert (written.text, written.diff) == (text, "")
+    assert written.reading == reading
+
+
+CHANGES: list[dict[str, Any]] = [
+    {"micro_batch_size": 3},
+    {"gradient_accumulation_steps": 7},
+    {"sequence_length": 640},
+    {"max_grad_norm": 0.7},
+    {"activation_checkpointing": False},
+    {"packing": True},
+]
+
+
+@pytest.mark.parametrize("name", [name for name in WRITABLE if name.split("_")[0] in WHOLE])
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: next(iter(change)))
+def test_a_change_of_an_example_changes_nothing_else(name: str, change: dict[str, Any]) -> None:
+    path = EXAMPLES / name
+    reading = interop.read(path)
+    written = write(change, reading.format, path)
+    assert written.reading is not None
+    before, after = dict(reading.keys), dict(written.reading.keys)
+    moved = {key for key in before.keys() | after.keys() if before.get(key) != after.get(key)}
+    assert moved - {"padding"} <= set(change)
+    assert {key: after[key] for key in change} == change
+    assert len(written.reading.unsupported) == len(reading.unsupported)
+
+
+def test_an_open_length_stays_open_until_one_is_said() -> None:
+    path = EXAMPLES / "torchtune_full_8b.yaml"
+    reading = interop.read(path)
+    assert reading.open_length
+    for change in ({}, {"micro_batch_size": 1}, {"optim": "adafactor", "sequence_length": None}):
+        if change.get("optim"):
+            with pytest.raises(UnsupportedError):
+                write(change, "torchtune", path)
+            continue
+        assert "max_seq_len: null" in write(change, "torchtune", path).text
+    given = write(reading.recipe_with(sequence_length=2048), "torchtune", path)
+    assert [line for line in given.diff.splitlines() if line[:1] in "+-"][2:] == [
+        "-  max_seq_len: null",
+        "+  max_seq_len: 2048",
+    ]
+
+
+def test_what_a_recipe_leaves_open_stays_and_is_told() -> None:
+    path = EXAMPLES / "axolotl_qlora_1b.yaml"
+    written = write(Recipe(model="meta-llama/Llama-3.2-1B", micro_batch_size=1), "axolotl", path)
+    assert [line for line in written.diff.splitlines() if line[:1] in "+-"][2:] == [
+        "-micro_batch_size: 2",
+        "+micro_batch_size: 1",
+    ]
+    told = [text for text in written.implied if text.startswith("gradient_accumulation_steps stays 4")]
+    assert told
+    assert "the recipe does not say it, its default is 1" in told[0]
+    assert (
+        write(Recipe(model="meta-llama/Llama-3.2-1B", method="full"), "axolotl", path).reading.keys.get("peft") is None
+    )
+
+
+def test_a_file_of_another_framework_is_not_written_into() -> None:
+    with pytest.raises(FileFormatError, match="is a config of trl, not of axolotl"):
+        write({"micro_batch_size": 1}, "axolotl", EXAMPLES / "trl_sft.yaml")
+
+
+def test_a_new_file_tells_what_is_lost() -> None:
+    recipe = interop.read(EXAMPLES / "axolotl_full_fsdp.yaml").recipe
+    assert any(text.startswith("not written: ") and "FSDP" in text for text in write(recipe, "axolotl").implied)
 
 
 def test_deepspeed_keeps_its_sections() -> None:
@@ -197,7 +265,13 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("torchtune", {"method": "lora", "target_modules": ["up_proj"]}, "cannot adapt just up_proj"),
     ("torchtune", {"model": "mistralai/Mistral-7B-v0.3"}, "no builder for mistralai/Mistral-7B-v0.3"),
     ("torchtune", {"precision": "amp"}, "torchtune cannot say precision = 'amp'"),
-    ("llamafactory", {"method": "lora", "peft": {"rank_pattern": {"q_proj": 4}}}, "llamafactory cannot say peft"),
+    (
+        "llamafactory",
+        {"method": "lora", "peft": {"rank_pattern": {"q_proj": 4}}},
+        "LLaMA-Factory cannot say peft.rank_pattern",
+    ),
+    ("axolotl", {"method": "lora", "peft": {"bias": "all"}}, "axolotl cannot say peft.bias = 'all'"),
+    ("torchtune", {"method": "lora", "peft": {"use_rslora": True}}, "torchtune cannot say peft.use_rslora = True"),
     ("axolotl", {"num_added_tokens": 8}, "axolotl cannot say num_added_tokens = 8"),
     ("axolotl", {"method": "qlora", "bnb_4bit_quant_storage": "uint8"}, "cannot say bnb_4bit_quant_storage = 'uint8'"),
     ("deepspeed", {"precision": "amp"}, "does not train with precision amp"),
@@ -291,10 +365,6 @@ def test_a_shared_value_is_not_changed() -> None:
         edited("a: &x 1\nb: *x\n", "yaml", {("b",): 2}, "f")
     with pytest.raises(FileFormatError, match="TOML is read and not written"):
         edited("a = 1", "toml", {("a",): 2})
-
-
-_KEYS = st.text("abcxyz_", min_size=1, max_size=6)
-_FLOATS = st.floats(allow_nan=False, allow_infinity=False)
 
 
 _KEYS = st.text("abcxyz_", min_size=1, max_size=6)
