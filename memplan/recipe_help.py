@@ -59,10 +59,17 @@ RECIPE_HELP: dict[str, dict[str, str]] = {
         "keep_outputs": "Whether the model's outputs live through backward.",
         "use_cache": "Whether the forward pass fills a key/value cache.",
     },
+    "Evaluation": {
+        "eval_strategy": "Whether Trainer evaluates between the steps.",
+        "per_device_eval_batch_size": "Sequences of a batch that is evaluated.",
+        "prediction_loss_only": "Whether evaluation keeps losses alone, not logits and labels.",
+        "eval_accumulation_steps": "Batches after which what evaluation keeps goes to the host; by default none does.",
+        "max_eval_samples": "Sequences that are evaluated; needed where logits are kept.",
+    },
     "Hardware": {
         "gpu": "GPU to judge on (`memplan gpus`).",
         "gpus": "How many of them.",
         "expandable_segments": "PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True.",
-        "empty_cache_steps": "The loop calls torch.cuda.empty_cache() after every so many optimizer steps.",
+        "empty_cache_steps": "The loop calls torch.cuda.empty_cache() after every so many optimizer steps, before the gradients are dropped.",
     },
 }

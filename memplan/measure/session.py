@@ -157,9 +157,9 @@ class Session:
                 self.resident["gradients"] = gradient_bytes(model)
         self._begin(step, "optimizer_step")
         skipped = self._update(model, optimizer, scaler)
-        optimizer.zero_grad(set_to_none=True)
         if spec.empty_cache_steps and step % spec.empty_cache_steps == 0 and self.device.type == "cuda":
             torch.cuda.empty_cache()
+        optimizer.zero_grad(set_to_none=True)
         self.account.end()
         return skipped
 

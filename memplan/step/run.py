@@ -26,8 +26,10 @@ class Run:
         micro_steps: the recordings of one step's micro-steps in order; equal layers are played one by one.
         construction: states that the optimizer makes when it is constructed.
         clipping, optimizer_events: what clipping and the optimizer allocate and free.
+        evaluation: what is evaluated after each step; None for nothing.
+        evaluation_empties_cache: whether `torch.cuda.empty_cache()` is called within it.
         steps: how many steps.
-        empties_cache: whether `torch.cuda.empty_cache()` is called between the steps.
+        empties_cache: whether `torch.cuda.empty_cache()` is called after each update, with the gradients still there.
     """
 
     load_events: Sequence[tuple[int, int]]
@@ -36,6 +38,8 @@ class Run:
     construction: Sequence[OptimizerEvent]
     clipping: Sequence[OptimizerEvent]
     optimizer_events: Sequence[OptimizerEvent]
+    evaluation: Recording | None = None
+    evaluation_empties_cache: bool = False
     steps: int = 2
     empties_cache: bool = False
 
@@ -73,11 +77,22 @@ class RunWriter(ABC):
             self._begin(step, Phase.OPTIMIZER_STEP)
             self._optimizer(run.clipping, step)
             self._optimizer(run.optimizer_events, step)
-            # zero_grad(set_to_none=True), then the batch gives way to the next one.
-            self._free(gradients)
-            self._free(batch)
             if run.empties_cache and step < run.steps:
                 self._empty_cache()
+            # zero_grad(set_to_none=True), then the batch gives way to the next one.
+            self._free(gradients)
+            if run.evaluation is not None:
+                self._moment(run.evaluation, step)
+                if run.evaluation_empties_cache:
+                    self._empty_cache()
+            self._free(batch)
+
+    def _moment(self, recording: Recording, step: int) -> None:
+        """A phase beside the step, which leaves nothing."""
+        assert recording.moment is not None
+        self._enter(recording)
+        self._begin(step, recording.moment)
+        self._play(recording, recording.moment, first=False)
 
     def _optimizer(self, events: Iterable[OptimizerEvent], step: int) -> None:
         alive: dict[str, list[int]] = {}

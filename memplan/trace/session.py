@@ -7,14 +7,16 @@ import os
 import sys
 import time
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from memplan.trace import builder, fake_kernels, optimizers, sparse, versions
+from memplan.trace import builder, fake_kernels, losses, optimizers, sparse, versions
 from memplan.trace.batches import make_batch
+from memplan.trace.evaluation import evaluation_loop
 from memplan.trace.forward import forward
 from memplan.trace.labels import Labels
 from memplan.trace.methods import apply_method
@@ -55,7 +57,8 @@ class Session:
         self.where = where
         if os.environ.get("MEMPLAN_TRACE_PROGRESS"):
             self.done += phases
-            total = 1 + self.spec.num_steps * (2 * self.spec.gradient_accumulation_steps + 1)
+            in_step = 2 * self.spec.gradient_accumulation_steps + 1 + bool(self.spec.eval_batches)
+            total = 1 + self.spec.num_steps * in_step
             sys.stderr.write(f"{PROGRESS_MARK}{min(self.done / total, 1.0):.4f} {where}\n")
             sys.stderr.flush()
 
@@ -74,6 +77,8 @@ class Session:
         scaler = torch.amp.GradScaler("cuda") if self.spec.grad_scaler else None
         for step in range(1, self.spec.num_steps + 1):
             self.step(step, model, optimizer, scaler)
+            if self.spec.eval_batches:
+                self.evaluate(step, model)
         self.recorder.stop()
 
     def load(self, model: nn.Module) -> nn.Module:
@@ -89,11 +94,26 @@ class Session:
         model.train(spec.train_mode)
         self.where = f"applying {spec.peft['peft_type'] if spec.peft else 'full fine-tuning'}"
         model = apply_method(spec, model, self.labels)
+        losses.apply(spec, model)
         model.train(spec.train_mode)
         recorder.modules.name_modules(model)
         self.labels.after_load(model)
         self.parameters = self.labels.parameters
         return model
+
+    def evaluate(self, step: int, model: nn.Module) -> None:
+        """What Trainer evaluates after a step, while the last batch is still there; the model returns to training."""
+        spec, recorder = self.spec, self.recorder
+        recorder.mark(step, "evaluation")
+        self._enter(f"evaluation after step {step}")
+
+        def batch(rows: int) -> dict[str, torch.Tensor]:
+            made = make_batch(replace(spec, batch=rows), model, self.device)
+            self.labels.batch(made)
+            return made
+
+        evaluation_loop(spec, model, "cuda", batch, recorder.empty_cache)
+        model.train(spec.train_mode)
 
     def step(self, step: int, model: nn.Module, optimizer: Any, scaler: Any) -> None:
         """One optimizer step: micro-batches forward and backward, clipping, the update, gradients dropped."""
@@ -123,9 +143,9 @@ class Session:
         else:
             optimizer.step()
         self.labels.after_step(model, optimizer)
-        optimizer.zero_grad(set_to_none=True)
         if spec.empty_cache_steps and step % spec.empty_cache_steps == 0:
             recorder.empty_cache()
+        optimizer.zero_grad(set_to_none=True)
 
 
 def trace_in_process(spec: TraceSpec, *, shim_kind: str, import_seconds: float) -> TraceResult:
@@ -151,6 +171,7 @@ def trace_in_process(spec: TraceSpec, *, shim_kind: str, import_seconds: float) 
         ("torch/amp/grad_scaler.py", "", 0),
         ("peft/tuners/frod/layer.py", "_get_frod_tensors", lambda scope: scope["V"].shape[0]),
         ("peft/tuners/vblora/layer.py", "_get_lora_matrices", False),
+        *losses.guesses(spec),
     ]
     patches.attention.decomposed = recorder.decomposed
     session = Session(spec, recorder)

@@ -88,8 +88,14 @@ class TraceSpec:
         outputs_fp32: whether the outputs are cast to float32 by accelerate (`prepare_model` with mixed precision).
         use_cache: `config.use_cache` during training; None leaves the configuration's own value.
         expandable_segments: allocator mode of the replay.
-        empty_cache_steps: `torch.cuda.empty_cache()` after every so many steps, 0 for never.
+        empty_cache_steps: `torch.cuda.empty_cache()` after every so many updates, gradients still there; 0 for never.
+        loss: the model's own (`default`), Liger's `fused_linear`, or torchtune's `chunked`.
+        liger_kernels: whether Trainer patches the layers with Liger's kernels (`use_liger_kernel`).
+        multiprocessors: streaming multiprocessors of the GPU; Liger's norms sum their weight's gradient in so many rows.
         warmup: whether loading calls transformers' `caching_allocator_warmup`.
+        eval_batches: rows of each batch of an evaluation after every step; none for no evaluation.
+        prediction_loss_only: whether an evaluation keeps losses alone, not logits and labels.
+        eval_accumulation_steps: after how many of its batches an evaluation moves what it keeps to the host, 0 for never.
     """
 
     model_config: Mapping[str, Any]
@@ -126,10 +132,16 @@ class TraceSpec:
     keep_outputs: bool = False
     outputs_fp32: bool = False
     use_cache: bool | None = None
+    loss: Literal["default", "fused_linear", "chunked"] = "default"
+    liger_kernels: bool = False
+    multiprocessors: int = 108
     num_steps: int = 2
     expandable_segments: bool = False
     warmup: bool = True
     empty_cache_steps: int = 0
+    eval_batches: Sequence[int] = ()
+    prediction_loss_only: bool = True
+    eval_accumulation_steps: int = 0
     num_layers: int | None = None
     train_mode: bool = True
     device: Literal["cuda", "cpu"] = "cuda"
