@@ -15,7 +15,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 _READY = re.compile(r"memplan serves (http://\S+?)/ ")
-_TIMEOUT_SECONDS = 30
+_TIMEOUT_SECONDS = 60
+# A service that waits for its answers however busy the machine is: for tests of what it answers, not of when.
+PATIENT = """
+from memplan.web.server import Settings, serve
+serve(Settings(timeout_seconds=120, slow_timeout_seconds=120, batch_timeout_seconds=120), host="127.0.0.1", port=0)
+"""
 
 
 @dataclass
@@ -61,10 +66,16 @@ class Service:
 
 
 @contextlib.contextmanager
-def running_service(*options: str) -> Iterator[Service]:
-    """A service with these options of `memplan serve`; ended on the way out."""
+def running_service(*options: str, patient: bool = False) -> Iterator[Service]:
+    """A service; ended on the way out.
+
+    Args:
+        options: of `memplan serve`.
+        patient: instead, a service without deadlines that a busy machine could miss.
+    """
     started = time.perf_counter()
-    command = [sys.executable, "-m", "memplan", "serve", "--port", "0", *options]
+    usual = ["-m", "memplan", "serve", "--port", "0", *options]
+    command = [sys.executable, *(["-c", PATIENT] if patient else usual)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     service = Service(process)
     ready = threading.Event()

@@ -1,4 +1,8 @@
-"""A server on loopback and a real Chromium for the whole session; every page is watched for what no page may do."""
+"""A server on loopback and a real Chromium for the whole session; every page is watched for what no page may do.
+
+Nothing here is judged by the clock: server and browser wait as long as a busy machine needs. What pages cost is held to the
+service's deadlines in processor time, in `tests/web/test_costs.py`.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ from collections.abc import Callable, Iterator
 from urllib.parse import urlsplit
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, expect, sync_playwright
 
 from tests.web.service import running_service
 
@@ -20,7 +24,8 @@ _ARGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
-_SECONDS = 20
+_SECONDS = 90
+expect.set_options(timeout=1000 * _SECONDS)
 
 NewPage = Callable[..., Page]
 
@@ -28,7 +33,7 @@ NewPage = Callable[..., Page]
 @pytest.fixture(scope="session")
 def server() -> Iterator[str]:
     """The address of the whole service."""
-    with running_service() as service:
+    with running_service(patient=True) as service:
         yield service.url
 
 

@@ -30,7 +30,7 @@ def _show_all(page: Page) -> None:
     """Load every section, and open what is folded."""
     for section in page.locator(".later").all():
         section.scroll_into_view_if_needed()
-        expect(section).to_have_class("card later loaded", timeout=20_000)
+        expect(section).to_have_class("card later loaded")
     page.evaluate("document.querySelectorAll('details:not([name])').forEach((entry) => (entry.open = true))")
 
 

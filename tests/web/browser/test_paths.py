@@ -212,7 +212,7 @@ def test_sections_load_when_they_are_looked_at(page: Page) -> None:
     assert page.locator("#every-method table").count() == 0
     page.locator("#every-method").scroll_into_view_if_needed()
     expect(page.locator("#every-method table")).to_be_visible(timeout=20_000)
-    expect(page.locator("#every-gpu table tr.current")).to_contain_text("RTX 4090 24GB", timeout=20_000)
+    expect(page.locator("#every-gpu table tr.current")).to_contain_text("RTX 4090 24GB")
     page.locator("#every-method").get_by_role("link", name="qlora", exact=True).click()
     expect(page.locator("#verdict")).to_contain_text("Fits")
 
