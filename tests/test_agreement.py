@@ -226,6 +226,16 @@ RECIPES: dict[str, dict[str, Any]] = {
     "DistilBERT, amp, outputs kept": {"model": DISTILBERT, "precision": "amp", "keep_outputs": True},
     "DistilBERT, classified, reentrant": {"model": DISTILBERT, "activation_checkpointing": "reentrant", **CLASSIFY},
     "ModernBERT, padded": {"model": {"model_type": "modernbert", **BERT}, "padding": True},
+    "GPT-2, eager, reentrant, outputs kept": {
+        "model": {"model_type": "gpt2", **GPT2}, "attn_implementation": "eager", "activation_checkpointing": "reentrant",
+        "keep_outputs": True,
+    },
+    "BERT, padded, reentrant, outputs kept": {
+        "model": {"model_type": "bert", **BERT}, "padding": True, "activation_checkpointing": "reentrant",
+        "keep_outputs": True,
+    },
+    "BART, cache asked for": {"model": BART, "use_cache": True, "keep_outputs": True},
+    "Llama, tagged, cache asked for": {"use_cache": True, "keep_outputs": True, **TAG},
     "Llama, classified": {**CLASSIFY},
     "Llama, classified, LoRA, checkpointed": {"method": "lora", "activation_checkpointing": True, **CLASSIFY},
     "Qwen3, tagged, amp": {"model": {"model_type": "qwen3", **DECODER}, "precision": "amp", **TAG},

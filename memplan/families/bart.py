@@ -116,7 +116,7 @@ def cross_attention(t: Builder, x: Tensor, d: Dims, side: Side, source: Tensor, 
     residual = x
     if d.norm_before:
         x = t.layer_norm("encoder_attn_layer_norm", x)
-    x = t.call("encoder_attn", lambda t, h: attention(t, h, source, d, side, mask, cached=True), x)
+    x = t.call("encoder_attn", lambda t, h: attention(t, h, source, d, side, mask, cached=False), x)
     x = t.dropout(x, d.dropout)
     x = residual + x
     return x if d.norm_before else t.layer_norm("encoder_attn_layer_norm", x)
@@ -181,12 +181,15 @@ def encoder(t: Builder, d: Dims) -> Tensor:
 def decoder(
     t: Builder, d: Dims, source: Tensor | None, source_mask: Tensor | None, input_ids: Tensor | None = None
 ) -> Tensor:
-    """`BartDecoder`: [B, T, H]; without a source it has its cross-attention but does not run it."""
+    """`BartDecoder`: [B, T, H]; without a source it has its cross-attention but does not run it.
+
+    A cache is kept without a source only: the heads over both stacks set `use_cache` to False where labels are given.
+    """
     words, x = embeddings(t, d, 1, input_ids)
     mask = t.causal_mask(words.dtype, padding=source is None)
 
     def layer(t: Builder, x: Tensor, index: int) -> Tensor:
-        x = self_attention(t, x, d, d.decoder, mask, cached=True)
+        x = self_attention(t, x, d, d.decoder, mask, cached=source is None)
         if source is not None:
             x = cross_attention(t, x, d, d.decoder, source, source_mask)
         elif t.declaring:

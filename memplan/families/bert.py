@@ -18,7 +18,7 @@ from typing import Any
 from memplan.dtypes import DType
 from memplan.families import Family, Head
 from memplan.recipe import Task
-from memplan.step.builder import Builder
+from memplan.step.builder import Builder, ByPosition
 from memplan.step.encoder import attend, bidirectional_mask, first_token, masked_lm_loss
 from memplan.step.tensor import Dim, Tensor
 
@@ -126,7 +126,7 @@ def self_attention_mask(t: Builder, embedded: Tensor, d: Dims) -> Tensor | None:
 
 def encoder(t: Builder, x: Tensor, d: Dims, mask: Tensor | None) -> Tensor:
     """The layers: x [B, S, H] to [B, S, H]."""
-    return t.layers("layer", d.layers, lambda t, h, _: layer(t, h, d, mask), x)
+    return t.layers("layer", d.layers, ByPosition(lambda t, h, _: layer(t, h, d, mask)), x)
 
 
 def encode(t: Builder, d: Dims) -> Tensor:

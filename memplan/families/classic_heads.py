@@ -54,8 +54,11 @@ def decoder_head(
             return sequence_classification(t, body, head, base=base)
         case Task.TOKEN_CLASSIFICATION:
             hidden = t.dropout(t.call(base, body), classifier_dropout)
+            of_body, t.outputs = t.outputs, []  # forward holds them until it returns; the result has no past key/values
             t.head_modules.append("classifier")
-            return t.classification_loss(t.linear("classifier", hidden, Dim(head.num_labels, "C"), bias=True))
+            loss = t.classification_loss(t.linear("classifier", hidden, Dim(head.num_labels, "C"), bias=True))
+            del of_body
+            return loss
         case _:
             return body(t)
 

@@ -16,7 +16,7 @@ from memplan.dtypes import DType
 from memplan.families import Family, Head
 from memplan.families.bert import token_classifier
 from memplan.recipe import Task
-from memplan.step.builder import Builder
+from memplan.step.builder import Builder, ByPosition
 from memplan.step.encoder import attend, bidirectional_mask, first_token, masked_lm_loss
 from memplan.step.tensor import Dim, Tensor
 
@@ -96,7 +96,7 @@ def block(t: Builder, x: Tensor, d: Dims, mask: Tensor | None) -> Tensor:
 
 def transformer(t: Builder, x: Tensor, d: Dims, mask: Tensor | None) -> Tensor:
     """The layers: x [B, S, H] to [B, S, H]."""
-    return t.layers("layer", d.layers, lambda t, h, _: block(t, h, d, mask), x)
+    return t.layers("layer", d.layers, ByPosition(lambda t, h, _: block(t, h, d, mask)), x)
 
 
 def model(t: Builder, d: Dims) -> Tensor:

@@ -19,7 +19,7 @@ from memplan.dtypes import DType
 from memplan.families import Family, Head
 from memplan.families.classic_heads import DECODER_TASKS, decoder_head, token_classifier_dropout
 from memplan.recipe import Task
-from memplan.step.builder import Builder, given
+from memplan.step.builder import Builder, ByPosition, given
 from memplan.step.encoder import attend
 from memplan.step.split import split
 from memplan.step.tensor import Dim, Tensor
@@ -132,7 +132,7 @@ def model(t: Builder, config: Mapping[str, Any]) -> Tensor:
     def layer(t: Builder, h: Tensor, index: int) -> Tensor:
         return block(t, h, d, mask)
 
-    x = t.layers("h", d.layers, layer if d.big_code else given(layer, position_ids), x)
+    x = t.layers("h", d.layers, layer if d.big_code else ByPosition(given(layer, position_ids), (position_ids,)), x)
     x = t.layer_norm("ln_f", x)
     del embedded, positions, position_ids
     return x

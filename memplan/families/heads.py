@@ -70,9 +70,12 @@ def _last_token(t: Builder, logits: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]
 
 
 def token_classification(t: Builder, body: Body, head: Head, *, base: str, dropout: float = 0.1) -> Tensor:
-    """Dropout and `score` with bias on every position."""
+    """Dropout and `score` with bias on every position; `TokenClassifierOutput` has no room for past key/values."""
     hidden = t.call(base, body)
+    of_body, t.outputs = t.outputs, []  # forward holds the body's outputs until it returns
     t.head_modules.append("score")
-    dropped = t.dropout(hidden, dropout)  # forward holds the body's outputs until it returns
+    dropped = t.dropout(hidden, dropout)
     logits = t.linear("score", dropped, Dim(head.num_labels, "C"), bias=True)
-    return t.classification_loss(logits, upcast=True)
+    loss = t.classification_loss(logits, upcast=True)
+    del of_body
+    return loss

@@ -152,11 +152,12 @@ def checkpoint(tape: Tape, call: Callable[[Tensor], Tensor], x: Tensor) -> Tenso
     return out
 
 
-def checkpoint_reentrant(tape: Tape, call: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+def checkpoint_reentrant(tape: Tape, call: Callable[[Tensor], Tensor], x: Tensor, *, kept: object = None) -> Tensor:
     """`call(x)` without a graph; backward runs it again with one and a backward pass of its own (`use_reentrant=True`).
 
     Mirrors torch/utils/checkpoint.py, `CheckpointFunction`: the arguments are saved; in backward the whole call is repeated on
-    detached arguments, and its result and the incoming gradient live until the inner backward pass is done.
+    detached arguments, and its result and the incoming gradient live until the inner backward pass is done. `kept` is what the
+    function has of its own, which stays as long as the graph.
     """
     if not tape.grad_enabled:
         return call(x)
@@ -166,7 +167,7 @@ def checkpoint_reentrant(tape: Tape, call: Callable[[Tensor], Tensor], x: Tensor
         out = call(x)
     finally:
         tape.grad_enabled = True
-    tape.held.append(call)
+    tape.held.append(kept)
     node = tape.record("checkpoint", (x,), (x,), _reentrant_backward, (call, x.shape, x.dtype, module))
     return Tensor(tape, out.shape, out.dtype, out.storage, node, out.is_view, out.by_token)
 

@@ -32,6 +32,22 @@ class PerLayer:
     of: Callable[[int], Layer]
 
 
+@dataclass(frozen=True, slots=True)
+class ByPosition:
+    """Layers that are given their tensors as positional arguments.
+
+    A reentrant checkpoint saves such tensors as autograd saves them, until the layer's backward; keyword arguments are part
+    of the function that it calls, which stays as long as the graph (modeling_layers.py, `GradientCheckpointingLayer`).
+
+    Attributes:
+        layer: one layer's forward, which may refer to both kinds.
+        keywords: what is passed by keyword.
+    """
+
+    layer: Layer
+    keywords: tuple[Tensor | None, ...] = ()
+
+
 def given(layer: Layer, tensor: Tensor) -> Layer:
     """`layer`, called with `tensor` besides, which a checkpointed layer therefore keeps until its backward."""
 
@@ -80,7 +96,7 @@ class Builder(LossOps):
         self,
         name: str,
         count: int,
-        layer: Layer | PerLayer,
+        layer: Layer | PerLayer | ByPosition,
         x: Tensor,
         *,
         kind: Callable[[int], object] | None = None,
@@ -92,12 +108,15 @@ class Builder(LossOps):
             name: path of the ModuleList below the running module.
             count: number of layers.
             layer: one layer's forward. A checkpoint keeps everything that it refers to; what only layer `index` is given is
-                left to a `PerLayer`.
+                left to a `PerLayer`, what is passed by position to a `ByPosition`.
             x: input of the first layer.
             kind: what besides its parameters distinguishes layer `index` (such as sliding or full attention).
             checkpoint: whether the layer class is a `GradientCheckpointingLayer`.
         """
         path = self.join(name)
+        kept: object = None
+        if isinstance(layer, ByPosition):
+            kept, layer = layer.keywords, layer.layer
         if self.declaring:
             self.layer_groups[path] = count
             for index in range(count):
@@ -110,7 +129,9 @@ class Builder(LossOps):
                 self.layer_names.append(f"{path}.{index}")
                 self.enter(self.phase, len(self.layer_counts) - 1)
                 given = x.storage.info.index if x.storage is not None else None
-                x = self._run_layer(path, index, _of(layer, index), x, checkpointed)
+                this = _of(layer, index)
+                x = self._run_layer(path, index, this, x, checkpointed, this if kept is None else kept)
+                del this
                 if x.storage is not None:
                     x.storage.info.is_port = True
                     if repeats > 1 and given is not None:
@@ -118,7 +139,7 @@ class Builder(LossOps):
                 self.enter(self.phase, 0)
         return x
 
-    def _run_layer(self, path: str, index: int, layer: Layer, x: Tensor, checkpointed: bool) -> Tensor:
+    def _run_layer(self, path: str, index: int, layer: Layer, x: Tensor, checkpointed: bool, kept: object) -> Tensor:
         def forward(h: Tensor) -> Tensor:
             outer = self.path
             self.path = self.module = f"{path}.{index}"
@@ -131,7 +152,7 @@ class Builder(LossOps):
         if not checkpointed:
             return forward(x)
         if self.settings.checkpointing == "reentrant":
-            return autograd.checkpoint_reentrant(self, forward, x)
+            return autograd.checkpoint_reentrant(self, forward, x, kept=kept)
         return autograd.checkpoint(self, forward, x)
 
     def runs(self, path: str, count: int, kind: Callable[[int], object] | None) -> list[Run]:

@@ -223,6 +223,21 @@ def test_reentrant_recomputation_repeats_the_whole_call_before_its_own_backward(
     ]  # fmt: skip
 
 
+def test_a_reentrant_checkpoint_keeps_what_its_function_has_of_its_own(tape: Tape) -> None:
+    mask = tape.new(SHAPE, F32, "mask")
+    tape.module = "table"
+    table = tape.new(SHAPE, F32, "table")
+    tape.module = ""
+    out = checkpoint_reentrant(
+        tape, lambda x, mask=mask, table=table: x * mask * table, ops.clone(tape, parameter(tape)), kept=(table,)
+    )
+    run_backward(tape, out)
+    del out, mask, table
+    assert [module for module, component in left(tape) if component is not Component.GRADIENTS] == ["table"]
+    tape.held.clear()
+    assert left(tape) == []
+
+
 @pytest.mark.parametrize("kind", [checkpoint, checkpoint_reentrant])
 def test_checkpoints_do_nothing_without_gradients(tape: Tape, kind: Any) -> None:
     tape.grad_enabled = False
