@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from memplan.trace import losses
 from memplan.trace.spec import TraceSpec
 
 Kernel = Callable[[Any, Any, Any], Any]
@@ -100,13 +101,14 @@ class Int8Kernels:
 
 def decompositions(spec: TraceSpec) -> dict[Any, Callable[..., Any]]:
     """Ops that this trace runs as a sequence of ops."""
+    always: dict[Any, Callable[..., Any]] = {torch.ops.aten.equal.default: losses.equal}
     if not spec.load_in_8bit:
-        return {}
+        return always
     import bitsandbytes  # noqa: F401  (registers the ops)
 
     kernels = Int8Kernels(spec.llm_int8_outlier_columns)
     ops = torch.ops.bitsandbytes
-    return {
+    return always | {
         ops.int8_vectorwise_quant.default: kernels.vectorwise_quant,
         ops.int8_scaled_mm.default: kernels.scaled_mm,
         ops.int8_mixed_scaled_mm.default: kernels.mixed_scaled_mm,

@@ -13,7 +13,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.optim.optimizer import _foreach_supported_types
 
-from memplan.trace import flash_attn, quantized, sparse
+from memplan.trace import flash_attn, losses, quantized, sparse
 from memplan.trace.attention import AttentionChooser
 from memplan.trace.spec import TraceSpec
 
@@ -48,6 +48,7 @@ class Patches:
             self._bitsandbytes()
         if self.spec.peft is not None and (self.spec.load_in_4bit or self.spec.load_in_8bit):
             quantized.install_dequantization()
+        losses.install(self.spec)
 
     def _torch(self) -> None:
         if Patches._library is None:

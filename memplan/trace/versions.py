@@ -25,18 +25,27 @@ def check(*, bitsandbytes: bool) -> None:
         UnavailableError: a package is missing, or its version is outside the range, which is named.
     """
     for package, (low, high) in {**TESTED, **(TESTED_IF_USED if bitsandbytes else {})}.items():
-        try:
-            found = version(package)
-        except PackageNotFoundError:
-            raise UnavailableError(
-                f"memplan trace needs {package}", hint='pip install "memplan[trace]"', code="no_" + package
-            ) from None
-        if not _release(low) <= _release(found) < _release(high):
-            raise UnavailableError(
-                f"memplan trace is tested with {package} >= {low}, < {high}; {found} is installed",
-                hint=f'pip install "{package}>={low},<{high}"',
-                code="untested_version",
-            )
+        check_package(package, low, high, extra="memplan[trace]")
+
+
+def check_package(package: str, low: str, high: str, *, extra: str) -> None:
+    """Refuses a version of `package` outside of [low, high); `extra` is what pip installs.
+
+    Raises:
+        UnavailableError: it is missing, or its version is outside the range, which is named.
+    """
+    try:
+        found = version(package)
+    except PackageNotFoundError:
+        raise UnavailableError(
+            f"memplan trace needs {package}", hint=f'pip install "{extra}"', code="no_" + package
+        ) from None
+    if not _release(low) <= _release(found) < _release(high):
+        raise UnavailableError(
+            f"memplan trace is tested with {package} >= {low}, < {high}; {found} is installed",
+            hint=f'pip install "{package}>={low},<{high}"',
+            code="untested_version",
+        )
 
 
 def installed(packages: Iterable[str] = (*TESTED, *TESTED_IF_USED)) -> dict[str, str]:
