@@ -117,6 +117,7 @@ def check_mapping(
     accept: Accept | None = None,
     on_uncertain: OnUncertainName | None = None,
     suggest: bool = False,
+    most_explained: int | None = None,
 ) -> CheckReport:
     """Judge a budget file that was parsed elsewhere. Neither the file system nor git is looked at.
 
@@ -127,6 +128,7 @@ def check_mapping(
         accept: called with every recipe before it is computed; raises a `MemplanError` where it may not be.
         on_uncertain: as for `check`.
         suggest: as for `check`.
+        most_explained: estimates that may be made to say what each changed key does; None for any number.
 
     Raises:
         InputError: `data` is wrong.
@@ -136,7 +138,9 @@ def check_mapping(
     if base is not None:
         old = {spec.name: spec for spec in specs_of(Document("base", "json", dict(base.data)))}
         past = Past(BaseRef(ref="base", commit=""), old, TextFiles(base.files), note="")
-    options = Options(on_uncertain=_on_uncertain(on_uncertain), suggest=suggest, accept=accept)
+    options = Options(
+        on_uncertain=_on_uncertain(on_uncertain), suggest=suggest, accept=accept, most_explained=most_explained
+    )
     return run_checks(specs, TextFiles(files or {}), past, "checks", options)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from memplan.budget.config import CheckSpec, Level, OnUncertain, Severity
+from memplan.budget.difference import Allowance
 from memplan.budget.files import Files
 from memplan.budget.growth import Past, growth_of
 from memplan.budget.judging import judge_limits, peak_bytes
@@ -30,12 +31,15 @@ class Options:
         suggest: whether to search the smallest change that fits for what is over.
         accept: called with every recipe before it is computed; raises where it may not be.
         limits_needed: whether a check without any limit is an error.
+        most_explained: estimates that may be made to say what each changed key does, in all checks together; None for any
+            number.
     """
 
     on_uncertain: OnUncertain | None = None
     suggest: bool = True
     accept: Accept | None = None
     limits_needed: bool = True
+    most_explained: int | None = None
 
 
 def run_checks(specs: Sequence[CheckSpec], files: Files, past: Past, config: str, options: Options) -> CheckReport:
@@ -44,8 +48,11 @@ def run_checks(specs: Sequence[CheckSpec], files: Files, past: Past, config: str
 
     found: list[CheckResult] = []
     suggested = 0
+    allowance = Allowance(options.most_explained)
     for spec in specs:
-        result = _checked(spec, files, past, options, suggest=options.suggest and suggested < MAX_SUGGESTIONS)
+        result = _checked(
+            spec, files, past, options, allowance, suggest=options.suggest and suggested < MAX_SUGGESTIONS
+        )
         suggested += result.status is Status.OVER
         found.append(result)
     notes = []
@@ -64,7 +71,9 @@ def run_checks(specs: Sequence[CheckSpec], files: Files, past: Past, config: str
     )
 
 
-def _checked(spec: CheckSpec, files: Files, past: Past, options: Options, *, suggest: bool) -> CheckResult:
+def _checked(
+    spec: CheckSpec, files: Files, past: Past, options: Options, allowance: Allowance, *, suggest: bool
+) -> CheckResult:
     model = ""
     try:
         run = run_of(spec, files, options.accept)
@@ -81,7 +90,7 @@ def _checked(spec: CheckSpec, files: Files, past: Past, options: Options, *, sug
         return _unanswered(spec, model, error, Status.UNCERTAIN, options)
     except MemplanError as error:
         return _unanswered(spec, model, error, Status.ERROR, options)
-    growth = growth_of(spec, run, answer, past, options.accept)
+    growth = growth_of(spec, run, answer, past, options.accept, allowance)
     statuses = [limit.status for limit in limits] + ([growth.status] if growth.status is not None else [])
     status = max(statuses, key=lambda one: one.rank, default=Status.WITHIN)
     suggestion = _suggestion(spec, run.recipe, answer) if suggest and status is Status.OVER else None

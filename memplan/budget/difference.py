@@ -8,6 +8,7 @@ sum of those leaves of the whole is the interaction, and is stated as such.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from memplan.budget.recipes import Run
@@ -24,13 +25,34 @@ _MISSING = object()
 Path = tuple[str, ...]
 
 
+@dataclass(slots=True)
+class Allowance:
+    """Estimates that may still be made to say what each key does.
+
+    Attributes:
+        left: how many; None for any number.
+    """
+
+    left: int | None = None
+
+    def take(self, keys: int) -> bool:
+        """Take what `keys` changed keys cost at most; nothing is taken where too few are left."""
+        estimates = 2 * (keys - 1)
+        if self.left is None:
+            return True
+        if estimates > self.left:
+            return False
+        self.left -= estimates
+        return True
+
+
 def difference(
     before: Run,
     after: Run,
     *,
     labels: tuple[str, str] = ("before", "after"),
     answers: tuple[Estimate, Estimate] | None = None,
-    attribute: bool = True,
+    allowance: Allowance | None = None,
 ) -> Difference:
     """Why the peaks of two runs differ.
 
@@ -39,7 +61,7 @@ def difference(
         after: the other.
         labels: what a report calls them.
         answers: their estimates, where they are known.
-        attribute: whether to estimate key by key.
+        allowance: what may be spent on estimating key by key; None for anything.
 
     Raises:
         InputError, UnsupportedError: one of them cannot be estimated.
@@ -60,7 +82,12 @@ def difference(
     total = second.peak.device_bytes - first.peak.device_bytes
     if len(steps) > MAX_KEYS:
         notes.append(f"{len(steps)} recipe keys differ: too many to say what each of them does")
-    elif attribute and alike and steps:
+    elif allowance is not None and alike and steps and not allowance.take(len(steps)):
+        notes.append(
+            f"what each of the {len(steps)} changed keys does is left out: there are more changes than this service explains "
+            "at once, ask for fewer checks"
+        )
+    elif alike and steps:
         attributions = tuple(_attribute(before.recipe, steps, first, second, (before.model, after.model)))
         alone = [one.alone_bytes for one in attributions]
         interaction = None if None in alone else total - sum(value for value in alone if value is not None)

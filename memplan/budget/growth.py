@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from memplan.budget.config import CheckSpec
-from memplan.budget.difference import difference
+from memplan.budget.difference import Allowance, difference
 from memplan.budget.files import Files
 from memplan.budget.judging import peak_bytes
 from memplan.budget.recipes import Accept, Run, run_of
@@ -37,8 +37,15 @@ class Past:
     broken: bool = False
 
 
-def growth_of(spec: CheckSpec, run: Run, answer: Estimate, past: Past, accept: Accept | None = None) -> Growth:
-    """How a check grew since the base, and why.
+def growth_of(
+    spec: CheckSpec,
+    run: Run,
+    answer: Estimate,
+    past: Past,
+    accept: Accept | None = None,
+    allowance: Allowance | None = None,
+) -> Growth:
+    """How a check grew since the base, and why; as far as the allowance goes, key by key.
 
     Growth is that of the expected bytes at the check's level. Where either side is a lower bound, or the base cannot be
     estimated, a `max_increase` is `uncertain`: nothing is known about the growth.
@@ -66,7 +73,7 @@ def growth_of(spec: CheckSpec, run: Run, answer: Estimate, past: Past, accept: A
         return empty.model_copy(update={"base": "failed", "note": error.message, "status": unknown})
     before_bytes = peak_bytes(first, level)
     labels = (past.ref.ref if past.ref is not None else "base", "now")
-    why = difference(before, run, labels=labels, answers=(first, answer))
+    why = difference(before, run, labels=labels, answers=(first, answer), allowance=allowance)
     allowed = spec.max_increase.of(before_bytes) if spec.max_increase is not None else None
     status = None
     covered = bool(first.timeline) and bool(answer.timeline)

@@ -15,7 +15,7 @@ _KEYS = ("config", "files", "base")
 _BASE_KEYS = ("config", "files")
 
 
-def report_of(body: Mapping[str, Any], max_checks: int) -> CheckReport:
+def report_of(body: Mapping[str, Any], max_checks: int, max_explained: int) -> CheckReport:
     """The report that a client asked for. Neither a disk nor git is looked at.
 
     A check that cannot be judged (an unknown model, a file that was not sent) is reported by that check, as on the command
@@ -24,6 +24,7 @@ def report_of(body: Mapping[str, Any], max_checks: int) -> CheckReport:
     Args:
         body: `config`, and perhaps `files` and `base`.
         max_checks: in each of the two budget files.
+        max_explained: estimates that may be made to say what each changed key does.
 
     Raises:
         InputError: an unknown key, or a value of the wrong kind.
@@ -37,7 +38,9 @@ def report_of(body: Mapping[str, Any], max_checks: int) -> CheckReport:
             raise InvalidValueError("base", past, 'an object: {"config": ..., "files": ...}')
         base = _content(past, _BASE_KEYS, "base.", max_checks)
     try:
-        return check_mapping(now.data, files=now.files, base=base, accept=accept, suggest=True)
+        return check_mapping(
+            now.data, files=now.files, base=base, accept=accept, suggest=True, most_explained=max_explained
+        )
     except InputError as error:
         place = error.message.partition(":")[0]
         field = "base.config" if place == "base" else "config"

@@ -19,6 +19,7 @@ class Settings:
         max_depth: of nested objects and lists in JSON.
         max_batch: recipes in one batch.
         max_checks: in one budget file.
+        max_explained: estimates that one report on budgets may spend on saying what each changed key does.
         timeout_seconds: for one answer, waiting included.
         slow_timeout_seconds: for one answer that takes many estimates, such as a plan.
         slow_idle_seconds: after which the process for those ends.
@@ -40,6 +41,7 @@ class Settings:
     max_depth: int = 32
     max_batch: int = 1000
     max_checks: int = 50
+    max_explained: int = 64
     timeout_seconds: float = 5.0
     slow_timeout_seconds: float = 20.0
     slow_idle_seconds: float = 60.0

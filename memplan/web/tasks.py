@@ -73,7 +73,7 @@ def plan_body(body: bytes, max_depth: int) -> Answer:
     return Answer((found.to_json() + "\n").encode(), str(found.current.fits), bool(found.current.unsupported))
 
 
-def check_body(body: bytes, max_depth: int, max_checks: int) -> Answer:
+def check_body(body: bytes, max_depth: int, max_checks: int, max_explained: int) -> Answer:
     """The report on the budget file in a request's body.
 
     Raises:
@@ -82,7 +82,7 @@ def check_body(body: bytes, max_depth: int, max_checks: int) -> Answer:
     """
     from memplan.web.checks import report_of
 
-    report = report_of(_object(read_json(body, max_depth)), max_checks)
+    report = report_of(_object(read_json(body, max_depth)), max_checks, max_explained)
     return Answer((report.to_json() + "\n").encode(), unsupported=any(check.unsupported for check in report.checks))
 
 

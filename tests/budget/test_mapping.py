@@ -66,6 +66,29 @@ def test_growth_between_contents() -> None:
     assert report.checks[0].growth.change_bytes is not None
 
 
+def test_what_each_key_does_is_said_as_far_as_the_allowance_goes() -> None:
+    def both(**keys: Any) -> dict[str, Any]:
+        runs = [{"name": name, "recipe": {**GPT2, **keys}, "max_increase": "9 GiB"} for name in ("first", "second")]
+        return {
+            "schema": 1,
+            "check": [*runs, {"name": "one key", "recipe": {**GPT2, "padding": bool(keys)}, "gpu": "t4"}],
+        }
+
+    base = Content({**both(), "check": [*both()["check"][:2], {**both()["check"][2], "max_increase": "1 GiB"}]})
+    now = both(micro_batch_size=8, sequence_length=64, optim="sgd")  # three keys: four estimates a check
+    whole = check_mapping(now, base=base)
+    bounded = check_mapping(now, base=base, most_explained=7)
+    whys = [one.growth.why for one in bounded.checks]
+    assert [len(why.attributions) if why is not None else -1 for why in whys] == [3, 0, 1]
+    assert whys[1] is not None
+    assert "3 changed keys does is left out" in whys[1].notes[0]
+    assert [why and why.change_bytes for why in whys] == [
+        one.growth.why and one.growth.why.change_bytes for one in whole.checks
+    ]
+    assert [one.status for one in bounded.checks] == [one.status for one in whole.checks]
+    assert all(one.growth.why is not None and one.growth.why.attributions for one in whole.checks)
+
+
 def test_accept_refuses_recipes() -> None:
     def accept(recipe: Recipe) -> None:
         if recipe.method == "lora":

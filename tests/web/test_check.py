@@ -12,6 +12,7 @@ from starlette.testclient import TestClient
 
 from memplan.cli.app import app as command_line
 from memplan.units import GIB
+from memplan.web.app import create_app
 from memplan.web.settings import Settings
 
 SMALL = {
@@ -231,6 +232,28 @@ def test_checks_have_an_end(client: TestClient) -> None:
     many = budgets(*[run] * (most + 1))
     assert f"at most {most} checks" in error(client, {"config": many})["message"]
     assert error(client, {"config": budgets(run), "base": {"config": many}})["field"] == "base.config"
+
+
+def test_checks_that_take_too_long_say_so() -> None:
+    with TestClient(create_app(Settings(slow_timeout_seconds=0.001))) as hurried:
+        response = ask(hurried, {"config": budgets(*[{"recipe": RUN, "gpu": "t4"}] * 3)})
+    found = response.json()["error"]
+    assert (response.status_code, found["code"], found["field"]) == (503, "timeout", "config")
+    assert "0.001 s that this service gives" in found["message"]
+    assert "send fewer checks" in found["hint"]
+
+
+def test_only_so_many_changes_are_explained(client: TestClient) -> None:
+    """The work of one request is bounded, however many keys changed."""
+    changed = {"micro_batch_size": 2, "sequence_length": 64, "optim": "sgd", "padding": True, "lora_r": 4}
+    run = {"gpu": "t4", "max_increase": "9 GiB"}
+    count = Settings().max_explained // 8 + 1  # five keys take eight estimates
+    now = budgets(*[run | {"recipe": RUN | changed}] * count)
+    found = report(client, now, base={"config": budgets(*[run | {"recipe": RUN}] * count)})
+    explained = [len(one["growth"]["why"]["attributions"]) for one in found["checks"]]
+    assert explained[-2:] == [5, 0]
+    assert "ask for fewer checks" in found["checks"][-1]["growth"]["why"]["notes"][-1]
+    assert found["checks"][-1]["status"] == found["checks"][0]["status"]
 
 
 def test_a_body_has_the_usual_limits(client: TestClient) -> None:
