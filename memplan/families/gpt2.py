@@ -93,7 +93,7 @@ def attention(t: Builder, x: Tensor, d: Dims, mask: Tensor | None) -> Tensor:
     if d.big_code:
         out = t.attention(q, k, v, mask=mask, dropout=d.attention_dropout)
     else:
-        out = attend(t, q, k, v, mask, d.attention_dropout)  # softmax in the scores' own type
+        out = attend(t, q, k, v, mask, d.attention_dropout, casts_back=True)  # softmax in the scores' own type
     out = t.view(out, (*x.shape[:-1], d.hidden))
     return t.dropout(projection(t, "c_proj", out, d.hidden, d), d.residual_dropout)
 

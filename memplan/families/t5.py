@@ -17,12 +17,12 @@ from typing import Any
 
 from memplan.architecture import Module, ModuleKind, Parameter
 from memplan.dtypes import DType
-from memplan.estimate import Component
+from memplan.estimate import Component, Phase
 from memplan.families import Family, Head
 from memplan.recipe import Task
 from memplan.step import ops
 from memplan.step.attention import detached
-from memplan.step.builder import Builder
+from memplan.step.builder import Builder, Layer, PerLayer
 from memplan.step.encoder import bidirectional_mask, masked_lm_loss
 from memplan.step.encoder_decoder import end_of_sentence, shifted_labels, target_side
 from memplan.step.relative_bias import biased_attention, relative_bias
@@ -72,13 +72,16 @@ def dims(config: Mapping[str, Any]) -> Dims:
     )
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Source:
-    """What the decoder's cross-attention gets: the encoder's output, its mask, and the (empty) bias of the first layer."""
+    """What the decoder's cross-attention gets: the encoder's output and its mask."""
 
     hidden: Tensor
     mask: Tensor | None
-    bias: Tensor | None = None
+
+
+# The biases of self-attention and cross-attention that a layer is given; None where it makes its own.
+Biases = tuple[Tensor | None, Tensor | None]
 
 
 # -- one stack --------------------------------------------------------------------------------------------
@@ -110,68 +113,70 @@ def attention(
     x: Tensor,
     keys: Tensor,
     d: Dims,
-    make_bias: Callable[[], Tensor],
+    make_bias: Callable[[Tensor], Tensor],
     mask: Tensor | None,
     *,
     causal: bool,
     cached: bool,
-) -> Tensor:
-    """X [B, S, H] on keys [B, T, H]: [B, S, H]."""
+) -> tuple[Tensor, Tensor]:
+    """X [B, S, H] on keys [B, T, H]: [B, S, H], and the bias, which `make_bias` makes given the query."""
     q, k, v = project(t, "q", x, d), project(t, "k", keys, d), project(t, "v", keys, d)
     if cached:
         k, v = t.cache_key_values(k, v)
-    bias = make_bias()
+    bias = make_bias(q)
     out = biased_attention(t, q, k, v, bias, mask, d.dropout, causal=causal)
-    return t.linear("o", t.view(out, (*x.shape[:-1], d.heads * d.head_size)), d.hidden)
+    return t.linear("o", t.view(out, (*x.shape[:-1], d.heads * d.head_size)), d.hidden), bias
 
 
 def self_attention(
-    t: Builder, x: Tensor, d: Dims, shared: list[Tensor], mask: Tensor | None, *, first: bool, decoder: bool
-) -> Tensor:
-    """`T5LayerSelfAttention`; the first layer makes the bias that the others share."""
+    t: Builder, x: Tensor, d: Dims, given: Tensor | None, mask: Tensor | None, *, decoder: bool
+) -> tuple[Tensor, Tensor]:
+    """`T5LayerSelfAttention`: [B, S, H], and the bias, which the first layer makes."""
     normed = norm(t, "layer_norm", x, d)
 
-    def bias() -> Tensor:
-        if not first:
-            return shared[0]
-        made = relative_bias(t, "relative_attention_bias", d.buckets, d.heads, t.sequence, t.sequence)
-        if not shared:
-            shared.append(made)
+    def make_bias(_: Tensor) -> Tensor:
+        return given or relative_bias(t, "relative_attention_bias", d.buckets, d.heads, t.sequence, t.sequence)
+
+    def attend(t: Builder, h: Tensor) -> tuple[Tensor, Tensor]:
+        return attention(t, h, h, d, make_bias, mask, causal=decoder, cached=decoder)
+
+    attended, bias = t.call("SelfAttention", attend, normed)
+    return x + t.dropout(attended, d.dropout), bias
+
+
+def cross_attention(t: Builder, x: Tensor, d: Dims, given: Tensor | None, source: Source) -> tuple[Tensor, Tensor]:
+    """`T5LayerCrossAttention`: [B, T, H], and the bias, which the first layer makes: zeros."""
+    normed = norm(t, "layer_norm", x, d)
+
+    def make_bias(query: Tensor) -> Tensor:
+        if given is not None:
+            return given
+        shape = (1, d.heads, x.shape[1], source.hidden.shape[1])
+        made = t.new(shape, query.dtype, "zeros")
+        if t.settings.checkpointing:  # `position_bias.requires_grad = True`
+            made.node = Leaf(t.module, shape, query.dtype, Component.TEMPORARIES)
+            if t.phase != Phase.BACKWARD:  # a recomputation's has no graph
+                t.held.append(made)
         return made
 
-    def attend(t: Builder, h: Tensor) -> Tensor:
-        return attention(t, h, h, d, bias, mask, causal=decoder, cached=decoder)
+    def attend(t: Builder, h: Tensor) -> tuple[Tensor, Tensor]:
+        return attention(t, h, source.hidden, d, make_bias, source.mask, causal=False, cached=True)
 
-    return x + t.dropout(t.call("SelfAttention", attend, normed), d.dropout)
-
-
-def cross_attention(t: Builder, x: Tensor, d: Dims, source: Source) -> Tensor:
-    """`T5LayerCrossAttention`; its bias is a tensor of zeros."""
-    normed = norm(t, "layer_norm", x, d)
-
-    def bias() -> Tensor:
-        if source.bias is None:
-            shape = (1, d.heads, x.shape[1], source.hidden.shape[1])
-            dtype = t.settings.autocast or x.dtype  # that of the query
-            source.bias = t.new(shape, dtype, "zeros")
-            if t.settings.checkpointing:  # `position_bias.requires_grad = True`
-                source.bias.node = Leaf(t.module, shape, dtype, Component.TEMPORARIES)
-                t.held.append(source.bias)
-        return source.bias
-
-    def attend(t: Builder, h: Tensor) -> Tensor:
-        return attention(t, h, source.hidden, d, bias, source.mask, causal=False, cached=True)
-
-    return x + t.dropout(t.call("EncDecAttention", attend, normed), d.dropout)
+    attended, bias = t.call("EncDecAttention", attend, normed)
+    return x + t.dropout(attended, d.dropout), bias
 
 
 def dense(t: Builder, x: Tensor, d: Dims) -> Tensor:
-    """`T5DenseActDense` or `T5DenseGatedActDense`: [B, S, H] to [B, S, H]."""
+    """`T5DenseActDense` or `T5DenseGatedActDense`: [B, S, H] to [B, S, H]; `wo` gets its input in its own type."""
     if d.gated:
-        x = t.activation(d.activation, t.linear("wi_0", x, d.intermediate)) * t.linear("wi_1", x, d.intermediate)
+        gate = t.activation(d.activation, t.linear("wi_0", x, d.intermediate))
+        linear = t.linear("wi_1", x, d.intermediate)
+        x = gate * linear  # both live until the module returns
     else:
         x = t.activation(d.activation, t.linear("wi", x, d.intermediate))
-    return t.linear("wo", t.dropout(x, d.dropout), d.hidden)
+    x = t.dropout(x, d.dropout)
+    x = ops.to(t, x, t.parameter(t.join("wo"), "weight", (d.hidden, d.intermediate)).dtype)
+    return t.linear("wo", x, d.hidden)
 
 
 def feed_forward(t: Builder, x: Tensor, d: Dims) -> Tensor:
@@ -187,23 +192,38 @@ def stack(t: Builder, d: Dims, source: Source | None, input_ids: Tensor | None =
     embedded = t.embedding("embed_tokens", (t.batch, t.sequence), d.vocabulary, d.hidden, indices=input_ids)
     t.require_input_gradient(embedded)  # either stack is a PreTrainedModel with an input embedding
     mask = t.causal_mask(embedded.dtype, padding=False) if decoder else bidirectional_mask(t, embedded.dtype)
-    shared: list[Tensor] = []
+    shared: list[Biases] = []  # as the stack's variables hold them
 
-    def block(t: Builder, x: Tensor, index: int) -> Tensor:
-        x = t.call(
-            "layer.0",
-            lambda t, h: self_attention(t, h, d, shared, mask, first=index == 0, decoder=decoder),
-            x,
-        )
+    def block(t: Builder, x: Tensor, given: Biases) -> tuple[Tensor, Biases]:
+        x, bias = t.call("layer.0", lambda t, h: self_attention(t, h, d, given[0], mask, decoder=decoder), x)
+        source_bias = None
         if source is not None:
-            x = t.call("layer.1", lambda t, h: cross_attention(t, h, d, source), x)
-        return t.call("layer.2" if decoder else "layer.1", lambda t, h: feed_forward(t, h, d), x)
+            x, source_bias = t.call("layer.1", lambda t, h: cross_attention(t, h, d, given[1], source), x)
+            del t.layer_locals[:-1]  # one variable takes the weights of either attention
+        x = t.call("layer.2" if decoder else "layer.1", lambda t, h: feed_forward(t, h, d), x)
+        return x, (bias, source_bias)
+
+    def first(t: Builder, x: Tensor, index: int) -> Tensor:
+        x, made = block(t, x, (None, None))
+        if t.phase != Phase.BACKWARD:
+            shared.append(made)
+        return x
+
+    def layer(index: int) -> Layer:
+        return following(block, *shared) if index else first
 
     x = t.dropout(embedded, d.dropout)
-    x = t.layers("block", d.decoder_layers if decoder else d.encoder_layers, block, x, kind=lambda index: index == 0)
+    count = d.decoder_layers if decoder else d.encoder_layers
+    x = t.layers("block", count, PerLayer(layer), x, kind=lambda index: index == 0)
     x = t.dropout(norm(t, "final_layer_norm", x, d), d.dropout)
+    shared.clear()
     del embedded
     return x
+
+
+def following(block: Callable[[Builder, Tensor, Biases], tuple[Tensor, Biases]], given: Biases) -> Layer:
+    """A layer after the first: a checkpoint keeps what it is given."""
+    return lambda t, x, index: block(t, x, given)[0]
 
 
 # -- models -----------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from memplan.errors import UnsupportedError
 from memplan.step import ops
 from memplan.step.builder import Builder
 from memplan.step.convolution import conv
-from memplan.step.encoder import attend, expand
+from memplan.step.encoder import expand
 from memplan.step.split import concatenate, narrow
 from memplan.step.tensor import Dim, Tensor
 
@@ -66,7 +66,7 @@ def attention(t: Builder, x: Tensor, config: Mapping[str, Any]) -> Tensor:
     query, key, value = (
         t.split_heads(t.linear(name, x, x.shape[-1], bias=True), heads, size) for name in ("q_proj", "k_proj", "v_proj")
     )
-    out = attend(t, query, key, value, None, config["attention_dropout"])
+    out = t.attention(query, key, value, dropout=config["attention_dropout"])
     return t.linear("out_proj", t.view(out, x.shape), x.shape[-1], bias=True)
 
 

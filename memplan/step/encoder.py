@@ -44,8 +44,20 @@ def bidirectional_mask(
     return mask
 
 
-def attend(t: AttentionOps, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
-    """Attention of q [B, A, S, D] on k, v [B, K, T, D], as [B, S, A, D]; eager takes the softmax in the scores' own type."""
+def attend(
+    t: AttentionOps,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    dropout: float,
+    *,
+    casts_back: bool = False,
+) -> Tensor:
+    """Attention of q [B, A, S, D] on k, v [B, K, T, D], as [B, S, A, D]; eager takes the softmax in the scores' own type.
+
+    Autocast computes that softmax in float32; with `casts_back` it is brought to the values' type before the dropout (GPT-2).
+    """
     if t.settings.attn_implementation != "eager":
         return t.attention(q, k, v, mask=mask, dropout=dropout)
     batch, heads, length, size = q.shape
@@ -53,7 +65,9 @@ def attend(t: AttentionOps, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None
     weights = ops.scale(t, autocast_matmul(t, q, transpose_last(t, key), (batch, heads, length, k.shape[2])))
     if mask is not None:
         weights = weights + mask
-    weights = ops.to(t, softmax(t, weights, DType.FLOAT32 if t.settings.autocast else weights.dtype), v.dtype)
+    weights = softmax(t, weights, DType.FLOAT32 if t.settings.autocast else weights.dtype)
+    if casts_back:
+        weights = ops.to(t, weights, v.dtype)
     weights = ops.dropout(t, weights, dropout)
     t.layer_locals.append(detached(weights))  # returned up to the layer, which drops it
     out = require_contiguous_gradient(t, autocast_matmul(t, weights, value, (batch, heads, length, size)))

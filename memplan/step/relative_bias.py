@@ -17,7 +17,7 @@ from typing import cast
 
 from memplan.dtypes import DType
 from memplan.step import ops
-from memplan.step.attention import AttentionOps, autocast_matmul
+from memplan.step.attention import AttentionOps, autocast_matmul, detached
 from memplan.step.attention_kernels import Kernel, Meta, backward_workspaces, meta
 from memplan.step.matmul import merge_heads, require_contiguous_gradient, softmax, transpose_last
 from memplan.step.split import copy
@@ -63,10 +63,11 @@ def biased_attention(
     """Attention of q [B, A, S, D] on k, v [B, A, T, D] with a bias [1, A, S, T], as [B, S, A, D]."""
     if t.settings.attn_implementation == "eager":
         return _eager(t, q, k, v, bias, mask, dropout)
+    bias = _bias_mask(t, bias, mask, causal)
     autocast = t.settings.autocast
     if autocast is not None:
         q, k, v, bias = (ops.to(t, x, autocast) for x in (q, k, v, bias))
-    return _sdpa(t, q, k, v, _bias_mask(t, bias, mask, causal))
+    return _sdpa(t, q, k, v, bias)
 
 
 def _eager(
@@ -78,6 +79,7 @@ def _eager(
         scores = scores + mask
     weights = softmax(t, scores, DType.FLOAT32 if t.settings.autocast else scores.dtype)
     weights = ops.dropout(t, weights, dropout)
+    t.layer_locals.append(detached(weights))  # `hidden_states, bias, _ = self.layer[0](...)`
     return merge_heads(t, require_contiguous_gradient(t, autocast_matmul(t, weights, v, q.shape)))
 
 
