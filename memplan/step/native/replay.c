@@ -56,9 +56,12 @@ static int grow(void **entries, int64_t *room, int64_t count, size_t width) {
     return 1;
 }
 
-/* The first entry that is not less than (size, address). */
-static int64_t place(const Pool *pool, int64_t size, int64_t address) {
-    int64_t low = 0, high = pool->count;
+static int is_before(const Free *entry, const Free *other) {
+    return entry->size < other->size || (entry->size == other->size && entry->address < other->address);
+}
+
+/* The first entry from `low` to `high` that is not less than (size, address), or `high`. */
+static int64_t between(const Pool *pool, int64_t low, int64_t high, int64_t size, int64_t address) {
     while (low < high) {
         int64_t middle = (low + high) / 2;
         const Free *entry = &pool->entries[middle];
@@ -66,6 +69,10 @@ static int64_t place(const Pool *pool, int64_t size, int64_t address) {
         else high = middle;
     }
     return low;
+}
+
+static int64_t place(const Pool *pool, int64_t size, int64_t address) {
+    return between(pool, 0, pool->count, size, address);
 }
 
 static int insert(Allocator *a, int32_t number) {
@@ -77,6 +84,21 @@ static int insert(Allocator *a, int32_t number) {
     pool->entries[at] = (Free){block->size, block->address, number};
     pool->count++;
     return 1;
+}
+
+/* Puts `number` in place of the entry at `at`: the entries between the two places move, and no others. */
+static void exchange(Allocator *a, Pool *pool, int64_t at, int32_t number) {
+    const Block *block = &a->blocks[number];
+    Free *entries = pool->entries, entry = {block->size, block->address, number};
+    int64_t to = at;
+    if (at > 0 && is_before(&entry, &entries[at - 1])) {
+        to = between(pool, 0, at - 1, entry.size, entry.address);
+        memmove(&entries[to + 1], &entries[to], (size_t)(at - to) * sizeof(Free));
+    } else if (at + 1 < pool->count && is_before(&entries[at + 1], &entry)) {
+        to = between(pool, at + 2, pool->count, entry.size, entry.address) - 1;
+        memmove(&entries[at], &entries[at + 1], (size_t)(to - at) * sizeof(Free));
+    }
+    entries[to] = entry;
 }
 
 static void take(Pool *pool, int64_t at) {
@@ -101,10 +123,7 @@ static int64_t segment_size(int64_t size) { /* get_allocation_size */
     return (size + SEGMENT_ROUNDING - 1) / SEGMENT_ROUNDING * SEGMENT_ROUNDING;
 }
 
-static int forget(Allocator *a, int32_t number) { /* takes a free block out of its pool, and its number out of use */
-    const Block *block = &a->blocks[number];
-    Pool *pool = &a->pools[block->small];
-    take(pool, place(pool, block->size, block->address));
+static int retire(Allocator *a, int32_t number) { /* the number of a block that is no more may be used again */
     if (!grow((void **)&a->unused, &a->unused_room, a->unused_count, sizeof(int32_t))) return 0;
     a->unused[a->unused_count++] = number;
     return 1;
@@ -114,24 +133,35 @@ static int is_free(const Allocator *a, int32_t number) {
     return number != NONE && !a->blocks[number].allocated && a->blocks[number].mapped;
 }
 
-static int merge_neighbours(Allocator *a, int32_t number) { /* try_merge_blocks, of a mapped block */
+static int merge(Allocator *a, int32_t number) { /* try_merge_blocks, of a mapped block, and into the pool with it */
     Block *block = &a->blocks[number];
+    Pool *pool = &a->pools[block->small];
     int32_t before = block->prev, after = block->next;
+    int64_t at = NONE; /* of a neighbour's entry, which becomes the whole's */
     if (is_free(a, before)) {
         const Block *other = &a->blocks[before];
+        at = place(pool, other->size, other->address);
         block->address = other->address;
         block->size += other->size;
         block->prev = other->prev;
         if (block->prev != NONE) a->blocks[block->prev].next = number;
-        if (!forget(a, before)) return 0;
+        if (!retire(a, before)) return 0;
     }
     if (is_free(a, after)) {
         const Block *other = &a->blocks[after];
+        int64_t second = place(pool, other->size, other->address);
         block->size += other->size;
         block->next = other->next;
         if (block->next != NONE) a->blocks[block->next].prev = number;
-        if (!forget(a, after)) return 0;
+        if (!retire(a, after)) return 0;
+        if (at == NONE) at = second;
+        else {
+            take(pool, second);
+            if (second < at) at--;
+        }
     }
+    if (at == NONE) return insert(a, number);
+    exchange(a, pool, at, number);
     return 1;
 }
 
@@ -158,10 +188,10 @@ static int map_more(Allocator *a, uint8_t small, int64_t size) { /* map_block: w
     a->blocks[number].mapped = 1;
     a->unmapped[small] = rest;
     a->reserved += mapped;
-    return merge_neighbours(a, number) && insert(a, number);
+    return merge(a, number);
 }
 
-static int32_t allocate_expandable(Allocator *a, int64_t size, uint8_t small) { /* try_allocate_expandable_block */
+static int64_t grow_expandable(Allocator *a, int64_t size, uint8_t small) { /* try_allocate_expandable_block; a place too */
     if (a->unmapped[small] == NONE) {
         int32_t number = new_block(a, a->next_address, ADDRESS_SPACE, small);
         if (number == NONE) return NONE;
@@ -178,8 +208,7 @@ static int32_t allocate_expandable(Allocator *a, int64_t size, uint8_t small) { 
     }
     const Block *block = &a->blocks[number];
     Pool *pool = &a->pools[small];
-    take(pool, place(pool, block->size, block->address));
-    return number;
+    return place(pool, block->size, block->address);
 }
 
 static int64_t grown(const Allocator *a, int32_t number) { /* with what it can grow to at the growing end */
@@ -187,16 +216,14 @@ static int64_t grown(const Allocator *a, int32_t number) { /* with what it can g
     return a->blocks[number].size + (after != NONE && !a->blocks[after].mapped ? a->blocks[after].size : 0);
 }
 
-static int32_t find_free(Allocator *a, int64_t size, uint8_t small) { /* get_free_block */
+static int64_t find_free(Allocator *a, int64_t size, uint8_t small) { /* get_free_block: its place in the pool */
     Pool *pool = &a->pools[small];
     int64_t at = place(pool, size, NONE);
     if (at == pool->count) return NONE;
     while (a->expandable && at + 1 < pool->count &&
            grown(a, pool->entries[at + 1].block) < grown(a, pool->entries[at].block))
         at++;
-    int32_t number = pool->entries[at].block;
-    take(pool, at);
-    return number;
+    return at;
 }
 
 static int32_t allocate_segment(Allocator *a, int64_t size, uint8_t small) { /* alloc_block */
@@ -211,15 +238,18 @@ static int32_t allocate_segment(Allocator *a, int64_t size, uint8_t small) { /* 
 
 static int32_t allocate(Allocator *a, int64_t size) { /* malloc, should_split */
     uint8_t small = size <= SMALL_ALLOCATION;
-    int32_t number = find_free(a, size, small);
-    if (number == NONE)
-        number = a->expandable ? allocate_expandable(a, size, small) : allocate_segment(a, size, small);
+    Pool *pool = &a->pools[small];
+    int64_t at = find_free(a, size, small);
+    if (at == NONE && a->expandable && (at = grow_expandable(a, size, small)) == NONE) return NONE;
+    int32_t number = at != NONE ? pool->entries[at].block : allocate_segment(a, size, small);
     if (number == NONE) return NONE;
     int64_t rest = a->blocks[number].size - size;
     if (small || a->expandable ? rest >= BLOCK : rest > SMALL_ALLOCATION) {
         int32_t cut = cut_after(a, number, size);
-        if (cut == NONE || !insert(a, cut)) return NONE;
-    }
+        if (cut == NONE) return NONE;
+        if (at != NONE) exchange(a, pool, at, cut);
+        else if (!insert(a, cut)) return NONE;
+    } else if (at != NONE) take(pool, at);
     Block *block = &a->blocks[number];
     block->allocated = 1;
     a->allocated += block->size;
@@ -232,7 +262,7 @@ static int release(Allocator *a, int32_t number, int64_t size) { /* free_block *
     a->allocated -= block->size;
     a->live -= size;
     block->allocated = 0;
-    return merge_neighbours(a, number) && insert(a, number);
+    return merge(a, number);
 }
 
 static int empty_cache(Allocator *a) { /* release_cached_blocks, of segments that do not expand */
@@ -243,7 +273,9 @@ static int empty_cache(Allocator *a) { /* release_cached_blocks, of segments tha
             if (block->prev != NONE || block->next != NONE) continue;
             a->reserved -= block->size;
             a->segments--;
-            if (!forget(a, pool->entries[at].block)) return 0;
+            int32_t number = pool->entries[at].block;
+            take(pool, at);
+            if (!retire(a, number)) return 0;
         }
     }
     return 1;
