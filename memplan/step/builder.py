@@ -3,8 +3,8 @@
 Symbols: L layers.
 
 Known limits:
-    Equal neighbouring layers are executed once as the first and once for all the others; a layer may look at its index only
-    through `kind`.
+    Equal neighbouring layers are executed once as the first and once for all the others, and so are groups of layers that come
+    again and again (sliding and full attention in turn); a layer may look at its index only through `kind`.
 """
 
 from __future__ import annotations
@@ -61,18 +61,24 @@ def _of(layer: Layer | PerLayer, index: int) -> Layer:
     return layer.of(index) if isinstance(layer, PerLayer) else layer
 
 
+# The longest group of different layers that is looked for.
+LONGEST_GROUP = 12
+
+
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Consecutive layers that behave alike: the first index and how many."""
+    """Consecutive groups of layers that behave alike: the first index, layers in a group, and how many groups."""
 
     first: int
+    group: int
     count: int
 
-    def parts(self, fold: bool) -> list[tuple[int, int]]:
-        """(index, repeats) of what is executed: the first layer, and one layer for all the others."""
+    def parts(self, fold: bool) -> list[tuple[int, int, int]]:
+        """(index, layers, repeats) of what is executed: the first group layer by layer, and one group for all the others."""
         if not fold or self.count == 1:
-            return [(self.first + offset, 1) for offset in range(self.count)]
-        return [(self.first, 1), (self.first + 1, self.count - 1)]
+            return [(self.first + offset, 1, 1) for offset in range(self.group * self.count)]
+        second = self.first + self.group
+        return [*((index, 1, 1) for index in range(self.first, second)), (second, self.group, self.count - 1)]
 
 
 class Builder(LossOps):
@@ -124,14 +130,15 @@ class Builder(LossOps):
             return x
         checkpointed = checkpoint and self.settings.checkpointing is not None
         for run in self.runs(path, count, kind):
-            for index, repeats in run.parts(self.fold):
+            for first, together, repeats in run.parts(self.fold):
                 self.layer_counts.append(repeats)
-                self.layer_names.append(f"{path}.{index}")
+                self.layer_names.append(f"{path}.{first}" + (f"-{first + together - 1}" if together > 1 else ""))
                 self.enter(self.phase, len(self.layer_counts) - 1)
                 given = x.storage.info.index if x.storage is not None else None
-                this = _of(layer, index)
-                x = self._run_layer(path, index, this, x, checkpointed, this if kept is None else kept)
-                del this
+                for index in range(first, first + together):
+                    this = _of(layer, index)
+                    x = self._run_layer(path, index, this, x, checkpointed, this if kept is None else kept)
+                    del this
                 if x.storage is not None:
                     x.storage.info.is_port = True
                     if repeats > 1 and given is not None:
@@ -156,17 +163,31 @@ class Builder(LossOps):
         return autograd.checkpoint(self, forward, x)
 
     def runs(self, path: str, count: int, kind: Callable[[int], object] | None) -> list[Run]:
-        """Group `count` layers below `path` into runs of equal sites and kind."""
+        """Group `count` layers below `path` into runs of equal sites and kind, singly or in groups."""
         assert self.sites is not None
         signatures = layer_signatures(self.sites, path, count)
-        kinds = [kind(index) for index in range(count)] if kind else [None] * count
+        distinct: list[object] = []
+        numbers: list[int] = []
+        for index, signature in enumerate(signatures):
+            layer = (signature, kind(index) if kind else None)
+            if layer not in distinct:
+                distinct.append(layer)
+            numbers.append(distinct.index(layer))
         found: list[Run] = []
-        start = 0
-        for index in range(1, count + 1):
-            if index == count or signatures[index] != signatures[start] or kinds[index] != kinds[start]:
-                found.append(Run(start, index - start))
-                start = index
+        while (start := sum(run.group * run.count for run in found)) < count:
+            longest = min(LONGEST_GROUP, (count - start) // 3)
+            tried = [Run(start, group, _repeats(numbers, start, group)) for group in range(1, max(longest, 1) + 1)]
+            # What is not executed; of equals the shorter group.
+            found.append(max(tried, key=lambda run: (run.count - 2) * run.group if run.count > 2 else run.group == 1))
         return found
+
+
+def _repeats(numbers: list[int], start: int, group: int) -> int:
+    """How many times the `group` entries at `start` come in a row."""
+    count, pattern = 1, numbers[start : start + group]
+    while numbers[start + count * group : start + (count + 1) * group] == pattern:
+        count += 1
+    return count
 
 
 def layer_signatures(sites: Mapping[str, Site], path: str, count: int) -> list[tuple[tuple[str, Site], ...]]:

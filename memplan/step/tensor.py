@@ -245,7 +245,8 @@ class Segment:
     """A stretch of events that happens `count` times in a row (equal layers are executed once).
 
     Attributes:
-        layer: module path of the layer that was executed, or "" outside the layers.
+        layer: module path of the layer that was executed, with its last number where it is a group (`layers.2-3`), or ""
+            outside the layers.
         events: storage index for an allocation, its complement (`~index`) for a free.
     """
 

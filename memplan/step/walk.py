@@ -426,8 +426,11 @@ def _together(phases: Sequence[PhaseForms], sizes: Sequence[int]) -> PhaseForms:
 def _place(module: str, segment: Segment, repeat: int) -> str:
     """`module` with the number of the layer that repetition `repeat` of an executed layer stands for."""
     layer = segment.layer
-    if segment.count == 1 or not module.startswith(layer):
+    path, _, executed = layer.rpartition(".")
+    number, _, inside = module[len(path) + 1 :].partition(".")
+    if segment.count == 1 or not module.startswith(path + ".") or not number.isdecimal():
         return module
-    path, _, first = layer.rpartition(".")
+    first, _, last = executed.partition("-")
     offset = repeat if segment.phase == Phase.FORWARD else segment.count - 1 - repeat
-    return f"{path}.{int(first) + offset}{module[len(layer) :]}"
+    layers = int(last or first) - int(first) + 1
+    return f"{path}.{int(number) + offset * layers}" + (f".{inside}" if inside else "")
