@@ -57,13 +57,14 @@ def predict(record: Record, engine: EngineName, *, committed: bool = False) -> P
     Args:
         record: whose recipe is asked about.
         engine: which answer.
-        committed: whether an estimate is taken from `estimated.json` where it holds one.
+        committed: whether an estimate is taken from `estimated.json`, and never made.
     """
     key = recipe_key(record)
     if engine == "trace":
         return _traced(key)
-    kept = _committed().get(_digest(key)) if committed else None
-    return kept or _estimated(key)
+    if not committed:
+        return _estimated(key)
+    return _committed().get(_digest(key)) or Prediction({}, "not estimated yet")
 
 
 def recipe_key(record: Record) -> str:

@@ -30,6 +30,14 @@ def test_the_committed_estimates_are_what_the_engine_gives() -> None:
     assert score(committed=True) == score()
 
 
+def test_a_service_never_computes_what_is_not_committed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("memplan.evidence.predictions._committed", dict)
+    monkeypatch.setattr("memplan.evidence.predictions._estimated", None)
+    scores = score(committed=True)
+    assert scores.scored == ()
+    assert {entry.reason for entry in scores.not_scored if entry.record.usable} == {"not estimated yet"}
+
+
 def test_no_median_gets_worse() -> None:
     committed = committed_medians()
     assert committed
