@@ -4,6 +4,8 @@
     python -m tests.benchmarks.web --memory 50000        and memory over so many requests
     python -m tests.benchmarks.web --workers 2
 
+Before anything is measured, a visitor looks at a page and all its sections, as in production: the process for plans runs.
+
 Two kinds of load: `new` asks another question every time, so that every answer is computed; `repeated` asks fifty questions
 again and again, as CI does. Latency at a steady rate is counted from when a request was due, not from when it could be sent.
 The load is made in this process: on few cores it takes some of what it measures.
@@ -19,11 +21,12 @@ import json
 import random
 import statistics
 import time
-import urllib.parse
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from memplan.web.pages.keys import query_of
 from tests.web.service import Service, running_service
 
 GOALS = {
@@ -40,6 +43,8 @@ METHODS: tuple[dict[str, Any], ...] = (
     {"method": "full", "precision": "amp", "dtype": "float32"},
 )
 CONNECTIONS = 50
+VISIT = "model=mistralai/Mistral-7B-v0.1&method=lora&micro_batch_size=4&gpu=rtx-4090"
+SECTIONS = ("/?", "/fragments/changes?", "/fragments/gpus?", "/fragments/methods?")
 
 
 @dataclass
@@ -108,13 +113,11 @@ def posts(kind: str) -> Iterator[bytes]:
         yield head.encode() + b"\r\n\r\n" + body
 
 
-def pages() -> Iterator[bytes]:
-    """Requests for the page with an answer."""
+def pages(path: str) -> Iterator[bytes]:
+    """Requests for the page with an answer, or for the answer alone."""
     for recipe in recipes("new"):
-        query = urllib.parse.urlencode(
-            {key: str(value).lower() if value is True else value for key, value in recipe.items()}
-        )
-        yield f"GET /fragments/answer?{query} HTTP/1.1\r\nHost: x\r\nAccept: text/html\r\n\r\n".encode()
+        query = query_of(recipe)
+        yield f"GET {path}?{query} HTTP/1.1\r\nHost: x\r\nAccept: text/html\r\n\r\n".encode()
 
 
 async def steady(port: int, requests: Iterator[bytes], rate: float, seconds: float) -> Load:
@@ -186,14 +189,27 @@ def latency_row(name: str, load: Load, p50: float, p99: float | None = None) -> 
 
 
 def rss_row(service: Service, name: str = "RSS") -> None:
+    """Resident memory of all processes, and the same with what they share counted once."""
     each = service.rss_bytes()
     text = " + ".join(f"{one / 2**20:.0f}" for one in each)
     row(name, f"{text} = {mib(sum(each))}", goal="<= 150 MiB", met=sum(each) <= GOALS["RSS"])
+    row("  shared memory counted once", mib(sum(service.pss_bytes())))
+
+
+def visit(port: int) -> None:
+    """Look at one page as a browser does, and say how long each part took the first time."""
+    for path in SECTIONS:
+        started = time.perf_counter()
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}{VISIT}", timeout=60) as answer:
+            size = len(answer.read())
+        row(f"first visit, {path[:-1]}", f"{ms(time.perf_counter() - started)}, {size / 1000:.1f} KB")
 
 
 async def measure(service: Service, seconds: float, memory: int) -> None:
     port = service.port
     rss_row(service, "RSS at first")
+    visit(port)
+    rss_row(service, "RSS after one page")
     await saturated(port, posts("new"), 4, count=1000)  # every model and method, with batches of one and more
     for kind in ("new", "repeated"):
         load = await steady(port, posts(kind), 100, seconds)
@@ -212,8 +228,9 @@ async def measure(service: Service, seconds: float, memory: int) -> None:
         )
         row("  processor time of each process an answer", " + ".join(f"{one:.2f}" for one in used) + " ms")
         row("  latency", f"p50 {ms(load.quantile(0.5))}, p99 {ms(load.quantile(0.99))}, {load.errors} errors")
-    load = await steady(port, pages(), 10, seconds)
-    latency_row("the page's answer, new, 10 a second", load, GOALS["page"])
+    for name, path in (("the whole page", "/"), ("its answer alone", "/fragments/answer")):
+        load = await steady(port, pages(path), 10, seconds)
+        latency_row(f"{name}, new, 10 a second", load, GOALS["page"])
     rss_row(service, "RSS at last")
     if memory:
         await measure_memory(service, memory)

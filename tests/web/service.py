@@ -56,6 +56,15 @@ class Service:
                 found.append(int(re.search(r"VmRSS:\s+(\d+) kB", status)[1]) * 1024)  # type: ignore[index]
         return found
 
+    def pss_bytes(self) -> list[int]:
+        """Memory of each of its processes; what they share is counted once among them."""
+        found = []
+        for pid in self.processes():
+            with contextlib.suppress(FileNotFoundError, PermissionError):
+                rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
+                found.append(int(re.search(r"^Pss:\s+(\d+) kB", rollup, re.M)[1]) * 1024)  # type: ignore[index]
+        return found
+
     def cpu_seconds(self) -> list[float]:
         """Processor time of each of its processes so far."""
         found = []
