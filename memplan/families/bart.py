@@ -89,14 +89,14 @@ def dims(config: Mapping[str, Any]) -> Dims:
 
 
 def attention(t: Builder, x: Tensor, keys: Tensor, d: Dims, side: Side, mask: Tensor | None, *, cached: bool) -> Tensor:
-    """X [B, S, H] on keys [B, T, H]: [B, S, H]."""
+    """X [B, S, H] on keys [B, T, H]: [B, S, H]; only the decoder's own attention has a cache, and it alone is causal."""
     q = t.split_heads(t.linear("q_proj", x, d.hidden, bias=True), side.heads, side.head_size)
     k = t.linear("k_proj", keys, d.hidden, bias=True)
     v = t.linear("v_proj", keys, d.hidden, bias=True)
     k, v = t.split_heads(k, side.heads, side.head_size), t.split_heads(v, side.heads, side.head_size)
     if cached:
         k, v = t.cache_key_values(k, v)
-    out = attend(t, q, k, v, mask, d.attention_dropout)
+    out = attend(t, q, k, v, mask, d.attention_dropout, causal=cached)
     return t.linear("out_proj", t.view(out, x.shape), d.hidden, bias=True)
 
 
@@ -117,6 +117,7 @@ def cross_attention(t: Builder, x: Tensor, d: Dims, side: Side, source: Tensor, 
     if d.norm_before:
         x = t.layer_norm("encoder_attn_layer_norm", x)
     x = t.call("encoder_attn", lambda t, h: attention(t, h, source, d, side, mask, cached=False), x)
+    del t.layer_locals[:-1]  # one variable takes the weights of either attention
     x = t.dropout(x, d.dropout)
     x = residual + x
     return x if d.norm_before else t.layer_norm("encoder_attn_layer_norm", x)

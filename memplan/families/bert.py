@@ -90,7 +90,7 @@ def self_attention(t: Builder, x: Tensor, d: Dims, mask: Tensor | None) -> Tenso
     v = t.split_heads(t.linear("value", x, d.hidden, bias=True), d.heads, d.head_size)
     if d.decoder:
         k, v = t.cache_key_values(k, v)
-    out = attend(t, q, k, v, mask, d.attention_dropout)
+    out = attend(t, q, k, v, mask, d.attention_dropout, causal=d.decoder)
     return t.view(out, x.shape)
 
 

@@ -93,7 +93,7 @@ def attention(t: Builder, x: Tensor, d: Dims, mask: Tensor | None) -> Tensor:
     if d.big_code:
         out = t.attention(q, k, v, mask=mask, dropout=d.attention_dropout)
     else:
-        out = attend(t, q, k, v, mask, d.attention_dropout, casts_back=True)  # softmax in the scores' own type
+        out = attend(t, q, k, v, mask, d.attention_dropout, causal=True, casts_back=True)
     out = t.view(out, (*x.shape[:-1], d.hidden))
     return t.dropout(projection(t, "c_proj", out, d.hidden, d), d.residual_dropout)
 
@@ -126,13 +126,15 @@ def model(t: Builder, config: Mapping[str, Any]) -> Tensor:
     embedded = t.input_embedding("wte", (t.batch, t.sequence), d.vocabulary, d.hidden)
     position_ids = t.position_ids(t.sequence)
     positions = t.embedding("wpe", (1, t.sequence), d.positions, d.hidden, indices=position_ids)
-    x = t.dropout(embedded + positions, d.embedding_dropout)
-    mask = t.causal_mask(x.dtype)
+    # Forward's variable goes on to the first block's result.
+    start = [t.dropout(embedded + positions, d.embedding_dropout)]
+    mask = t.causal_mask(start[0].dtype)
 
     def layer(t: Builder, h: Tensor, index: int) -> Tensor:
         return block(t, h, d, mask)
 
-    x = t.layers("h", d.layers, layer if d.big_code else ByPosition(given(layer, position_ids), (position_ids,)), x)
+    blocks = layer if d.big_code else ByPosition(given(layer, position_ids), (position_ids,))
+    x = t.layers("h", d.layers, blocks, start.pop())
     x = t.layer_norm("ln_f", x)
     del embedded, positions, position_ids
     return x

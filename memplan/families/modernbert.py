@@ -97,7 +97,7 @@ def attention(t: Builder, x: Tensor, d: Dims, side: Side) -> Tensor:
     fused = t.linear("Wqkv", x, 3 * d.hidden, bias=d.attention_bias)
     q, k, v = (t.split_heads(part, d.heads, d.head_size) for part in split(t, fused, [d.hidden] * 3))
     q, k = rotary_in_float(t, q, side), rotary_in_float(t, k, side)
-    out = t.attention(q, k, v, mask=side.mask, dropout=d.attention_dropout)
+    out = t.attention(q, k, v, mask=side.mask, dropout=d.attention_dropout, causal=False)
     out = t.view(out, x.shape)
     return t.dropout(t.linear("Wo", out, d.hidden, bias=d.attention_bias), d.attention_dropout)
 

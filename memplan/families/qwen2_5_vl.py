@@ -49,7 +49,7 @@ def attention(t: Builder, x: Tensor, config: Mapping[str, Any], cos: Tensor, sin
     qkv = t.view(t.linear("qkv", x, 3 * width, bias=True), (1, x.shape[0], 3 * width))
     query, key, value = (t.split_heads(part, heads, size) for part in split(t, qkv, (width, width, width)))
     query, key = t.apply_rotary_pos_emb(query, key, cos, sin)
-    out = t.attention(query, key, value)
+    out = t.attention(query, key, value, causal=False)
     return t.linear("proj", t.view(out, x.shape), width, bias=True)
 
 

@@ -66,7 +66,7 @@ def attention(t: Builder, x: Tensor, config: Mapping[str, Any]) -> Tensor:
     query, key, value = (
         t.split_heads(t.linear(name, x, x.shape[-1], bias=True), heads, size) for name in ("q_proj", "k_proj", "v_proj")
     )
-    out = t.attention(query, key, value, dropout=config["attention_dropout"])
+    out = t.attention(query, key, value, dropout=config["attention_dropout"], causal=False)
     return t.linear("out_proj", t.view(out, x.shape), x.shape[-1], bias=True)
 
 

@@ -94,7 +94,7 @@ def attention(t: Builder, x: Tensor, d: Dims) -> Tensor:
         t.split_heads(t.linear(name, x, width, bias=d.qkv_bias), d.heads, d.head_size)
         for name in ("q_proj", "k_proj", "v_proj")
     )
-    out = t.attention(q, k, v, dropout=d.attention_dropout)
+    out = t.attention(q, k, v, dropout=d.attention_dropout, causal=False)
     return t.linear("o_proj", t.view(out, (*x.shape[:-1], width)), d.hidden, bias=True)
 
 

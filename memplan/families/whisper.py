@@ -92,7 +92,7 @@ def attention(t: Builder, x: Tensor, keys: Tensor, d: Dims, side: Side, mask: Te
     v = contiguous(t, t.split_heads(t.linear("v_proj", keys, d.hidden, bias=True), side.heads, side.head_size))
     if cached:
         k, v = t.cache_key_values(k, v)
-    out = t.attention(q, k, v, mask=mask, dropout=d.attention_dropout)
+    out = t.attention(q, k, v, mask=mask, dropout=d.attention_dropout, causal=cached and keys is x)
     return t.linear("out_proj", t.view(out, x.shape), d.hidden, bias=True)
 
 

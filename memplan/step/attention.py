@@ -81,14 +81,26 @@ class AttentionOps(LayerOps):
             return None
         return _causal_mask(self, dtype, padded)
 
-    def attention(self, q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, dropout: float = 0.0) -> Tensor:
-        """Attention of q [B, A, S, D] on k, v [B, K, T, D], as [B, S, A, D]; `is_causal` changes no byte."""
+    def attention(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        mask: Tensor | None = None,
+        dropout: float = 0.0,
+        causal: bool = True,
+    ) -> Tensor:
+        """Attention of q [B, A, S, D] on k, v [B, K, T, D], as [B, S, A, D].
+
+        `causal` is the module's `is_causal`, by which sdpa goes where there is no mask.
+        """
         if self.settings.attn_implementation == "eager":
             return eager_attention(self, q, k, v, mask, dropout)
         autocast = self.settings.autocast
         if autocast is not None:
             q, k, v = ops.to(self, q, autocast), ops.to(self, k, autocast), ops.to(self, v, autocast)
-        return sdpa(self, q, k, v, mask, self.settings, dropout)
+        return sdpa(self, q, k, v, mask, self.settings, dropout, causal=causal)
 
 
 def _split_heads_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | None]:

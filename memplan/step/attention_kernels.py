@@ -66,6 +66,7 @@ def choose_kernel(
     compute_capability: tuple[int, int],
     torch_version: tuple[int, int],
     value_size: int | None = None,
+    dropout: float = 0.0,
 ) -> Kernel:
     """The kernel that CUDA's dispatcher takes.
 
@@ -77,13 +78,15 @@ def choose_kernel(
         compute_capability: (major, minor).
         torch_version: (major, minor); the memory-efficient kernel takes grouped heads since 2.14.
         value_size: head size of v where it is another one; flash wants them equal (`check_head_dim_size_flash`).
+        dropout: its probability; cuDNN takes sixteenths (`check_cudnn_tensor_shapes`).
     """
     half = dtype.is_half if compute_capability >= (8, 0) else dtype is DType.FLOAT16
-    if compute_capability[0] in (9, 10) and half and head_size % 8 == 0 and head_size <= 128:
+    known_to_cudnn = head_size % 8 == 0 and head_size <= 128 and not dropout * 16 % 1
+    if compute_capability[0] in (9, 10) and half and known_to_cudnn:
         return Kernel.CUDNN
     consumer = (8, 6) <= compute_capability <= (8, 9) or (12, 0) <= compute_capability <= (12, 1)
     equal = value_size in (None, head_size)
-    known_to_flash = head_size <= 256 and (not consumer or head_size <= 192 or head_size > 224)
+    known_to_flash = head_size <= 256 and (not consumer or head_size <= 192 or (head_size > 224 and not dropout))
     if half and equal and not has_mask and compute_capability >= (8, 0) and known_to_flash:
         return Kernel.FLASH
     alignment = 8 if dtype.is_half else 4
@@ -93,12 +96,30 @@ def choose_kernel(
 
 
 def sdpa(
-    t: Tape, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, settings: StepSettings, dropout: float = 0.0
+    t: Tape,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    settings: StepSettings,
+    dropout: float = 0.0,
+    *,
+    causal: bool = True,
 ) -> Tensor:
     """Attention of q [B, A, S, D] on k, v [B, K, T, D] as transformers calls it: [B, S, A, D].
 
     Grouped heads are passed on (`enable_gqa`) only without a mask; with one, k and v are repeated first
     (integrations/sdpa_attention.py, `use_gqa_in_sdpa`).
+
+    Args:
+        t: the tape.
+        q: queries.
+        k: keys.
+        v: values.
+        mask: boolean, or added to the scores.
+        settings: GPU and version, which decide the kernel.
+        dropout: its probability.
+        causal: whether a missing mask means the causal one, which only the unfused kernel makes.
     """
     heads = q.shape[1]
     if k.shape[1] != heads and (mask is not None or k.shape[-1] > 256):
@@ -112,11 +133,12 @@ def sdpa(
         compute_capability=settings.compute_capability,
         torch_version=settings.torch_version,
         value_size=v.shape[-1],
+        dropout=dropout,
     )
-    if kernel is Kernel.MATH:
-        return merge_heads(t, _math(t, q, k, v, mask, dropout))
-    if kernel in (Kernel.EFFICIENT, Kernel.CUDNN) and mask is not None:
+    if mask is not None:
         mask = _additive(t, mask, q.dtype)
+    if kernel is Kernel.MATH:
+        return merge_heads(t, _math(t, q, k, v, mask, dropout, causal=causal))
     if kernel is Kernel.EFFICIENT and mask is not None:
         mask = _aligned_mask(t, mask, q, k)
     out = _fused(t, kernel, q, k, v, mask)
@@ -126,9 +148,11 @@ def sdpa(
     return out
 
 
-def math_sdpa(t: Tape, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+def math_sdpa(t: Tape, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float = 0.0) -> Tensor:
     """The unfused kernel, where key heads are broadcast without `enable_gqa`: [B, S, A, D]."""
-    return merge_heads(t, _math(t, q, k, v, mask))
+    if mask is not None:
+        mask = _additive(t, mask, q.dtype)
+    return merge_heads(t, _math(t, q, k, v, mask, dropout, causal=mask is None))
 
 
 def _expand_one(t: Tape, x: Tensor, heads: int) -> Tensor:
@@ -153,13 +177,19 @@ def _dense_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | N
     return (Tensor(tape, shape, grad.dtype, grad.storage, None, is_view=True),)
 
 
+def keeps_logsumexp(t: Tape, *inputs: Tensor) -> bool:
+    """Whether the memory-efficient kernel and cuDNN's make the logarithm of the sums, which only backward needs."""
+    return t.grad_enabled and any(x.requires_grad for x in inputs)
+
+
 def _fused(t: Tape, kernel: Kernel, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     batch, heads, length, _ = q.shape
     name = f"_scaled_dot_product_{kernel}_attention"
     shape = (batch, length, heads, v.shape[-1])
     out = t.alloc(shape, q.dtype, name)
     rows = -(-length // 32) * 32 if kernel is Kernel.EFFICIENT else length
-    lse = t.alloc((batch, heads, rows), DType.FLOAT32, name)
+    kept = kernel is Kernel.FLASH or keeps_logsumexp(t, q, k, v)
+    lse = t.alloc((batch, heads, rows), DType.FLOAT32, name) if kept else None
     random_state = [t.alloc((2,), DType.INT64, name), t.alloc((1,), DType.INT64, name)]  # philox seed and offset
     saved = (q, k, v, mask, out, lse, *random_state)
     node = t.record("sdpa", (q, k, v), saved, _fused_backward, (meta(q), meta(k), meta(v), kernel))
@@ -201,11 +231,12 @@ def backward_workspaces(kernel: Kernel, q: Meta, k: Meta) -> list[int]:
 
 
 def _additive(t: Tape, mask: Tensor, dtype: DType) -> Tensor:
-    """attention.cpp, `convert_boolean_attn_mask_`: zeros_like, then masked_fill_ with the inverted mask."""
+    """attention.cpp, `convert_boolean_attn_mask_`: `where(mask, 0.0, scalar_tensor(-inf))`."""
     if mask.dtype is not DType.BOOL:
         return mask
-    additive = t.new(mask.shape, dtype, "zeros_like")
-    t.alloc(mask.shape, DType.BOOL, "logical_not")
+    scalars = [t.alloc((), dtype, "scalar_tensor") for _ in range(2)]
+    additive = t.new(mask.shape, dtype, "where")
+    del scalars
     return additive
 
 
@@ -217,21 +248,28 @@ def _aligned_mask(t: Tape, mask: Tensor, q: Tensor, k: Tensor) -> Tensor:
     return t.new((*mask.shape[:3], last + 8 - last % 8), mask.dtype, "constant_pad_nd")
 
 
-def _math(t: Tape, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float = 0.0) -> Tensor:
+def _math(
+    t: Tape, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float = 0.0, *, causal: bool
+) -> Tensor:
     """attention.cpp, `_scaled_dot_product_attention_math`: half precision is computed in float32; result [B, A, S, D]."""
     origin, (batch, heads, length, _), size = q.dtype, q.shape, v.shape[-1]
     q_, k_, v_ = (ops.to(t, x, DType.FLOAT32 if origin.is_half else origin) for x in (q, k, v))
     query = ops.scale(t, q_)
-    bias = _causal_bias(t, length, k_.shape[2], q_.dtype) if mask is None else _additive(t, mask, q_.dtype)
+    if mask is None and causal:
+        mask = _causal_bias(t, length, k_.shape[2], q_.dtype)
     key, value = repeat_kv(t, k_, heads), repeat_kv(t, v_, heads)
     scores = (batch, heads, length, k_.shape[2])
-    # The mask is added in place: the sum takes the product's storage.
-    weights = _safe_softmax(t, matmul(t, query, ops.scale(t, transpose_last(t, key)), scores))
+    scaled = ops.scale(t, transpose_last(t, key))
+    weights = matmul(t, query, scaled, scores)
+    del scaled
+    if mask is not None:
+        weights = ops.add_in_place(t, weights, mask)
+    weights = _safe_softmax(t, weights)
     weights = ops.dropout(t, weights, dropout)
     lowered = t.alloc(scores, origin, "_to_copy") if origin.is_half else None
     out = require_contiguous_gradient(t, matmul(t, weights, value, (batch, heads, length, size)))
     out = ops.to(t, out, origin)
-    del bias, lowered
+    del mask, lowered
     return out
 
 
@@ -245,10 +283,9 @@ def _causal_bias(t: Tape, rows: int, columns: int, dtype: DType) -> Tensor:
 
 
 def _safe_softmax(t: Tape, x: Tensor) -> Tensor:
-    """attention.cpp, `_safe_softmax`: softmax, a boolean `eq(-inf)`, then `where` makes the result that is saved."""
-    plain = t.alloc(x.shape, x.dtype, "_softmax")
+    """attention.cpp, `_safe_softmax`: softmax, then a boolean `eq(-inf)`; rows that are wholly masked are filled in place."""
+    out = t.alloc(x.shape, x.dtype, "_safe_softmax")
     masked = t.alloc(x.shape, DType.BOOL, "eq")
-    out = t.alloc(x.shape, x.dtype, "where")
     node = t.record("_safe_softmax", (x,), (out,), softmax_backward, (x.shape, x.dtype))
-    del plain, masked
+    del masked
     return Tensor(t, x.shape, x.dtype, out, node)

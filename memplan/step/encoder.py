@@ -52,6 +52,7 @@ def attend(
     mask: Tensor | None,
     dropout: float,
     *,
+    causal: bool = False,
     casts_back: bool = False,
 ) -> Tensor:
     """Attention of q [B, A, S, D] on k, v [B, K, T, D], as [B, S, A, D]; eager takes the softmax in the scores' own type.
@@ -59,7 +60,7 @@ def attend(
     Autocast computes that softmax in float32; with `casts_back` it is brought to the values' type before the dropout (GPT-2).
     """
     if t.settings.attn_implementation != "eager":
-        return t.attention(q, k, v, mask=mask, dropout=dropout)
+        return t.attention(q, k, v, mask=mask, dropout=dropout, causal=causal)
     batch, heads, length, size = q.shape
     key, value = repeat_kv(t, k, heads), repeat_kv(t, v, heads)
     weights = ops.scale(t, autocast_matmul(t, q, transpose_last(t, key), (batch, heads, length, k.shape[2])))

@@ -86,6 +86,21 @@ def _add_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | Non
     return (left, right)
 
 
+def add_in_place(tape: Tape, total: Tensor, other: Tensor, *, scaled: bool = False) -> Tensor:
+    """`total.add_(other, alpha=...)`; a factor is multiplied into the gradient of `other`."""
+    node = tape.record("add_", (total, other), (), _add_in_place_backward, (other.shape, other.dtype, scaled))
+    return Tensor(tape, total.shape, total.dtype, total.storage, node)
+
+
+def _add_in_place_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | None]:
+    shape, dtype, scaled = cast(tuple[Shape, DType, bool], node.meta)
+    right = None
+    if node.edges[1] is not None:
+        right = tape.new(grad.shape, grad.dtype, "mul") if scaled else grad
+        right = fit_gradient(tape, right, shape, dtype)
+    return (grad if node.edges[0] is not None else None, right)
+
+
 def mul(tape: Tape, a: Tensor, b: Tensor) -> Tensor:
     """`a * b`: saves each operand that the other's gradient needs."""
     dtype = promote(a.dtype, b.dtype)
@@ -169,7 +184,7 @@ def dropout(tape: Tape, x: Tensor, probability: float) -> Tensor:
 
     Source: aten/src/ATen/native/Dropout.cpp (`is_fused_kernel_acceptable`), native/cuda/Dropout.cu.
     """
-    if probability == 0:
+    if probability == 0 or not tape.training:
         return x
     if x.node is None or not tape.grad_enabled:
         out = tape.new(x.shape, x.dtype, "native_dropout")

@@ -18,7 +18,7 @@ from typing import cast
 from memplan.dtypes import DType
 from memplan.step import ops
 from memplan.step.attention import AttentionOps, autocast_matmul, detached
-from memplan.step.attention_kernels import Kernel, Meta, backward_workspaces, meta
+from memplan.step.attention_kernels import Kernel, Meta, backward_workspaces, choose_kernel, math_sdpa, meta
 from memplan.step.matmul import merge_heads, require_contiguous_gradient, softmax, transpose_last
 from memplan.step.split import copy
 from memplan.step.tables import table
@@ -67,7 +67,7 @@ def biased_attention(
     autocast = t.settings.autocast
     if autocast is not None:
         q, k, v, bias = (ops.to(t, x, autocast) for x in (q, k, v, bias))
-    return _sdpa(t, q, k, v, bias)
+    return _sdpa(t, q, k, v, bias, dropout)
 
 
 def _eager(
@@ -107,8 +107,19 @@ def _where_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | N
     return (out,)
 
 
-def _sdpa(t: AttentionOps, q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
-    batch, heads, length, _ = q.shape
+def _sdpa(t: AttentionOps, q: Tensor, k: Tensor, v: Tensor, bias: Tensor, dropout: float) -> Tensor:
+    batch, heads, length, size = q.shape
+    kernel = choose_kernel(
+        q.dtype,
+        size,
+        has_mask=True,
+        grouped=False,
+        compute_capability=t.settings.compute_capability,
+        torch_version=t.settings.torch_version,
+        dropout=dropout,
+    )
+    if kernel is Kernel.MATH:
+        return math_sdpa(t, q, k, v, bias, dropout)
     name = f"_scaled_dot_product_{Kernel.EFFICIENT}_attention"
     shape = (batch, length, heads, v.shape[-1])
     given = bias  # alive until attention returns
@@ -116,9 +127,10 @@ def _sdpa(t: AttentionOps, q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Ten
     if last % 8:  # attention.cpp, `pad_bias<8>`
         bias = _padded(t, given, (*given.shape[:3], last + 8 - last % 8))
     out = t.alloc(shape, q.dtype, name)
-    lse = t.alloc((batch, heads, -(-length // 32) * 32), DType.FLOAT32, name)
+    rows = -(-length // 32) * 32
+    lse = t.alloc((batch, heads, rows), DType.FLOAT32, name) if keeps_logsumexp(t, q, k, v) else None
     random_state = [t.alloc((2,), DType.INT64, name), t.alloc((1,), DType.INT64, name)]  # philox seed and offset
-    saved: tuple[Tensor | Storage, ...] = (q, k, v, bias, out, lse, *random_state)
+    saved: tuple[Tensor | Storage | None, ...] = (q, k, v, bias, out, lse, *random_state)
     metas = (meta(q), meta(k), meta(v), given.shape)
     node = t.record("sdpa", (q, k, v, bias), saved, _sdpa_backward, metas)
     del given

@@ -50,8 +50,8 @@ class InPlaceUpdate:
             return None
         if func is _aten.add.Tensor:
             second = args[1]
-            same = isinstance(second, torch.Tensor) and second.dtype == out.dtype
-            if not same or (second.shape != out.shape and not recorder.inside_composite):
+            same = isinstance(second, torch.Tensor) and (second.dtype, second.shape) == (out.dtype, out.shape)
+            if not same and not recorder.inside_composite:  # `attn.add_(attn_mask)` takes any mask
                 return None
         # A view's base holds the storage too (use_count 2), so the real engine is out of place.
         if first._is_view() and not recorder.inside_composite:

@@ -67,7 +67,7 @@ class Session:
         model = builder.build_on_meta(self.spec, builder.build_config(self.spec))
         self.quantizer = QuantizedLoader.for_spec(self.spec)
         if self.quantizer is not None:
-            self.quantizer.replace_modules(model)
+            self.quantizer.replace_modules(model, {"": "cuda:0"})
         return model
 
     def run(self, model: nn.Module) -> None:
@@ -176,6 +176,9 @@ def trace_in_process(spec: TraceSpec, *, shim_kind: str, import_seconds: float) 
     patches.attention.decomposed = recorder.decomposed
     session = Session(spec, recorder)
     model = session.build()
+    if getattr(model.config, "is_encoder_decoder", False):
+        # The padding is the source's. A decoder that is given no mask has none or makes one of ones (modeling_bart.py).
+        recorder.guesses.known.insert(0, ("transformers/masking_utils.py", "_ignore_causal_mask_sdpa", True))
     with ExitStack() as stack:
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         stack.enter_context(recorder)

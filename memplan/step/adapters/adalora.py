@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, cast
 from memplan.dtypes import DType
 from memplan.step import ops
 from memplan.step.adapters.layer import AdaptedLayer
-from memplan.step.adapters.oft import add_in_place, subtract
+from memplan.step.adapters.oft import subtract
 from memplan.step.tensor import Node, Shape, Tape, Tensor
 from memplan.step.weight_ops import autocast_mm, div, matmul, transposed
 
@@ -43,7 +43,7 @@ def adalora(layer: AdaptedLayer, x: Tensor) -> Tensor:
         output = ops.to(t, output, dtype)
     output = ops.scale(t, output)
     output = div(t, output, ranknum)
-    return add_in_place(t, result, output)
+    return ops.add_in_place(t, result, output)
 
 
 def orthogonality(t: LayerOps, paths: Iterable[str], loss: Tensor) -> Tensor:
@@ -55,10 +55,10 @@ def orthogonality(t: LayerOps, paths: Iterable[str], loss: Tensor) -> Tensor:
             covariance = autocast_mm(t, left, right)
             eye = t.new(covariance.shape, covariance.dtype, "empty_like")
             norm = _norm(t, subtract(t, covariance, eye))
-            total = ops.add_scalar(t, norm) if total is None else add_in_place(t, total, norm)
+            total = ops.add_scalar(t, norm) if total is None else ops.add_in_place(t, total, norm)
     assert total is not None
     total = ops.scale(t, total, "div")
-    return add_in_place(t, loss, ops.scale(t, total))
+    return ops.add_in_place(t, loss, ops.scale(t, total))
 
 
 def _norm(t: Tape, x: Tensor) -> Tensor:

@@ -52,17 +52,17 @@ def _cayley(t: LayerOps, vector: Tensor, shape: Shape, terms: int) -> Tensor:
     del eye
     if terms == 1:
         return total
-    total = add_in_place(t, total, skew, scaled=True)
+    total = ops.add_in_place(t, total, skew, scaled=True)
     if terms == 2:
         return total
     squared = autocast_mm(t, skew, skew)
-    total = add_in_place(t, total, squared, scaled=True)
+    total = ops.add_in_place(t, total, squared, scaled=True)
     power = squared
     for _ in range(3, terms - 1):
         power = autocast_mm(t, power, skew)
-        total = add_in_place(t, total, power, scaled=True)
+        total = ops.add_in_place(t, total, power, scaled=True)
     power = autocast_mm(t, power, skew)
-    return add_in_place(t, total, power)
+    return ops.add_in_place(t, total, power)
 
 
 def _skew_symmetric(t: Tape, vector: Tensor, shape: Shape) -> Tensor:
@@ -86,21 +86,6 @@ def subtract(t: Tape, a: Tensor, b: Tensor) -> Tensor:
 
 def _sub_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | None]:
     right = tape.new(grad.shape, grad.dtype, "neg") if node.edges[1] is not None else None
-    return (grad if node.edges[0] is not None else None, right)
-
-
-def add_in_place(t: Tape, total: Tensor, other: Tensor, *, scaled: bool = False) -> Tensor:
-    """`total.add_(other, alpha=...)`; a factor is multiplied into the gradient of `other`."""
-    node = t.record("add_", (total, other), (), _add_in_place_backward, (other.shape, other.dtype, scaled))
-    return Tensor(t, total.shape, total.dtype, total.storage, node)
-
-
-def _add_in_place_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | None]:
-    shape, dtype, scaled = cast(tuple[Shape, DType, bool], node.meta)
-    right = None
-    if node.edges[1] is not None:
-        right = tape.new(grad.shape, grad.dtype, "mul") if scaled else grad
-        right = ops.fit_gradient(tape, right, shape, dtype)
     return (grad if node.edges[0] is not None else None, right)
 
 
