@@ -11,11 +11,11 @@ from fastapi import FastAPI
 from memplan import __version__
 from memplan.web import api, pages
 from memplan.web.answers import Answers
+from memplan.web.document import openapi_document
 from memplan.web.edge import Edge
 from memplan.web.errors import add_error_handlers
 from memplan.web.limits import Limits, RateLimit
 from memplan.web.metrics import Metrics
-from memplan.web.schemas import openapi_document
 from memplan.web.settings import Settings
 from memplan.web.work import Work
 

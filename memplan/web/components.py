@@ -19,7 +19,9 @@ from memplan.optimizers.catalog import optimizer_rows
 from memplan.planner import Plan
 from memplan.recipe import Recipe
 from memplan.recipe_help import RECIPE_HELP
+from memplan.web.codes import PATTERN, codes
 from memplan.web.plans import PlanOptions
+from memplan.web.recipes import MAX_LAYERS
 from memplan.web.schemas import CHECK_EXAMPLES, ERROR_EXAMPLE, RECIPE_EXAMPLE, REF, Schema, ref
 from memplan.web.settings import Settings
 
@@ -120,8 +122,10 @@ def _plain(schema: Schema) -> Schema:
 
 
 def _error_schema() -> Schema:
+    known: Schema = {"enum": list(codes())}
+    others: Schema = {"pattern": PATTERN}
     properties: dict[str, Schema] = {
-        "code": {"type": "string", "pattern": "^[a-z0-9_]+$", "description": "Stable; what a program should look at."},
+        "code": {"type": "string", "anyOf": [known, others], "description": "Stable; what a program should look at."},
         "message": {"type": "string", "description": "What was found and what is wrong with it."},
         "hint": {"type": "string", "description": "What is allowed, or what to do."},
         "field": {"type": "string", "description": "The key at fault."},
@@ -139,7 +143,8 @@ def _recipe_schema(into: dict[str, Schema]) -> Schema:
             properties[key]["description"] = text
             properties[key].pop("default", None)
     properties["model"] = {
-        "description": "A model's id or short name (GET /api/v1/models), or the object of a config.json. Never a path.",
+        "description": "A model's id or short name (GET /api/v1/models), or the object of a config.json, of at most "
+        f"{MAX_LAYERS} layers in all its towers. Never a path.",
         "anyOf": [
             {"type": "string", "minLength": 1, "maxLength": 200, "examples": list(card_ids()[:5])},
             {"type": "object", "required": ["model_type"], "properties": {"model_type": {"type": "string"}}},

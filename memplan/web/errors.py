@@ -35,7 +35,8 @@ _MESSAGES = {
 }
 
 
-def _problem_of_http(error: HTTPException) -> Problem:
+def problem_of_http(error: HTTPException) -> Problem:
+    """What the router's own refusals are answered."""
     code, message, hint = _MESSAGES.get(
         error.status_code, ("http_error", str(error.detail) or HTTPStatus(error.status_code).phrase, "")
     )
@@ -67,7 +68,7 @@ def add_error_handlers(app: FastAPI) -> None:
 
     async def on_http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        return answer(request, _problem_of_http(error))
+        return answer(request, problem_of_http(error))
 
     app.add_exception_handler(ProblemError, on_problem)
     app.add_exception_handler(MemplanError, on_memplan)

@@ -24,6 +24,35 @@ _BATCH_PATH = "/api/v1/estimate/batch"
 # Never limited: what monitors ask every few seconds, and files that a browser keeps.
 _FREE_PATHS = ("/healthz", "/metrics", "/static/")
 
+PATH_TOO_LONG = Problem(414, "path_too_long", f"the path is longer than {format_bytes(MAX_PATH_BYTES)}")
+
+
+def query_too_long(limit: int) -> Problem:
+    """What a query of more than `limit` bytes is answered."""
+    said = f"the query is longer than {format_bytes(limit)}"
+    return Problem(414, "query_too_long", said, "POST a recipe to the API instead")
+
+
+def body_too_large(limit: int) -> Problem:
+    """What a body of more than `limit` bytes is answered."""
+    return Problem(413, "body_too_large", f"the body is larger than {format_bytes(limit)}")
+
+
+def body_too_slow(seconds: float) -> Problem:
+    """What a body is answered that is not there after so many seconds."""
+    return Problem(408, "body_too_slow", f"the body took longer than {seconds:g} s to arrive")
+
+
+def too_many_requests(per_minute: int, seconds: int) -> Problem:
+    """What a client is answered who has used up its requests for so many seconds."""
+    return Problem(
+        429,
+        "too_many_requests",
+        f"more than {per_minute} requests a minute",
+        f"try again in {seconds} s; a batch asks for many estimates in one request",
+        headers=(("Retry-After", str(seconds)),),
+    )
+
 
 class Limits:
     """ASGI middleware: the size of the address, and size and time of the body.
@@ -57,15 +86,8 @@ class Limits:
     def _address_problem(self, scope: Scope) -> Problem | None:
         limit = self.settings.max_query_bytes
         if len(scope.get("query_string", b"")) > limit:
-            return Problem(
-                414,
-                "query_too_long",
-                f"the query is longer than {format_bytes(limit)}",
-                "POST a recipe to the API instead",
-            )
-        if len(scope.get("raw_path") or b"") > MAX_PATH_BYTES:
-            return Problem(414, "path_too_long", f"the path is longer than {format_bytes(MAX_PATH_BYTES)}")
-        return None
+            return query_too_long(limit)
+        return PATH_TOO_LONG if len(scope.get("raw_path") or b"") > MAX_PATH_BYTES else None
 
     def _body_limit(self, scope: Scope) -> int:
         path = route_path(scope)
@@ -75,10 +97,9 @@ class Limits:
 
 
 async def _read_body(scope: Scope, receive: Receive, limit: int, timeout_seconds: float) -> bytes | Problem | None:
-    too_large = Problem(413, "body_too_large", f"the body is larger than {format_bytes(limit)}")
     declared = next((value for name, value in scope["headers"] if name == b"content-length"), b"")
     if declared.isdigit() and int(declared) > limit:
-        return too_large
+        return body_too_large(limit)
     chunks: list[bytes] = []
     size = 0
     try:
@@ -90,12 +111,12 @@ async def _read_body(scope: Scope, receive: Receive, limit: int, timeout_seconds
                 chunk = message.get("body", b"")
                 size += len(chunk)
                 if size > limit:
-                    return too_large
+                    return body_too_large(limit)
                 chunks.append(chunk)
                 if not message.get("more_body", False):
                     return b"".join(chunks)
     except TimeoutError:
-        return Problem(408, "body_too_slow", f"the body took longer than {timeout_seconds:g} s to arrive")
+        return body_too_slow(timeout_seconds)
 
 
 def _replayed(body: bytes, receive: Receive) -> Receive:
@@ -134,14 +155,7 @@ class RateLimit:
         if scope["type"] == "http" and not route_path(scope).startswith(_FREE_PATHS):
             wait_seconds = self.take(client_of(scope))
             if wait_seconds:
-                seconds = math.ceil(wait_seconds)
-                problem = Problem(
-                    429,
-                    "too_many_requests",
-                    f"more than {self.per_minute} requests a minute",
-                    f"try again in {seconds} s; a batch asks for many estimates in one request",
-                    headers=(("Retry-After", str(seconds)),),
-                )
+                problem = too_many_requests(self.per_minute, math.ceil(wait_seconds))
                 await send_problem(problem, scope, receive, send)
                 return
         await self.app(scope, receive, send)

@@ -1,4 +1,4 @@
-"""The OpenAPI document: shapes taken from the models that are served, examples that are run by the tests.
+"""What the API's description says of every operation: requests that work, answers, statuses and headers.
 
 Answers are sent as ready-made bytes; a test holds that what is sent is what is written here.
 """
@@ -6,9 +6,6 @@ Answers are sent as ready-made bytes; a test holds that what is sent is what is 
 from __future__ import annotations
 
 from typing import Any, Literal
-
-from fastapi import FastAPI
-from fastapi.openapi.utils import get_openapi
 
 REF = "#/components/schemas/{model}"
 Schema = dict[str, Any]
@@ -37,6 +34,13 @@ INLINE_EXAMPLE: Schema = {
     "dtype": "bfloat16",
     "gpu": "rtx-3090",
 }
+RECIPE_EXAMPLES: Schema = {"QLoRA on a 24 GB card": RECIPE_EXAMPLE, "a model of one's own": INLINE_EXAMPLE}
+PLAN_EXAMPLES: Schema = {
+    "for a GPU": RECIPE_EXAMPLE | {"micro_batch_size": 16},
+    "the batch stays": RECIPE_EXAMPLE | {"micro_batch_size": 16, "keep": ["micro_batch_size"]},
+}
+BATCH_EXAMPLES: Schema = {"two runs": {"recipes": [RECIPE_EXAMPLE, INLINE_EXAMPLE]}}
+MODEL_EXAMPLE = "mistralai/Mistral-7B-v0.1"
 _SFT = {"name": "sft", "config": "configs/sft.json", "budget": "20 GiB", "gpu": "rtx-4090"}
 _SFT_TEXT = '{"model": "mistralai/Mistral-7B-v0.1", "method": "qlora", "sequence_length": 2048}'
 CHECK_EXAMPLES: Schema = {
@@ -58,16 +62,6 @@ ERROR_EXAMPLE: Schema = {
         "request_id": "9f86d081884c7d65",
     }
 }
-
-DESCRIPTION = """How much GPU memory a training run needs, where it goes, and whether it fits.
-
-Every size is an integer of bytes. An answer to the same request is the same bytes as long as the version stays the same.
-
-Unknown keys, keys given twice, and numbers in quotes are refused: a mistake never becomes the answer to another question.
-
-Every answer carries an `X-Request-ID`: the one sent, where it is 1 to 64 letters, digits, dots, dashes and underscores, or a
-new one. Every error is one envelope, `{"error": {"code", "message", "hint"?, "field"?, "request_id"}}`; `code` is stable.
-"""
 
 _STATUS_TEXT = {
     304: "The client has these bytes already (`If-None-Match`).",
@@ -117,7 +111,6 @@ def responses_of(
     schema: Schema,
     description: str,
     *,
-    example: Any = None,
     media_type: str = "application/json",
     also: tuple[int, ...] = (),
     fresh: bool = False,
@@ -128,18 +121,16 @@ def responses_of(
         method: GET answers have an ETag, POST answers do not.
         schema: of the answer.
         description: of the answer.
-        example: of the answer.
         media_type: of the answer.
         also: further statuses.
         fresh: whether a GET is never kept.
     """
     is_get = method == "GET"
     is_kept = is_get and not fresh
-    content: Schema = {"schema": schema} | ({"example": example} if example is not None else {})
     found: dict[Any, Any] = {
         200: {
             "description": description,
-            "content": {media_type: content},
+            "content": {media_type: {"schema": schema}},
             "headers": _REQUEST_ID_HEADER | (_ETAG_HEADERS if is_kept else {}),
         }
     }
@@ -157,7 +148,7 @@ def _problem(status: int) -> Schema:
         headers |= _RETRY_HEADER
     return {
         "description": _STATUS_TEXT[status],
-        "content": {"application/json": {"schema": ref("Error"), "example": ERROR_EXAMPLE}},
+        "content": {"application/json": {"schema": ref("Error")}},
         "headers": headers,
     }
 
@@ -176,28 +167,3 @@ def request_body(schema: Schema, examples: dict[str, Any], description: str) -> 
             },
         }
     }
-
-
-def openapi_document(app: FastAPI, components: dict[str, Schema]) -> dict[str, Any]:
-    """The whole document of an application.
-
-    Args:
-        app: the application.
-        components: of `memplan.web.components`.
-    """
-    document = get_openapi(
-        title="memplan",
-        version=app.version,
-        summary="GPU memory of training runs",
-        description=DESCRIPTION,
-        routes=app.routes,
-        tags=[
-            {"name": "answers", "description": "What a run needs."},
-            {"name": "catalogue", "description": "What memplan knows."},
-            {"name": "service", "description": "The service itself."},
-        ],
-        license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
-        servers=[{"url": app.state.settings.root_path or "/"}],
-    )
-    document["components"] = {"schemas": components}
-    return document

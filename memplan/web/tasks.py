@@ -207,6 +207,13 @@ def components() -> dict[str, Any]:
     return all_of_them()
 
 
+def samples() -> tuple[dict[str, Any], dict[str, list[Problem]]]:
+    """Answers and errors for the description of the API; see `memplan.web.samples`."""
+    from memplan.web.samples import samples as all_of_them
+
+    return all_of_them()
+
+
 def _listing(entry: Callable[[Any], dict[str, Any]], rows: Iterable[Any]) -> Answer:
     return _json([entry(row) for row in rows])
 

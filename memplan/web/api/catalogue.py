@@ -12,11 +12,9 @@ from memplan.web import tasks
 from memplan.web.answers import Answers
 from memplan.web.api.requests import query_of
 from memplan.web.caching import conditional
-from memplan.web.schemas import listing, ref, responses_of
+from memplan.web.schemas import MODEL_EXAMPLE, listing, ref, responses_of
 
 router = APIRouter(prefix="/api/v1", tags=["catalogue"])
-
-_MODEL_EXAMPLE = "mistralai/Mistral-7B-v0.1"
 
 
 async def _kept(request: Request, function: Callable[..., tasks.Answer], *args: str) -> Response:
@@ -52,7 +50,7 @@ async def models(request: Request) -> Response:
                 "required": True,
                 "description": "An id such as `mistralai/Mistral-7B-v0.1`, its slash as it is or as %2F; or a short name.",
                 "schema": {"type": "string", "minLength": 1, "maxLength": 200},
-                "example": _MODEL_EXAMPLE,
+                "example": MODEL_EXAMPLE,
             }
         ]
     },

@@ -13,6 +13,7 @@ from starlette.responses import Response
 
 from memplan.web.api.requests import query_of
 from memplan.web.api.service import document_of
+from memplan.web.codes import PATTERN, codes
 from memplan.web.pages.responding import page
 
 router = APIRouter(include_in_schema=False)
@@ -141,5 +142,7 @@ async def docs(request: Request) -> Response:
         "api_docs.html",
         intro=document["info"]["description"].strip().split("\n\n"),
         operations=operations_of(document, url),
+        codes=codes(),
+        pattern=PATTERN.strip("^$"),
         shapes={name: list(keys_of(schema)) for name, schema in schemas.items() if schema.get("properties")},
     )

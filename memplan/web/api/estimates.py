@@ -17,7 +17,7 @@ from memplan.web.api.requests import json_body_of
 from memplan.web.errors import INTERNAL, request_id_of
 from memplan.web.metrics import Metrics
 from memplan.web.problems import Problem, ProblemError
-from memplan.web.schemas import INLINE_EXAMPLE, RECIPE_EXAMPLE, ref, request_body, responses_of
+from memplan.web.schemas import BATCH_EXAMPLES, PLAN_EXAMPLES, RECIPE_EXAMPLES, ref, request_body, responses_of
 from memplan.web.settings import Settings
 from memplan.web.work import TIMEOUT, WorkerBugError
 
@@ -37,7 +37,7 @@ _NO_STORE = {"Cache-Control": "no-store"}
     ),
     openapi_extra=request_body(
         ref("Recipe"),
-        {"QLoRA on a 24 GB card": RECIPE_EXAMPLE, "a model of one's own": INLINE_EXAMPLE},
+        RECIPE_EXAMPLES,
         "A recipe: flat keys, the same as everywhere in memplan.",
     ),
 )
@@ -80,7 +80,7 @@ def count(request: Request, answer: tasks.Answer) -> None:
     responses=responses_of("POST", ref("Plan"), "The plan, byte for byte what `memplan plan --json` writes."),
     openapi_extra=request_body(
         ref("PlanRequest"),
-        {"for a GPU": RECIPE_EXAMPLE, "the batch stays": RECIPE_EXAMPLE | {"keep": ["micro_batch_size"]}},
+        PLAN_EXAMPLES,
         "A recipe's flat keys, and beside them what the planner is told. It needs `gpu` or `budget_bytes`.",
     ),
 )
@@ -100,9 +100,7 @@ async def plan(request: Request) -> Response:
         "One JSON object a line, in the order of the recipes, each sent as soon as it is known.",
         media_type="application/x-ndjson",
     ),
-    openapi_extra=request_body(
-        ref("BatchRequest"), {"two runs": {"recipes": [RECIPE_EXAMPLE, INLINE_EXAMPLE]}}, "Up to 1000 recipes."
-    ),
+    openapi_extra=request_body(ref("BatchRequest"), BATCH_EXAMPLES, "Up to 1000 recipes."),
 )
 async def estimate_batch(request: Request) -> Response:
     """The estimates of up to 1000 recipes. A recipe that is wrong has an error on its line; the others are answered."""

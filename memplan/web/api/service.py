@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from typing import Any
 
@@ -12,8 +13,10 @@ from memplan import __version__
 from memplan.web import tasks
 from memplan.web.api.requests import query_of
 from memplan.web.caching import conditional
+from memplan.web.document import add_samples, openapi_document
 from memplan.web.metrics import MEDIA_TYPE, Metrics
-from memplan.web.schemas import openapi_document, ref, responses_of
+from memplan.web.schemas import ref, responses_of
+from memplan.web.settings import Settings
 
 router = APIRouter(tags=["service"])
 metrics_router = APIRouter(tags=["service"])
@@ -24,9 +27,7 @@ metrics_router = APIRouter(tags=["service"])
     operation_id="healthz",
     summary="Is it there?",
     response_class=Response,
-    responses=responses_of(
-        "GET", ref("Health"), "It answers.", example={"status": "ok", "version": __version__}, fresh=True
-    ),
+    responses=responses_of("GET", ref("Health"), "It answers.", fresh=True),
 )
 async def healthz(request: Request) -> Response:
     """Whether the service answers. Computes nothing, so that it answers however busy the service is."""
@@ -41,16 +42,26 @@ async def openapi(request: Request) -> Response:
     query_of(request)
     app = request.app
     if not hasattr(app.state, "openapi_body"):
-        document = await document_of(app)
+        document = await sampled_document_of(app)
         app.state.openapi_body = json.dumps(document, indent=1, ensure_ascii=False).encode() + b"\n"
     return conditional(request, app.state.openapi_body, "application/json")
 
 
 async def document_of(app: FastAPI) -> dict[str, Any]:
-    """The OpenAPI document of the application, made once."""
+    """The OpenAPI document of the application without samples, made once."""
     if app.openapi_schema is None:
         app.openapi_schema = openapi_document(app, await app.state.work.run(tasks.components))
     return app.openapi_schema
+
+
+async def sampled_document_of(app: FastAPI) -> dict[str, Any]:
+    """The same with a sample of every answer and of every error."""
+    answers, problems = await app.state.work.run(tasks.samples, slow=True)
+    document = copy.deepcopy(await document_of(app))
+    counted: Metrics | None = app.state.metrics
+    settings: Settings = app.state.settings
+    add_samples(document, answers, problems, settings, counted.exposition().decode() if counted is not None else "")
+    return document
 
 
 @metrics_router.get(
