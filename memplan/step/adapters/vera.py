@@ -23,7 +23,8 @@ def vera(layer: AdaptedLayer, x: Tensor) -> Tensor:
     sliced_a = t.view(layer["vera_A"], (rank, inputs))
     sliced_b = t.view(layer["vera_B"], (outputs, rank))
     x = ops.to(t, x, lambda_d.dtype)
-    inner = lambda_d * t.matmul(ops.dropout(t, x, layer.option("dropout")), sliced_a, None)
-    result = result + lambda_b * t.matmul(inner, sliced_b, None)
-    del inner
+    # The inner product is nobody's: it goes as soon as B has been applied.
+    result = result + lambda_b * t.matmul(
+        lambda_d * t.matmul(ops.dropout(t, x, layer.option("dropout")), sliced_a, None), sliced_b, None
+    )
     return ops.to(t, ops.to(t, result, dtype), previous)
