@@ -111,7 +111,7 @@ def narrowed(document: dict[str, Any]) -> dict[str, Any]:
 def fuzz(
     examples: int, operations: Sequence[str] = (), seed: int | None = None, phases: str = "examples,coverage,fuzzing"
 ) -> int:
-    """Run; returns schemathesis' exit code."""
+    """Run; returns schemathesis' exit code, or 1 where an operation was never asked."""
     with running_service("--metrics") as service, tempfile.TemporaryDirectory() as folder:
         with urllib.request.urlopen(service.url + "/openapi.json", timeout=10) as answer:
             document = narrowed(json.load(answer))
@@ -131,7 +131,17 @@ def fuzz(
             lines = answer.read().decode().splitlines()
         print(*(line for line in lines if line.startswith(("memplan_requests_total", "memplan_verdicts"))), sep="\n")
         print(*(line for line in service.log if " ERROR " in line or " WARNING " in line), sep="")
-        return code
+        missing = [
+            f"{method.upper()} {path}"
+            for path, methods in document["paths"].items()
+            for method, operation in methods.items()
+            if not operations or operation["operationId"] in operations
+            if not any(
+                f'method="{method.upper()}",route="{path.replace("{id}", "{id:path}")}"' in line for line in lines
+            )
+        ]
+        print(*(f"never asked: {one}" for one in missing), sep="\n")
+        return code or int(bool(missing))
 
 
 CONFIG_CHOICES: dict[str, tuple[Any, ...]] = {
