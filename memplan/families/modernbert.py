@@ -111,8 +111,9 @@ def mlp(t: Builder, x: Tensor, d: Dims) -> Tensor:
 def layer(t: Builder, x: Tensor, index: int, d: Dims, side: Side) -> Tensor:
     """One layer: x [B, S, H] to [B, S, H]; the first has no norm before its attention."""
     normed = t.layer_norm("attn_norm", x, bias=d.norm_bias) if index else x
-    x = x + t.call("attn", lambda t, h: attention(t, h, d, side), normed)
+    attended = t.call("attn", lambda t, h: attention(t, h, d, side), normed)  # lives until the layer returns
     del normed
+    x = x + attended
     return x + t.call("mlp", lambda t, h: mlp(t, h, d), t.layer_norm("mlp_norm", x, bias=d.norm_bias))
 
 
