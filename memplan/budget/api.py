@@ -38,7 +38,7 @@ def check(
         path: a memplan.toml, or a pyproject.toml with `[tool.memplan]`; by default the nearest above the working folder.
         base: a git ref to compare with, or `auto` (see `memplan.budget.git.base_of`); None for none.
         on_uncertain: `fail`, `warn` or `pass` instead of what the file says.
-        suggest: whether to search the smallest change for what is over.
+        suggest: whether to search the least painful change for what is over.
 
     Raises:
         InputError: the file is wrong, or there is none.
@@ -134,7 +134,7 @@ def check_mapping(
         InputError: `data` is wrong.
     """
     specs = specs_of(Document("checks", "json", dict(data)))
-    past = Past()
+    past = Past(note="no base is given")
     if base is not None:
         old = {spec.name: spec for spec in specs_of(Document("base", "json", dict(base.data)))}
         past = Past(BaseRef(ref="base", commit=""), old, TextFiles(base.files), note="")

@@ -7,7 +7,9 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from memplan.budget import CheckReport, Content, check_mapping
+from memplan.budget.result import CheckResult
 from memplan.errors import InputError, InvalidValueError, UnknownNameError
+from memplan.web.hints import over_rest
 from memplan.web.problems import Problem, ProblemError
 from memplan.web.recipes import accept
 
@@ -38,13 +40,22 @@ def report_of(body: Mapping[str, Any], max_checks: int, max_explained: int) -> C
             raise InvalidValueError("base", past, 'an object: {"config": ..., "files": ...}')
         base = _content(past, _BASE_KEYS, "base.", max_checks)
     try:
-        return check_mapping(
+        report = check_mapping(
             now.data, files=now.files, base=base, accept=accept, suggest=True, most_explained=max_explained
         )
     except InputError as error:
         place = error.message.partition(":")[0]
         field = "base.config" if place == "base" else "config"
-        raise ProblemError(Problem(422, error.code, error.message, error.hint, field)) from None
+        raise ProblemError(Problem(422, error.code, error.message, over_rest(error.hint), field)) from None
+    return report.model_copy(update={"checks": tuple(map(_in_its_words, report.checks))})
+
+
+def _in_its_words(check: CheckResult) -> CheckResult:
+    """A check whose hint speaks of keys."""
+    problem = check.problem
+    if problem is None:
+        return check
+    return check.model_copy(update={"problem": problem.model_copy(update={"hint": over_rest(problem.hint)})})
 
 
 def _content(data: Mapping[str, Any], allowed: tuple[str, ...], within: str, max_checks: int) -> Content:

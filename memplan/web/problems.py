@@ -15,6 +15,7 @@ from typing import Any
 
 from memplan.errors import FileFormatError, InvalidValueError, MemplanError, UnavailableError, UnknownNameError
 from memplan.recipe import Recipe
+from memplan.web.hints import over_rest
 
 # Kinds of names (`UnknownNameError.kind`) that are called otherwise in a recipe.
 _FIELD_OF_KIND = {"GPU": "gpu", "optimizer": "optim", "model_type": "model"}
@@ -79,7 +80,7 @@ def problem_of(error: MemplanError) -> Problem:
         status = 400
     else:
         status = 422
-    return Problem(status, error.code, error.message, error.hint, field_of(error))
+    return Problem(status, error.code, error.message, over_rest(error.hint), field_of(error))
 
 
 def field_of(error: MemplanError) -> str:

@@ -12,6 +12,7 @@ from memplan.errors import MemplanError, closest
 from memplan.methods import canonical_method, list_methods
 from memplan.optimizers.catalog import optimizer_rows
 from memplan.recipe import Recipe
+from memplan.web.hints import LISTED_AT
 from memplan.web.pages.keys import Mistake, Query, query_of
 from memplan.web.problems import Problem
 
@@ -36,10 +37,10 @@ def mistake_of(problem: Problem) -> Mistake:
 
 
 def for_the_page(hint: str) -> str:
-    """A hint of memplan's errors without what the form shows anyway: long lists, and commands that print them."""
+    """A hint of memplan's errors without what the form shows anyway: long lists, and where they can be had."""
     lines = hint.split("\n")
     kept = [line for line in lines if not (line.startswith("allowed: ") and len(line) > _LONGEST_LIST)]
-    kept = [line for line in kept if not line.startswith("`memplan ")]
+    kept = [line for line in kept if not line.startswith(("`memplan ", LISTED_AT))]
     return " ".join(kept)
 
 
