@@ -36,12 +36,13 @@ class Component(StrEnum):
 
 
 class Phase(StrEnum):
-    """A stretch of a training step. The loss is the end of `forward`."""
+    """A stretch of a training run. The loss is the end of `forward`."""
 
     LOAD = "load"
     FORWARD = "forward"
     BACKWARD = "backward"
     OPTIMIZER_STEP = "optimizer_step"
+    EVALUATION = "evaluation"  # after a step, where the recipe evaluates
 
 
 class Fits(StrEnum):

@@ -149,6 +149,12 @@ class Recipe(BaseModel):
     keep_outputs: Flag | None = None
     use_cache: Flag | None = None
 
+    eval_strategy: Literal["no", "steps", "epoch"] | None = None
+    per_device_eval_batch_size: BatchSize | None = None
+    prediction_loss_only: Flag | None = None
+    eval_accumulation_steps: Annotated[int, Field(strict=True, ge=1, le=1_000_000)] | None = None
+    max_eval_samples: Annotated[int, Field(strict=True, ge=1, le=1_000_000)] | None = None
+
     gpu: str | None = None
     gpus: Annotated[int, Field(strict=True, ge=1, le=65_536)] | None = None
     expandable_segments: Flag | None = None

@@ -16,17 +16,19 @@ from itertools import chain
 
 from memplan.catalog.cuda_context import cublas_workspace_bytes
 from memplan.dtypes import DType
-from memplan.estimate import Component
+from memplan.estimate import Component, Phase
 from memplan.families import Head, family_of
 from memplan.optimizers.torch_optim import TorchOptimizer
 from memplan.prepare import Prepared
 from memplan.recipe import Task
 from memplan.resolve import Resolved
+from memplan.resolve_evaluation import eval_batches
 from memplan.step.adapters.adalora import orthogonality
 from memplan.step.adapters.prompts import prompted
 from memplan.step.allocator import AllocatorReport
 from memplan.step.builder import Builder
 from memplan.step.dim import guards
+from memplan.step.evaluation import Evaluation, record_evaluation
 from memplan.step.forms import guard
 from memplan.step.grad_scaler import scaled_update
 from memplan.step.optimizer_step import OptimizerEvent, clipping_events
@@ -53,7 +55,7 @@ class RecordedStep:
     """A step for all numbers of B, S and T that take the same course.
 
     Args:
-        recordings: of a step's micro-steps.
+        recordings: of a step's micro-steps, and of what happens beside them.
         conditions: what B, S and T were compared with, as expressions that held.
         resolved, prepared: the recipe that was recorded.
     """
@@ -136,7 +138,7 @@ def recorded_step(
         target_sequence=min(settings.target_sequence, 1),
         micro_batches=min(settings.micro_batches, PLAYED_MICRO_STEPS),
     )
-    key = (course, resolved.values["max_grad_norm"], _empties_cache(resolved), fold)
+    key = (course, evaluation_of(resolved), resolved.values["max_grad_norm"], _empties_cache(resolved), fold)
     known = prepared.steps.setdefault(key, [])
     for step in known:
         sizes = step.sizes(settings)
@@ -152,7 +154,10 @@ def recorded_step(
 
 
 def recordings(resolved: Resolved, prepared: Prepared, *, fold: bool | None = None) -> tuple[Recording, ...]:
-    """The first micro-step and, with gradient accumulation, one that finds gradients; `fold` as in `recorded_step`."""
+    """The first micro-step, with gradient accumulation one that finds gradients, and what happens beside the step.
+
+    `fold` as in `recorded_step`.
+    """
     family = family_of(str(resolved.config["model_type"]))
     head = Head(resolved.task, resolved.values.get("num_labels", 2))
     settings = settings_of(resolved, prepared)
@@ -164,15 +169,25 @@ def recordings(resolved: Resolved, prepared: Prepared, *, fold: bool | None = No
         loss = family.forward(tape, resolved.config, head)
         return orthogonality(tape, adaptation.adapters, loss) if adaptation.method == "adalora" else loss
 
-    def recorded(settings: StepSettings) -> Recording:
-        # AdaLoRA's term of the loss looks at every layer's factors.
-        folds = family.folds and prepared.adaptation.method != "adalora" if fold is None else fold
-        return record(forward, prepared.sites, settings, fold=folds)
+    # AdaLoRA's term of the loss looks at every layer's factors.
+    folds = family.folds and prepared.adaptation.method != "adalora" if fold is None else fold
+    made = [record(forward, prepared.sites, settings, fold=folds)]
+    if settings.micro_batches > 1:
+        made.append(record(forward, prepared.sites, replace(settings, accumulating=True), fold=folds))
+    evaluation = evaluation_of(resolved)
+    if evaluation is not None:
+        made.append(record_evaluation(forward, prepared.sites, settings, evaluation, fold=folds))
+    return joined(*made)
 
-    first = recorded(settings)
-    if settings.micro_batches == 1:
-        return (first,)
-    return joined(first, recorded(replace(settings, accumulating=True)))
+
+def evaluation_of(resolved: Resolved) -> Evaluation | None:
+    """What is evaluated after every step, if anything is."""
+    values = resolved.values
+    batches = eval_batches(values)
+    if not batches:
+        return None
+    accumulated = values.get("eval_accumulation_steps") or len(batches) + 1
+    return Evaluation(batches[:accumulated], values["prediction_loss_only"], accumulated <= len(batches))
 
 
 def updating(resolved: Resolved, prepared: Prepared) -> tuple[list[OptimizerEvent], Sequence[OptimizerEvent]]:
@@ -194,11 +209,12 @@ def walker_of(recordings: tuple[Recording, ...], resolved: Resolved, prepared: P
     """The walk over a step's recordings, on top of what stays."""
     state = prepared.state
     clipping, optimizer_events = updating(resolved, prepared)
+    micro_steps, moments = _parted(recordings)
     loading = prepared.loading.with_workspace(_workspace_bytes(resolved))
     loaded = Counter(state.loaded)
     loaded[Component.TEMPORARIES] += loading.end_bytes - prepared.loading.end_bytes
     return Walker(
-        recordings[0],
+        micro_steps[0],
         Resident(
             loaded=+loaded,
             gradients_bytes=state.gradients_bytes,
@@ -207,8 +223,15 @@ def walker_of(recordings: tuple[Recording, ...], resolved: Resolved, prepared: P
         prepared.construction,
         clipping,
         optimizer_events,
-        following=recordings[1] if len(recordings) > 1 else None,
+        following=micro_steps[1] if len(micro_steps) > 1 else None,
+        evaluation=moments.get(Phase.EVALUATION),
     )
+
+
+def _parted(recordings: Sequence[Recording]) -> tuple[tuple[Recording, ...], dict[Phase, Recording]]:
+    """A step's micro-steps, and what happens beside them by its phase."""
+    moments = {entry.moment: entry for entry in recordings if entry.moment is not None}
+    return tuple(entry for entry in recordings if entry.moment is None), moments
 
 
 def walk(resolved: Resolved, prepared: Prepared, *, fold: bool | None = None) -> tuple[tuple[Recording, ...], Walk]:
@@ -220,16 +243,20 @@ def walk(resolved: Resolved, prepared: Prepared, *, fold: bool | None = None) ->
 def run_of(recordings: tuple[Recording, ...], resolved: Resolved, prepared: Prepared) -> Run:
     """The run as the allocator sees it."""
     clipping, optimizer_events = updating(resolved, prepared)
+    micro_steps, moments = _parted(recordings)
+    evaluation = evaluation_of(resolved)
     later = min(resolved.values["gradient_accumulation_steps"], PLAYED_MICRO_STEPS) - 1
     loading = prepared.loading.with_workspace(_workspace_bytes(resolved))
     return Run(
         load_events=loading.events,
         last_key=loading.last_key,
-        micro_steps=(recordings[0], *recordings[1:] * later),
+        micro_steps=(micro_steps[0], *micro_steps[1:] * later),
         construction=prepared.construction,
         clipping=clipping,
         optimizer_events=optimizer_events,
         empties_cache=_empties_cache(resolved),
+        evaluation=moments.get(Phase.EVALUATION),
+        evaluation_empties_cache=evaluation is not None and evaluation.empties_cache,
     )
 
 

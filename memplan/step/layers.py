@@ -185,7 +185,7 @@ class LayerOps(ModuleTape):
         if self.settings.input_require_grads and out.node is None:
             leaf = Leaf(self.input_path, out.shape, out.dtype, Component.TEMPORARIES)
             out.node = leaf
-            self.held.append((out.storage, leaf))
+            self.held.append((out.storage if self.grad_enabled else None, leaf))
         return out
 
     def rms_norm(self, name: str, x: Tensor, *, class_name: str = "RMSNorm", weight_in_float: bool = False) -> Tensor:

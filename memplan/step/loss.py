@@ -41,10 +41,10 @@ def cross_entropy(t: LossOps, logits: Tensor, labels: Tensor | None) -> Tensor:
     log_softmax is asked for the logits' own type, which autocast leaves alone; nll_loss runs in float32 under autocast
     (torch 2.13 LossNLL.cpp, `cross_entropy_loss`; autocast_mode.h).
     """
-    log_probabilities = log_softmax(t, logits)
-    if t.settings.autocast is not None:
-        log_probabilities = ops.to(t, log_probabilities, DType.FLOAT32)
-    return nll_loss(t, log_probabilities, labels)
+    log_probabilities = log_softmax(t, logits)  # an argument of nll_loss: it lives until that has returned
+    if t.settings.autocast is None:
+        return nll_loss(t, log_probabilities, labels)
+    return nll_loss(t, ops.to(t, log_probabilities, DType.FLOAT32), labels)
 
 
 def log_softmax(t: LossOps, x: Tensor) -> Tensor:

@@ -68,7 +68,8 @@ def layer_masks(t: AttentionOps, dtype: DType, config: Mapping[str, Any]) -> lis
         if not window:  # masking_utils.py, create_sliding_window_causal_mask refuses it as well
             raise InvalidValueError("sliding_window", window, "the width of the window: some of its layers slide")
         masks["sliding_attention"] = sliding_window_mask(t, dtype, window)
-    return [masks[layer_type] for layer_type in types]
+    # One that no layer takes stands at the end: `causal_mask_mapping` holds it as well.
+    return [*(masks[layer_type] for layer_type in types), *masks.values()]
 
 
 def slides(config: Mapping[str, Any], index: int) -> bool:

@@ -87,7 +87,7 @@ class Ledger:
         known = self._renamed.get(id(segment))
         if known is not None:
             return known
-        forward = segment.phase == Phase.FORWARD
+        forward = segment.phase != Phase.BACKWARD
         bottom = 0 if forward else segment.count - 1
         names = {index: (result, bottom) for index, result in self.results.items()}
         if not forward:

@@ -32,6 +32,7 @@ class Recording:
             the outputs where they are kept.
         ports: for each folded run, indices of what its executed layer took and gave.
         workspaces: indices of cuBLAS's workspaces, allocated in the first step only and never freed.
+        moment: the phase beside the step that this is; None for a micro-step.
     """
 
     infos: list[StorageInfo]
@@ -39,6 +40,7 @@ class Recording:
     named: frozenset[int]
     workspaces: frozenset[int]
     ports: tuple[tuple[int, int], ...]
+    moment: Phase | None = None
 
 
 def record(
@@ -54,12 +56,7 @@ def record(
     """
     tape = Builder(settings, sites, fold=fold)
     tape.enter(Phase.FORWARD)
-    batch = (tape.batch, tape.tokens)
-    input_ids = tape.alloc(batch, DType.INT64, "input_ids", Component.BUFFERS)
-    length = tape.target_sequence if settings.target_sequence else tape.tokens
-    labelled = (tape.batch,) if settings.labels_by_row else (tape.batch, length)
-    labels = tape.alloc(labelled, DType.INT64, "labels", Component.BUFFERS)
-    attention_mask = tape.alloc(batch, DType.INT64, "attention_mask", Component.BUFFERS) if settings.padding else None
+    inputs = feed(tape)
     loss = forward(tape)
     if not settings.keep_outputs:
         tape.outputs.clear()  # Trainer.compute_loss returns the loss alone
@@ -87,14 +84,27 @@ def record(
     named = frozenset(entry.storage.info.index for entry in held if entry.storage is not None)
     workspaces = frozenset(storage.info.index for storage in tape.workspaces.values())
     if settings.keep_outputs:
-        fed = {storage.info.index for storage in (input_ids, labels, attention_mask) if storage is not None}
+        fed = {tensor.storage.info.index for tensor in inputs if tensor.storage is not None}
         named |= _kept(tape, workspaces | fed)
     result = Recording(tape.infos, tape.segments, named, workspaces, tuple(tape.ports))
     del held
     tape.held.clear()
     tape.outputs.clear()
-    del input_ids, labels, attention_mask, loss, node
+    del inputs, loss, node
     return result
+
+
+def feed(tape: Builder) -> tuple[Tensor, ...]:
+    """The batch on the device: tokens, labels, and a mask where there is padding."""
+    settings = tape.settings
+    tokens = (tape.batch, tape.tokens)
+    length = tape.target_sequence if settings.target_sequence else tape.tokens
+    labelled = (tape.batch,) if settings.labels_by_row else (tape.batch, length)
+    with tape.component(Component.BUFFERS):
+        fed = [tape.new(tokens, DType.INT64, "input_ids"), tape.new(labelled, DType.INT64, "labels")]
+        if settings.padding:
+            fed.append(tape.new(tokens, DType.INT64, "attention_mask"))
+    return tuple(fed)
 
 
 def _kept(tape: Builder, others: frozenset[int]) -> frozenset[int]:
@@ -112,20 +122,27 @@ def _kept(tape: Builder, others: frozenset[int]) -> frozenset[int]:
     )
 
 
-def joined(first: Recording, following: Recording) -> tuple[Recording, Recording]:
-    """Both recordings over one list of storages, so that what one leaves can be alive while the other is played."""
-    offset = len(first.infos)
+def joined(*recordings: Recording) -> tuple[Recording, ...]:
+    """The recordings over one list of storages, so that what one leaves can be alive while another is played."""
+    infos: list[StorageInfo] = []
+    moved = []
+    for recording in recordings:
+        moved.append(_moved(recording, len(infos)) if infos else recording)
+        infos += moved[-1].infos
+    return tuple(replace(recording, infos=infos) for recording in moved)
+
+
+def _moved(recording: Recording, offset: int) -> Recording:
+    """The recording with storages numbered from `offset`."""
 
     def move(event: int) -> int:
         return event + offset if event >= 0 else event - offset
 
-    infos = [*first.infos, *(replace(info, index=info.index + offset) for info in following.infos)]
-    segments = [replace(segment, events=[move(event) for event in segment.events]) for segment in following.segments]
-    moved = Recording(
-        infos,
-        segments,
-        frozenset(index + offset for index in following.named),
-        frozenset(index + offset for index in following.workspaces),
-        tuple((given + offset, result + offset) for given, result in following.ports),
+    return replace(
+        recording,
+        infos=[replace(info, index=info.index + offset) for info in recording.infos],
+        segments=[replace(segment, events=[move(event) for event in segment.events]) for segment in recording.segments],
+        named=frozenset(index + offset for index in recording.named),
+        workspaces=frozenset(index + offset for index in recording.workspaces),
+        ports=tuple((given + offset, result + offset) for given, result in recording.ports),
     )
-    return replace(first, infos=infos), moved

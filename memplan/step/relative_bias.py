@@ -18,7 +18,15 @@ from typing import cast
 from memplan.dtypes import DType
 from memplan.step import ops
 from memplan.step.attention import AttentionOps, autocast_matmul, detached
-from memplan.step.attention_kernels import Kernel, Meta, backward_workspaces, choose_kernel, math_sdpa, meta
+from memplan.step.attention_kernels import (
+    Kernel,
+    Meta,
+    backward_workspaces,
+    choose_kernel,
+    keeps_logsumexp,
+    math_sdpa,
+    meta,
+)
 from memplan.step.matmul import merge_heads, require_contiguous_gradient, softmax, transpose_last
 from memplan.step.split import copy
 from memplan.step.tables import table
@@ -63,8 +71,8 @@ def biased_attention(
     """Attention of q [B, A, S, D] on k, v [B, A, T, D] with a bias [1, A, S, T], as [B, S, A, D]."""
     if t.settings.attn_implementation == "eager":
         return _eager(t, q, k, v, bias, mask, dropout)
-    bias = _bias_mask(t, bias, mask, causal)
-    autocast = t.settings.autocast
+    masked = _bias_mask(t, bias, mask, causal)  # alive until attention returns, whatever autocast makes of it
+    bias, autocast = masked, t.settings.autocast
     if autocast is not None:
         q, k, v, bias = (ops.to(t, x, autocast) for x in (q, k, v, bias))
     return _sdpa(t, q, k, v, bias, dropout)

@@ -171,7 +171,7 @@ class _MicroStep:
         infos, workspaces = recording.infos, recording.workspaces
         held: dict[Instance, int] = {}
         births = 0
-        for phase in (Phase.FORWARD, Phase.BACKWARD):
+        for phase in (Phase.FORWARD, Phase.BACKWARD) if recording.moment is None else (recording.moment,):
             keys, sizes = self.keys[phase], self.sizes[phase] = array("i"), array("i")
             made = self.workspaces[phase] = []
             for instance, allocates in unfold(recording, phase):

@@ -38,10 +38,10 @@ class Run:
     construction: Sequence[OptimizerEvent]
     clipping: Sequence[OptimizerEvent]
     optimizer_events: Sequence[OptimizerEvent]
-    evaluation: Recording | None = None
-    evaluation_empties_cache: bool = False
     steps: int = 2
     empties_cache: bool = False
+    evaluation: Recording | None = None
+    evaluation_empties_cache: bool = False
 
 
 class RunWriter(ABC):

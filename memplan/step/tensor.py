@@ -263,6 +263,7 @@ class Tape:
 
     Attributes:
         scope_component: what allocations count as, where it is not decided by the op.
+        training: whether the model is in training: without it dropout does nothing.
         frame: the checkpointed call that is running, if any.
         workspaces: cuBLAS's, by the phase whose thread made it.
         casts: autocast's cache of casted parameters; emptied when autocast's context ends.
@@ -276,6 +277,7 @@ class Tape:
         self.events: list[int] = []
         self.module = ""
         self.grad_enabled = True
+        self.training = True
         self.scope_component: Component | None = None
         self.frame: Frame | None = None
         self.layer_counts: list[int] = [1]

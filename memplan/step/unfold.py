@@ -62,7 +62,7 @@ def _last_layer(info: StorageInfo) -> int:
 
 
 def _repeated(segment: Segment, infos: list[StorageInfo], results: dict[int, int]) -> Iterator[Change]:
-    forward = segment.phase == Phase.FORWARD
+    forward = segment.phase != Phase.BACKWARD
     handed = {} if forward else gradient_ports(segment, infos, results)
     order = range(segment.count) if forward else range(segment.count - 1, -1, -1)
     first = next(iter(order))

@@ -1,4 +1,4 @@
-"""The walk: load, then two steps of forward, backward and optimizer, with everything that is alive at each moment.
+"""The walk: load, then two steps of forward, backward, optimizer and evaluation, with everything that is alive at each moment.
 
 A `Recording` says what one micro-step allocates and frees; here it is played on top of what stays (weights, states),
 phase by phase. With gradient accumulation a second one says what a micro-step does that finds gradients: it is played once
@@ -161,6 +161,7 @@ class Walker:
         clipping: what gradient clipping borrows, before the optimizer's states exist.
         optimizer_events: the optimizer's states and what its step borrows, in order.
         following: a micro-step that adds to gradients, over the same list of storages as `recording` (`joined`).
+        evaluation: what is evaluated after every step, over the same list.
         steps: how many steps to walk; the second one is the steady state.
 
     Attributes:
@@ -176,6 +177,7 @@ class Walker:
         clipping: Iterable[OptimizerEvent] = (),
         optimizer_events: Iterable[OptimizerEvent] = (),
         following: Recording | None = None,
+        evaluation: Recording | None = None,
         steps: int = 2,
     ) -> None:
         self.infos = recording.infos
@@ -183,7 +185,9 @@ class Walker:
         self.micro_steps = (recording,) if following is None else (recording, following)
         self.all_named = frozenset().union(*(entry.named for entry in self.micro_steps))
         self.workspaces = recording.workspaces
-        self.ledgers = [Ledger(self.infos, entry.ports) for entry in self.micro_steps]
+        played = self.micro_steps if evaluation is None else (*self.micro_steps, evaluation)
+        self.evaluation = evaluation
+        self.ledgers = {id(entry): Ledger(self.infos, entry.ports) for entry in played}
         self.resident = resident
         self.construction = tuple(construction)
         self.clipping = tuple(clipping)
@@ -256,6 +260,9 @@ class Walker:
                 played.append([self._play(recording, step, phase) for phase in (Phase.FORWARD, Phase.BACKWARD)])
             phases += [_together(alike, self.recorded_sizes) for alike in zip(*played, strict=True)]
             phases.append(self._optimize(step))
+            if self.evaluation is not None:
+                phases.append(self._play(self.evaluation, step, Phase.EVALUATION))
+            self._next_batch()
         return tuple(phases)
 
     def _load(self) -> PhaseForms:
@@ -274,7 +281,7 @@ class Walker:
     def _play(self, recording: Recording, step: int, phase: Phase) -> PhaseForms:
         is_first = step == 1 and recording is self.micro_steps[0]
         self.skipped = frozenset() if is_first else recording.workspaces
-        ledger = self.ledgers[recording is not self.micro_steps[0]]
+        ledger = self.ledgers[id(recording)]
         start, base, skipped = Counter(self.alive), Counter(self.base), self.skipped
         segments = [segment for segment in recording.segments if segment.phase == phase]
         found = [Candidate(dict(self.live), Moment(step, phase, "start", ""), base, lambda: start)]
@@ -296,7 +303,7 @@ class Walker:
             ledger.play(self.alive, segment, 0, segment.count, skipped=skipped)
         if phase is Phase.BACKWARD:
             self._settle_gradients()
-        else:
+        elif phase is Phase.FORWARD:
             self._forget_named()
         kept = highest((entry.form for entry in found), self.recorded_sizes)
         return PhaseForms(tuple(found[position] for position in kept), dict(self.live))
@@ -340,9 +347,7 @@ class Walker:
             if self.live[BYTES] > top.form[BYTES]:
                 top = now(event.label.partition("#")[0])
         self._add(Component.GRADIENTS, -self.base[Component.GRADIENTS])
-        end = dict(self.live)
-        self._next_batch()
-        return PhaseForms((top,), end)
+        return PhaseForms((top,), dict(self.live))
 
     def _next_batch(self) -> None:
         """The batch gives way to the next one; what the loop's variables name stays until they are bound again."""
@@ -431,6 +436,6 @@ def _place(module: str, segment: Segment, repeat: int) -> str:
     if segment.count == 1 or not module.startswith(path + ".") or not number.isdecimal():
         return module
     first, _, last = executed.partition("-")
-    offset = repeat if segment.phase == Phase.FORWARD else segment.count - 1 - repeat
+    offset = repeat if segment.phase != Phase.BACKWARD else segment.count - 1 - repeat
     layers = int(last or first) - int(first) + 1
     return f"{path}.{int(number) + offset * layers}" + (f".{inside}" if inside else "")

@@ -26,6 +26,7 @@ from memplan.estimate import (
     TimelinePoint,
 )
 from memplan.quantization import Quantization
+from memplan.resolve_evaluation import eval_batches
 from memplan.step.allocator import replay
 from memplan.trace.result import PhaseSummary, TraceResult
 from memplan.trace.runner import run
@@ -112,6 +113,9 @@ def spec_of(resolved: ResolvedRecipe) -> TraceSpec:
         use_cache=bool(values.get("use_cache", False)),
         expandable_segments=bool(values["expandable_segments"]),
         empty_cache_steps=int(values.get("empty_cache_steps") or 0),
+        eval_batches=eval_batches(values),
+        prediction_loss_only=bool(values.get("prediction_loss_only", True)),
+        eval_accumulation_steps=int(values.get("eval_accumulation_steps") or 0),
     )
 
 
