@@ -78,6 +78,8 @@ BLOOM = {
 }  # fmt: skip
 CLASSIFY = {"task": "sequence-classification", "micro_batch_size": 5, "sequence_length": 37}
 TAG = {**CLASSIFY, "task": "token-classification"}
+SHORT = {"micro_batch_size": 5, "sequence_length": 21}
+ATTENTION = {"target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"]}
 
 RECIPES: dict[str, dict[str, Any]] = {
     "full": {},
@@ -239,6 +241,21 @@ RECIPES: dict[str, dict[str, Any]] = {
     "Llama, classified": {**CLASSIFY},
     "Llama, classified, LoRA, checkpointed": {"method": "lora", "activation_checkpointing": True, **CLASSIFY},
     "Qwen3, tagged, amp": {"model": {"model_type": "qwen3", **DECODER}, "precision": "amp", **TAG},
+    "VeRA, classified, reentrant": {
+        "method": "vera", "activation_checkpointing": "reentrant", **ATTENTION, **CLASSIFY, **SHORT,
+    },
+    "DoRA, tagged, checkpointed": {"method": "dora", "activation_checkpointing": True, **ATTENTION, **TAG, **SHORT},
+    "StableLM, DoRA, classified, checkpointed, padded, eager": {
+        "model": {"model_type": "stablelm", **DECODER}, "method": "dora", **ATTENTION, "activation_checkpointing": True,
+        "padding": True, "attn_implementation": "eager", "task": "sequence-classification",
+    },
+    "StarCoder2, OFT, windowed, amp, reentrant": {
+        "model": {"model_type": "starcoder2", **DECODER, "sliding_window": 20}, "method": "oft", **ATTENTION, "gpu": "t4",
+        "precision": "amp", "activation_checkpointing": "reentrant", "task": "sequence-classification",
+    },
+    "LoRA, classified, padded, checkpointed, on T4 without a fused kernel": {
+        "method": "lora", "gpu": "t4", "padding": True, "activation_checkpointing": True, **CLASSIFY, "sequence_length": 129,
+    },
     "T5, padded": {"model": T5, "padding": True},
     "T5, amp, checkpointed": {"model": T5, "precision": "amp", "activation_checkpointing": True},
     "T5 1.1, LoRA": {"model": T5_1_1, "method": "lora"},

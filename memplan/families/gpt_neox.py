@@ -15,7 +15,7 @@ from memplan.families import Family, Head
 from memplan.families.classic_heads import DECODER_TASKS, decoder_head
 from memplan.recipe import Task
 from memplan.step.builder import Builder, given
-from memplan.step.split import rotate_part, split
+from memplan.step.split import rotate_parts, split
 from memplan.step.tensor import Dim, Tensor
 
 
@@ -61,7 +61,7 @@ def attention(t: Builder, x: Tensor, d: Dims, cos: Tensor, sin: Tensor, mask: Te
     fused = t.linear("query_key_value", x, 3 * d.hidden, bias=d.attention_bias)
     fused = t.split_heads(fused, d.heads, 3 * d.head_size)
     q, k, v = split(t, fused, [d.head_size] * 3)
-    q, k = rotate_part(t, q, cos, sin, d.rotary_size), rotate_part(t, k, cos, sin, d.rotary_size)
+    q, k = rotate_parts(t, q, k, cos, sin, d.rotary_size)
     k, v = t.cache_key_values(k, v)
     out = t.attention(q, k, v, mask=mask, dropout=d.attention_dropout)
     out = t.view(out, (*x.shape[:-1], d.hidden))

@@ -20,7 +20,7 @@ from memplan.step import ops
 from memplan.step.attention import autocast_matmul
 from memplan.step.builder import Builder, given
 from memplan.step.matmul import merge_heads, softmax, transpose_last
-from memplan.step.split import rotate_part
+from memplan.step.split import concatenate, parts
 from memplan.step.tensor import Dim, Tensor
 from memplan.step.written_masks import additive_causal_mask
 
@@ -76,11 +76,11 @@ def position_table(t: Builder, d: Dims, x: Tensor) -> tuple[Tensor, Tensor]:
     return t.view(both, half), t.view(both, half)
 
 
-def rotate(t: Builder, x: Tensor, cos: Tensor, sin: Tensor, rotary_size: int) -> Tensor:
-    """`apply_rotary_pos_emb` on the first `rotary_size` elements of x [B, A, S, D]; sin and cos are repeated in pairs."""
-    shape = (1, 1, t.sequence, rotary_size)
+def rotate(t: Builder, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """`apply_rotary_pos_emb`: x [B, A, S, R]; sin and cos are repeated in pairs."""
+    shape = (1, 1, t.sequence, x.shape[-1])
     sin, cos = t.new(shape, sin.dtype, "repeat_interleave"), t.new(shape, cos.dtype, "repeat_interleave")
-    return rotate_part(t, x, cos, sin, rotary_size)
+    return t.rotary(x, cos, sin)
 
 
 def attention(t: Builder, x: Tensor, d: Dims, mask: Tensor) -> Tensor:
@@ -88,7 +88,11 @@ def attention(t: Builder, x: Tensor, d: Dims, mask: Tensor) -> Tensor:
     q, k, v = (t.linear(name, x, d.hidden) for name in ("q_proj", "k_proj", "v_proj"))
     q, k, v = (t.split_heads(y, d.heads, d.head_size) for y in (q, k, v))
     sin, cos = position_table(t, d, k)
-    k, q = rotate(t, k, cos, sin, d.rotary_size), rotate(t, q, cos, sin, d.rotary_size)
+    # Its variables keep the parts, and the projections that they are views of, until the block returns.
+    k_rotated, k_passed = parts(t, k, d.rotary_size)
+    q_rotated, q_passed = parts(t, q, d.rotary_size)
+    k_rotated, q_rotated = rotate(t, k_rotated, cos, sin), rotate(t, q_rotated, cos, sin)
+    k, q = concatenate(t, (k_rotated, k_passed), k.shape), concatenate(t, (q_rotated, q_passed), q.shape)
     k, v = t.cache_key_values(k, v)
     out = attend(t, q, k, v, mask, d)
     out = t.view(merge_heads(t, out), (*x.shape[:-1], d.hidden))

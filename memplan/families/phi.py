@@ -14,7 +14,7 @@ from typing import Any
 from memplan.families import Family, Head
 from memplan.families.decoder import TEXT_TASKS, Dims, Position, decoder, dims, with_head
 from memplan.step.builder import Builder
-from memplan.step.split import rotate_part
+from memplan.step.split import concatenate, parts
 from memplan.step.tensor import Tensor
 
 
@@ -26,8 +26,12 @@ def attention(t: Builder, x: Tensor, d: Dims, config: Mapping[str, Any], at: Pos
     if config["qk_layernorm"]:
         query = t.layer_norm("q_layernorm", query)
         key = t.layer_norm("k_layernorm", key)
-    query = rotate_part(t, query, at.cos, at.sin, d.rotary_size)
-    key = rotate_part(t, key, at.cos, at.sin, d.rotary_size)
+    # Its variables keep the parts, and the projections that they are views of, until the block returns.
+    query_rotated, query_passed = parts(t, query, d.rotary_size)
+    key_rotated, key_passed = parts(t, key, d.rotary_size)
+    query_rotated, key_rotated = t.apply_rotary_pos_emb(query_rotated, key_rotated, at.cos, at.sin)
+    query = concatenate(t, (query_rotated, query_passed), query.shape)
+    key = concatenate(t, (key_rotated, key_passed), key.shape)
     key, value = t.cache_key_values(key, value)
     out = t.attention(query, key, value, mask=at.mask, dropout=d.attention_dropout)
     out = t.view(out, (*x.shape[:-1], d.heads * d.head_size))

@@ -97,9 +97,6 @@ class AttentionOps(LayerOps):
         """
         if self.settings.attn_implementation == "eager":
             return eager_attention(self, q, k, v, mask, dropout)
-        autocast = self.settings.autocast
-        if autocast is not None:
-            q, k, v = ops.to(self, q, autocast), ops.to(self, k, autocast), ops.to(self, v, autocast)
         return sdpa(self, q, k, v, mask, self.settings, dropout, causal=causal)
 
 

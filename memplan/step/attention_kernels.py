@@ -109,7 +109,7 @@ def sdpa(
     """Attention of q [B, A, S, D] on k, v [B, K, T, D] as transformers calls it: [B, S, A, D].
 
     Grouped heads are passed on (`enable_gqa`) only without a mask; with one, k and v are repeated first
-    (integrations/sdpa_attention.py, `use_gqa_in_sdpa`).
+    (integrations/sdpa_attention.py, `use_gqa_in_sdpa`). Autocast casts what the kernel is given.
 
     Args:
         t: the tape.
@@ -125,11 +125,34 @@ def sdpa(
     if k.shape[1] != heads and (mask is not None or k.shape[-1] > 256):
         repeat = repeat_kv if k.shape[1] > 1 else _expand_one
         k, v = repeat(t, k, heads), repeat(t, v, heads)
+    kernel, out = _dispatched(t, q, k, v, mask, settings, dropout, causal)
+    if kernel is Kernel.MATH:
+        return merge_heads(t, out)
+    if kernel in (Kernel.FLASH, Kernel.CUDNN) and not q.by_token:
+        # The kernel lays its result out as the query is; `transpose(1, 2).contiguous()` then copies it.
+        return _dense(t, out)
+    return out
+
+
+def _dispatched(
+    t: Tape,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    settings: StepSettings,
+    dropout: float,
+    causal: bool,
+) -> tuple[Kernel, Tensor]:
+    """`F.scaled_dot_product_attention`: the kernel, and its result as it lays it out."""
+    autocast = settings.autocast
+    if autocast is not None:
+        q, k, v = ops.to(t, q, autocast), ops.to(t, k, autocast), ops.to(t, v, autocast)
     kernel = choose_kernel(
         q.dtype,
         q.shape[-1],
         has_mask=mask is not None,
-        grouped=k.shape[1] != heads,
+        grouped=k.shape[1] != q.shape[1],
         compute_capability=settings.compute_capability,
         torch_version=settings.torch_version,
         value_size=v.shape[-1],
@@ -138,14 +161,10 @@ def sdpa(
     if mask is not None:
         mask = _additive(t, mask, q.dtype)
     if kernel is Kernel.MATH:
-        return merge_heads(t, _math(t, q, k, v, mask, dropout, causal=causal))
+        return kernel, _math(t, q, k, v, mask, dropout, causal=causal)
     if kernel is Kernel.EFFICIENT and mask is not None:
         mask = _aligned_mask(t, mask, q, k)
-    out = _fused(t, kernel, q, k, v, mask)
-    if kernel in (Kernel.FLASH, Kernel.CUDNN) and not q.by_token:
-        # The kernel lays its result out as the query is; `transpose(1, 2).contiguous()` then copies it.
-        return _dense(t, out)
-    return out
+    return kernel, _fused(t, kernel, q, k, v, mask)
 
 
 def math_sdpa(t: Tape, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float = 0.0) -> Tensor:
@@ -283,9 +302,11 @@ def _causal_bias(t: Tape, rows: int, columns: int, dtype: DType) -> Tensor:
 
 
 def _safe_softmax(t: Tape, x: Tensor) -> Tensor:
-    """attention.cpp, `_safe_softmax`: softmax, then a boolean `eq(-inf)`; rows that are wholly masked are filled in place."""
+    """attention.cpp, `_safe_softmax`: softmax; rows that are -inf throughout are filled with zero in place."""
     out = t.alloc(x.shape, x.dtype, "_safe_softmax")
-    masked = t.alloc(x.shape, DType.BOOL, "eq")
+    masked = t.alloc(x.shape, DType.BOOL, "isneginf")
+    rows = t.alloc((*x.shape[:-1], 1), DType.BOOL, "all")
+    zero = t.alloc((), x.dtype, "scalar_tensor")
     node = t.record("_safe_softmax", (x,), (out,), softmax_backward, (x.shape, x.dtype))
-    del masked
+    del zero, rows, masked
     return Tensor(t, x.shape, x.dtype, out, node)

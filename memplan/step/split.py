@@ -87,9 +87,19 @@ def _cat_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | Non
     )
 
 
-def rotate_part(t: AttentionOps, x: Tensor, cos: Tensor, sin: Tensor, rotary_size: int) -> Tensor:
-    """Rotary embedding on the first `rotary_size` of D elements, the rest passed on: x [B, A, S, D]."""
+def parts(t: Tape, x: Tensor, rotary_size: int) -> tuple[Tensor, Tensor]:
+    """The first `rotary_size` of D elements, which are rotated, and the rest, which is passed on: x [B, A, S, D]."""
     rotated = narrow(t, x, (*x.shape[:-1], rotary_size))
-    passed = narrow(t, x, (*x.shape[:-1], x.shape[-1] - rotary_size))
-    rotated = t.rotary(rotated, cos, sin)
-    return concatenate(t, (rotated, passed), x.shape)
+    return rotated, narrow(t, x, (*x.shape[:-1], x.shape[-1] - rotary_size))
+
+
+def rotate_parts(
+    t: AttentionOps, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, rotary_size: int
+) -> tuple[Tensor, Tensor]:
+    """`apply_rotary_pos_emb` on the first `rotary_size` of D elements, the rest passed on: q, k [B, A, S, D]."""
+    q_rotated, q_passed = parts(t, q, rotary_size)
+    k_rotated, k_passed = parts(t, k, rotary_size)
+    q_embed, k_embed = t.rotary(q_rotated, cos, sin), t.rotary(k_rotated, cos, sin)
+    q_embed = concatenate(t, (q_embed, q_passed), q.shape)
+    k_embed = concatenate(t, (k_embed, k_passed), k.shape)
+    return q_embed, k_embed

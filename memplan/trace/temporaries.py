@@ -121,8 +121,10 @@ def gemm_4bit(query: torch.Tensor, weight: torch.Tensor, shape: Any, *rest: Any,
 
 
 def safe_softmax(self: torch.Tensor, *_: Any, **__: Any) -> Iterable[int]:
-    """aten/src/ATen/native/SoftMax.cpp, _safe_softmax: a bool for every element, to find rows that are wholly masked."""
+    """aten/src/ATen/native/transformers/attention.cpp, _safe_softmax: which elements and rows are -inf, and a zero."""
     yield self.numel()
+    yield self.numel() // self.size(-1)
+    yield self.element_size()
 
 
 def softmax_backward(grad: torch.Tensor, *_: Any, **__: Any) -> Iterable[int]:
