@@ -15,7 +15,7 @@ from memplan.inventory import stored_bytes
 from memplan.methods import list_methods
 from memplan.optimizers.catalog import optimizer_rows
 from memplan.recipe import Precision
-from memplan.web.pages.accuracy import accuracy_html
+from memplan.web.pages.accuracy import accuracy_html, records_html
 
 
 def _text(page: str) -> str:
@@ -67,10 +67,25 @@ def test_methods_precisions_and_optimizers(client: TestClient) -> None:
 
 def test_the_accuracy_page_holds_what_scoring_says() -> None:
     page = accuracy_html("/root")
-    scores = score(engine="both")
+    scores = score(engine="both", committed=True)
     assert page.count("<circle") >= len(scores.scored)
     assert f"Of {len(scores.judged)} verdicts, <strong>{scores.wrong_fits}</strong>" in page
     text = _text(page)
     for entry in sorted(scores.scored, key=lambda row: -abs(row.error))[:5]:
         assert entry.record.id in text
         assert f"{100 * entry.error:+.2f} %" in text
+
+
+def test_every_point_of_the_plot_is_a_row() -> None:
+    """What the plot's text promises."""
+    page, scores = accuracy_html("/root"), score(engine="both", committed=True)
+    assert 'href="/root/accuracy/records"' in page
+    rows = re.findall(r"<tr><th scope=\"row\">(.*?)</tr>", records_html("/root"), re.S)
+    points = re.findall(r"<circle[^>]*><title>(.*?)</title>", page)
+    assert len(rows) == len(points) == len(scores.scored)
+    said = sorted(html.unescape(", ".join(re.findall(r">([^<]+)<", f">{row}<"))) for row in rows)
+    assert said == sorted(
+        f"{entry.record.id}, {entry.source}, {entry.level}, {entry.engine}, {entry.measured_bytes:,}, "
+        f"{entry.predicted_bytes:,}, {100 * entry.error:+.2f} %"
+        for entry in scores.scored
+    )

@@ -13,6 +13,12 @@ from memplan.web.pages.rendering import render
 _WORST_SHOWN = 20
 
 
+def records_html(root: str) -> str:
+    """Every point of the plot as a row."""
+    scored = worst_first(score(engine="both", committed=True).scored)
+    return str(render("records.html", scored=scored, percent=percent, root=root))
+
+
 def accuracy_html(root: str) -> str:
     """Plot, summaries, the largest errors, and what has no score."""
     scores = score(engine="both", committed=True)

@@ -53,6 +53,12 @@ async def accuracy(request: Request) -> Response:
     return await _known(request, "Accuracy", tasks.accuracy_html)
 
 
+@router.get("/accuracy/records")
+async def records(request: Request) -> Response:
+    """Every point of the plot as a row."""
+    return await _known(request, "Every record", tasks.records_html)
+
+
 @router.get("/about")
 async def about(request: Request) -> Response:
     """How memplan counts."""

@@ -44,6 +44,11 @@ def for_the_page(hint: str) -> str:
     return " ".join(kept)
 
 
+def needed(count: int) -> str:
+    """How many things need to change, as the start of a sentence."""
+    return "One thing needs" if count == 1 else f"{count} things need"
+
+
 def wrong_names(query: Query) -> tuple[Mistake, ...]:
     """Every name that is none, so that all of them are told at once."""
     found = []

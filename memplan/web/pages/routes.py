@@ -23,7 +23,7 @@ from memplan.web.pages import tasks
 from memplan.web.pages.examples import EXAMPLES
 from memplan.web.pages.fields import fill
 from memplan.web.pages.keys import Mistake, Query, query_of, read_query
-from memplan.web.pages.mistakes import NO_MODEL, mistake_of, shown, wrong_names
+from memplan.web.pages.mistakes import NO_MODEL, mistake_of, needed, shown, wrong_names
 from memplan.web.pages.responding import page, root_of
 from memplan.web.problems import Problem, ProblemError
 from memplan.web.settings import Settings
@@ -56,7 +56,7 @@ async def home(request: Request) -> Response:
             return RedirectResponse(f"{root_of(request)}/" + (f"?{canonical}" if canonical else ""), 303)
     answer, mistakes = await _answered(request, raw, query)
     status = 422 if mistakes else 200
-    return page(request, "home.html", status, title=_title(answer, query), **_form(query, mistakes, answer))
+    return page(request, "home.html", status, **_form(query, mistakes, answer))
 
 
 @router.get("/fragments/answer")
@@ -120,8 +120,11 @@ async def read(request: Request) -> Response:
 
 def _unread(request: Request, query: Query, message: str, pasted: str) -> Response:
     shown_text = pasted if len(pasted) <= 20_000 else ""
-    context = _form(query, (), None) | {"paste_open": True, "paste_error": message, "pasted": shown_text}
-    return page(request, "home.html", 422, title="", **context)
+    title = "This config cannot be read · memplan"
+    context = _form(query, (), None) | {
+        "title": title, "paste_open": True, "paste_error": message, "pasted": shown_text,
+    }  # fmt: skip
+    return page(request, "home.html", 422, **context)
 
 
 def _checked(request: Request) -> Query:
@@ -169,6 +172,8 @@ def _submitted_without_model(raw: bytes, query: Query) -> bool:
 def _box(query: Query, mistakes: tuple[Mistake, ...], answer: Answer | None) -> dict[str, Any]:
     """What stands beside the form: what has to change first, the answer, or examples."""
     return {
+        "title": _title(query, mistakes, answer),
+        "needed": needed(len(mistakes)),
         "mistakes": shown(mistakes, query),
         "query": query_of(query.keys),
         "answer": Markup(answer.body.decode()) if answer is not None else "",
@@ -197,9 +202,12 @@ def _texts(query: Query) -> dict[str, str]:
     return texts
 
 
-def _title(answer: Answer | None, query: Query) -> str:
+def _title(query: Query, mistakes: tuple[Mistake, ...], answer: Answer | None) -> str:
+    """Of the page; a script that puts another answer into it takes its title, too."""
+    if mistakes:
+        return f"{needed(len(mistakes))} to change first · memplan"
     if answer is None:
-        return ""
+        return "memplan: will this training run fit?"
     word = _WORDS.get(answer.fits, "Needs")
     parts = (model_name(query.keys), query.keys.get("method"), query.keys.get("gpu"))
-    return f"{word}: " + ", ".join(str(part) for part in parts if part)
+    return f"{word}: {', '.join(str(part) for part in parts if part)} · memplan"

@@ -89,6 +89,13 @@ def method_catalogue_html(root: str) -> Answer:
     return Answer(html(root).encode())
 
 
+def records_html(root: str) -> Answer:
+    """Every point of the accuracy plot as a row."""
+    from memplan.web.pages.accuracy import records_html as html
+
+    return Answer(html(root).encode())
+
+
 def accuracy_html(root: str) -> Answer:
     """Predicted against measured, every record."""
     from memplan.web.pages.accuracy import accuracy_html as html

@@ -75,7 +75,7 @@ function replaceAnswer(html) {
   const isWrong = Boolean(fresh.querySelector("#mistakes"));
   const query = isWrong ? queryOf(form) : fresh.dataset.query;
   history.replaceState(null, "", location.pathname + (query && `?${query}`));
-  if (words && !isWrong) document.title = `${words} · memplan`;
+  document.title = fresh.dataset.title;
 }
 
 async function update() {

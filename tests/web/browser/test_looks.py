@@ -17,7 +17,8 @@ TOO_MUCH = "/?model=TinyLlama/TinyLlama-1.1B-Chat-v1.0&method=full&gpu=rtx-5060"
 UNSURE = "/?model=TinyLlama/TinyLlama-1.1B-Chat-v1.0&method=qlora&lora_r=16&gpu=mi300x"
 WRONG = "/?model=llama3&method=lora&lora_r=x&gpu=rtx-4099"
 PAGES = (
-    "/", FITS, TOO_MUCH, UNSURE, WRONG, "/models", "/models/openai-community/gpt2", "/gpus", "/methods", "/about", "/api/docs",
+    "/", FITS, TOO_MUCH, UNSURE, WRONG, "/models", "/models/openai-community/gpt2", "/gpus", "/methods", "/about", "/accuracy",
+    "/accuracy/records", "/api/docs",
     FITS.replace("/?", "/receipt?"),
 )  # fmt: skip
 # Sections of an answer as pages of their own, for those without scripts.
@@ -35,7 +36,7 @@ def _show_all(page: Page) -> None:
 
 
 _LOOKED_AT = {
-    "light": ("/", FITS, WRONG, "/methods", "/accuracy"),
+    "light": ("/", FITS, WRONG, "/methods", "/accuracy", "/accuracy/records", "/api/docs"),
     "dark": (FITS, WRONG),
 }
 

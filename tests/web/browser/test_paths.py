@@ -127,6 +127,7 @@ def test_a_mistake_is_corrected(page: Page) -> None:
     expect(page.locator("#f-lora_r")).to_have_attribute("aria-invalid", "true")
     expect(page.locator("#f-lora_r")).to_have_attribute("aria-describedby", "error-lora_r")
     expect(page.locator("#mistakes-title")).to_be_visible()
+    expect(page).to_have_title("One thing needs to change first · memplan")
     page.get_by_role("button", name="Estimate").click()
     expect(page.locator("#mistakes")).to_be_focused()
     assert page.locator("#f-lora_r").input_value() == "sixteen"
@@ -136,6 +137,12 @@ def test_a_mistake_is_corrected(page: Page) -> None:
     page.locator("#f-lora_r").fill("16")
     expect(page.locator("#verdict")).to_be_visible()
     expect(error).to_have_count(0)
+    expect(page).to_have_title(
+        re.compile("^Fits: mistralai/Mistral-7B-v0.1, lora, rtx-4090 · memplan$|^Does not fit: ")
+    )
+    title = page.title()
+    page.reload()
+    assert page.title() == title
     assert page.locator("[aria-invalid]").count() == 0
 
 
