@@ -28,7 +28,7 @@ class Options:
 
     Attributes:
         on_uncertain: instead of what the budget file says; None leaves that.
-        suggest: whether to search the smallest change that fits for what is over.
+        suggest: whether to search the least painful change that fits for what is over.
         accept: called with every recipe before it is computed; raises where it may not be.
         limits_needed: whether a check without any limit is an error.
         most_explained: estimates that may be made to say what each changed key does, in all checks together; None for any
@@ -172,7 +172,7 @@ def _verdict(results: Sequence[CheckResult], exit_code: int) -> str:
 
 
 def _suggestion(spec: CheckSpec, recipe: Recipe, answer: Estimate) -> Suggestion | None:
-    """The planner's smallest change on the same hardware; None where it finds none or judges another level."""
+    """The planner's least painful change on the same hardware; None where it finds none or judges another level."""
     from memplan.catalog.gpus import get_gpu
     from memplan.planner import Tier, plan
 
@@ -182,7 +182,7 @@ def _suggestion(spec: CheckSpec, recipe: Recipe, answer: Estimate) -> Suggestion
     if budget is not None and recipe.gpu is not None and budget > get_gpu(recipe.gpu).usable_bytes:
         budget = None
     try:
-        found = plan(recipe, budget_bytes=budget, highest_tier=Tier.DIFFERENT_TRAINING, max_changes=2).smallest
+        found = plan(recipe, budget_bytes=budget, highest_tier=Tier.DIFFERENT_TRAINING, max_changes=2).cheapest
     except MemplanError:
         return None
     if found is None:

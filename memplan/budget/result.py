@@ -190,7 +190,7 @@ class Problem(_Model):
 
 
 class Suggestion(_Model):
-    """The smallest change that fits, from the planner, re-estimated in full."""
+    """The least painful change that fits, from the planner, re-estimated in full."""
 
     title: str
     sets: dict[str, Any]

@@ -1,7 +1,7 @@
 """Explains a PyTorch out-of-memory error: what was asked for, why it was not there, and what to change.
 
 explain(text)                     what the message itself says
-explain(text, recipe)             which tensor it was, and the smallest change that makes the recipe fit
+explain(text, recipe)             which tensor it was, and the least painful change that makes the recipe fit
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ class Explanation:
         gpu: the catalog's card of this capacity, by its id, or None where none or several have it.
         candidates: the tensors it can have been, best first; without a recipe none.
         estimate: of the recipe, or None.
-        remedies: what to do, the smallest change first.
+        remedies: what to do, the least painful change first.
         notes: what is not certain, and what does not agree.
     """
 
@@ -170,7 +170,7 @@ def _planned(message: OomMessage, recipe: Recipe, notes: list[str]) -> list[Reme
         notes.append(f"no change was worked out: {error.message}")
         return []
     found = []
-    for proposal in (made.smallest, made.cheapest):
+    for proposal in (made.cheapest, made.smallest):
         if proposal is not None and proposal.changes:
             remedy = Remedy(
                 "; ".join(change.title for change in proposal.changes),

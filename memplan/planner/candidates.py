@@ -55,15 +55,14 @@ class Candidate:
 
     @property
     def cost(self) -> Cost:
-        """What decides between combinations of one tier and size.
+        """What decides between combinations of one tier, pain and size.
 
-        Their tiers; how far what makes it another training goes; extra compute; places on all ladders; names. Less compute
-        than the recipe as given is no merit: a shorter sequence would be the better the shorter it is.
+        Their tiers; extra compute; places on all ladders; names. Less compute than the recipe as given is no merit: a shorter
+        sequence would be the better the shorter it is.
         """
         tiers = sorted((change.tier for change in self.changes), reverse=True)
-        severity = sum(change.strength for change in self.changes if change.tier is Tier.DIFFERENT_TRAINING)
         strengths = sum(change.strength for change in self.changes)
-        return (tiers, severity, max(self.ratio, 1.0), strengths, self.ratio, self.names)
+        return (tiers, max(self.ratio, 1.0), strengths, self.ratio, self.names)
 
     def best(self) -> Fits:
         """The best verdict that it can have."""
@@ -97,11 +96,12 @@ class CandidateSpace:
         self._structures: dict[object, Structure | None] = {}
         self._stored: dict[tuple[str, ...], bool] = {}
 
-    def count(self) -> int:
-        """How many combinations of two or more changes the space holds, legal or not."""
+    def count(self, most: Tier = Tier.HARDWARE) -> int:
+        """How many combinations of two or more changes of at most a tier the space holds, legal or not."""
         ways = [1]
         for options in self.knobs.values():
-            shifted = [0, *(number * len(options) for number in ways)]
+            able = sum(change.tier <= most for change in options)
+            shifted = [0, *(number * able for number in ways)]
             ways = [stay + turn for stay, turn in zip([*ways, 0], shifted, strict=True)]
         return sum(ways[2 : self.max_changes + 1])
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from memplan.errors import InputError, InvalidValueError, UnknownNameError
 from memplan.families import WITHOUT_SDPA
+from memplan.planner import pain
 from memplan.planner.optimizer_changes import optimizer_changes
 from memplan.planner.result import Change, Skipped, Tier
 from memplan.planner.training_changes import adapter_changes, method_changes, precision_changes, setting_peft
@@ -119,6 +120,7 @@ def batch(base: Resolved) -> Iterator[Change]:
             tier=Tier.DIFFERENT_TRAINING,
             title=f"no gradient accumulation: batches of {size}",
             sets={"gradient_accumulation_steps": 1},
+            pain=pain.FEWER_SEQUENCES * pain.halvings(steps, 1),
             note=f"a step sees {size} sequences instead of {size * steps}",
         )
     for strength, part in enumerate(smaller):
@@ -129,6 +131,7 @@ def batch(base: Resolved) -> Iterator[Change]:
             title=f"batches of {part}",
             sets={"micro_batch_size": part},
             strength=strength,
+            pain=pain.FEWER_SEQUENCES * pain.halvings(size, part),
             note=f"a step sees {part * steps} sequences instead of {size * steps}",
         )
 
@@ -166,6 +169,7 @@ def sequence(base: Resolved) -> Iterator[Change]:
             title=f"sequences of {length} tokens",
             sets={"sequence_length": length},
             strength=strength,
+            pain=pain.SHORTER_SEQUENCES * (strength + 1),
             note="longer texts are cut or split",
         )
         length, strength = length // 2, strength + 1
@@ -185,6 +189,7 @@ def rank(base: Resolved) -> Iterator[Change]:
             title=f"rank {value}",
             sets=setting_peft(base, "r", "lora_r", value),
             strength=strength,
+            pain=pain.LOWER_RANK * (strength + 1),
         )
         value, strength = value // 2, strength + 1
 

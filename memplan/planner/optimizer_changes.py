@@ -12,6 +12,7 @@ from functools import lru_cache
 from importlib.resources import files
 
 from memplan.methods import get_method
+from memplan.planner import pain
 from memplan.planner.result import Change, Tier
 from memplan.resolve import Resolved
 
@@ -24,6 +25,7 @@ class Form:
         optim: its name.
         replaces: names that it can stand for.
         tier: what the exchange costs.
+        is_another: whether it is another optimizer, and not another form of the same.
         title, note: for the user.
     """
 
@@ -32,6 +34,7 @@ class Form:
     tier: Tier
     title: str
     note: str
+    is_another: bool = False
 
 
 @lru_cache(maxsize=1)
@@ -45,6 +48,7 @@ def forms() -> tuple[Form, ...]:
             tier=Tier(row["tier"]),
             title=row["title"],
             note=row.get("note", ""),
+            is_another=row.get("another", False),
         )
         for row in tomllib.loads(text)["form"]
     )
@@ -57,12 +61,15 @@ def optimizer_changes(base: Resolved) -> Iterator[Change]:
     # torch keeps states in the parameters' own type, bitsandbytes' 32-bit forms in float32.
     widens = base.dtype.is_half and get_method(base.method).peft_type is None
     for strength, form in enumerate(form for form in forms() if base["optim"] in form.replaces):
+        tier = Tier.DIFFERENT_TRAINING if widens and form.tier is Tier.SLOWER else form.tier
+        moves = pain.ANOTHER_OPTIMIZER if form.is_another else pain.EIGHT_BIT_STATES
         yield Change(
             id=form.optim.replace("_", "-"),
             knob="optimizer",
-            tier=Tier.DIFFERENT_TRAINING if widens and form.tier is Tier.SLOWER else form.tier,
+            tier=tier,
             title=form.title,
             sets={"optim": form.optim},
             strength=strength,
+            pain=moves if tier is Tier.DIFFERENT_TRAINING else pain.NONE,
             note=form.note,
         )

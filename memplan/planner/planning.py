@@ -81,8 +81,8 @@ def plan(
     assert current is not None
     singles = search.singles()
     fits_already = current.fits is Fits.FITS
-    smallest = None if fits_already else search.smallest()
     cheapest = None if fits_already else search.cheapest()
+    smallest = search.smallest(cheapest) if cheapest is not None else None
     front = search.front()
     has_gpus = highest_tier == Tier.HARDWARE and (known_prices or not fits_already)
     gpus: tuple[GpuOption, ...] = ()
@@ -106,6 +106,7 @@ def plan(
             changes={knob: tuple(change.id for change in options) for knob, options in space.knobs.items()},
             max_changes=max_changes,
             combinations=space.count(),
+            not_in_front=space.count() - space.count(Tier.SLOWER),
             judged=scorer.judged,
             skipped=tuple(skipped),
         ),

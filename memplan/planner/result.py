@@ -37,6 +37,7 @@ class Change(_Model):
         title: what to do, in words.
         sets: recipe keys with their new values; None takes a key out.
         strength: place on the knob's ladder, 0 for the mildest.
+        pain: how far it moves the training (`memplan.planner.pain`); 0 where it does not.
         note: what else the user should know; may be empty.
     """
 
@@ -46,6 +47,7 @@ class Change(_Model):
     title: str
     sets: dict[str, Any]
     strength: int = 0
+    pain: int = 0
     note: str = ""
 
 
@@ -96,6 +98,11 @@ class Proposal(_Model):
     def fits(self) -> Fits:
         """The verdict's word."""
         return self.verdict.fits
+
+    @property
+    def pain(self) -> int:
+        """How far all changes together move the training."""
+        return sum(change.pain for change in self.changes)
 
     @property
     def title(self) -> str:
@@ -184,6 +191,7 @@ class Space(_Model):
         changes: every single change considered, by knob.
         max_changes: how many changes a combination may have.
         combinations: how many combinations of two or more changes there are in the space.
+        not_in_front: how many of them the front of memory against compute leaves out: those with a different training.
         judged: how many recipes got a full estimate.
         skipped: knobs without a legal change, and why.
     """
@@ -191,6 +199,7 @@ class Space(_Model):
     changes: dict[str, tuple[str, ...]]
     max_changes: int
     combinations: int
+    not_in_front: int = 0
     judged: int
     skipped: tuple[Skipped, ...] = ()
 
@@ -203,10 +212,12 @@ class Plan(_Model):
         usable_bytes: the limit that verdicts are judged on.
         current: the recipe as given.
         singles: every knob's changes that matter, mildest first (see `Space`), each re-estimated.
-        smallest: fewest changes that fit; among those the cheapest. None where nothing in the space fits.
-        cheapest: lowest tier that fits; among those the fewest changes.
+        cheapest: the least painful that fits: the lowest tier; among those what moves the training least, then the fewest
+            changes, then the least compute. None where nothing in the space fits.
+        smallest: fewest changes that fit; among those the least painful. It can be far more painful than `cheapest`.
         uncertain: proposals that might fit; none of them is a solution.
-        pareto: no other proposal needs less memory, less compute and a lower tier together.
+        pareto: no other proposal needs less memory, less compute and a lower tier together, among the recipe as given, every
+            combination that leaves the training as it is, and every single change (see `Space.not_in_front`).
         gpus: on which the recipe fits unchanged: the cheapest by the user's prices, and the smallest of those with more memory
             than the limit (of all, where the recipe fits as it is).
         largest: answers to the inverse questions that were asked.

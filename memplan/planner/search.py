@@ -1,7 +1,7 @@
-"""The search: single changes, the smallest and the cheapest sufficient combination, the front of memory against compute.
+"""The search: single changes, the least painful and the smallest combination that fits, the front of memory against compute.
 
 Candidates are ordered by what they cost the user and judged in that order; one is passed over only if its screen (an exact
-lower bound) rules it out. So the first that fits is the cheapest that fits, and no order of evaluation can change it.
+lower bound) rules it out. So the first that fits is the least painful that fits, and no order of evaluation can change it.
 """
 
 from __future__ import annotations
@@ -52,23 +52,37 @@ class Search:
                 chosen = next((rung for rung in rungs if self.fits(rung)), rungs[-1] if rungs else None)
                 proposal = self.propose(chosen.changes) if chosen else None
                 if chosen and proposal:
-                    found.append(((chosen.tier, *chosen.cost), proposal))
+                    found.append(((chosen.tier, proposal.pain, *chosen.cost), proposal))
         return [proposal for _, proposal in sorted(found, key=lambda entry: entry[0])]
 
-    def smallest(self) -> Proposal | None:
-        """The fewest changes that fit, of those the cheapest; None where nothing in the space does."""
-        sizes = range(1, self.space.max_changes + 1)
-        return self._first((size, tier) for size in sizes for tier in TIERS)
-
     def cheapest(self) -> Proposal | None:
-        """The lowest tier that fits, of that the fewest changes; None where nothing in the space does."""
+        """The least painful that fits: of the lowest tier, what moves the training least, by the fewest changes."""
         sizes = range(1, self.space.max_changes + 1)
-        return self._first((size, tier) for tier in TIERS for size in sizes)
+        for tier in TIERS:
+            found = self._first(changes for size in sizes for changes in self.space.combinations(size, tier))
+            if found is not None:
+                return found
+        return None
+
+    def smallest(self, cheapest: Proposal) -> Proposal:
+        """The fewest changes that fit, of those the least painful.
+
+        Args:
+            cheapest: the least painful of all, which of its own size is therefore the least painful.
+        """
+        for size in range(1, len(cheapest.changes)):
+            for tier in TIERS:
+                found = self._first(self.space.combinations(size, tier))
+                if found is not None:
+                    return found
+        return cheapest
 
     def uncertain(self) -> list[Proposal]:
         """Everything that was judged and might fit, cheapest first; no solution among it."""
         might = [one for one in self._proposals.values() if one and one.changes and one.fits is Fits.UNCERTAIN]
-        return sorted(might, key=lambda one: (one.tier, len(one.changes), [change.id for change in one.changes]))
+        ids = [[change.id for change in one.changes] for one in might]
+        order = [(one.tier, one.pain, len(one.changes), ids[place], place) for place, one in enumerate(might)]
+        return [might[place] for *_, place in sorted(order)]
 
     def fits(self, candidate: Candidate) -> bool:
         """Whether a candidate fits, by its full estimate unless its screen rules it out."""
@@ -77,11 +91,13 @@ class Search:
         proposal = self.propose(candidate.changes)
         return proposal is not None and proposal.fits is Fits.FITS
 
-    def _first(self, buckets: Iterable[tuple[int, Tier]]) -> Proposal | None:
-        """The cheapest that fits of the first bucket in which something does: (number of changes, tier)."""
-        for size, tier in buckets:
-            found = self.space.candidates(self.space.combinations(size, tier))
-            for candidate in sorted(found, key=lambda one: one.cost):
+    def _first(self, combinations: Iterable[tuple[Change, ...]]) -> Proposal | None:
+        """The first that fits of combinations of one tier: by pain, number of changes and cost."""
+        alike: dict[tuple[int, int], list[tuple[Change, ...]]] = {}
+        for changes in combinations:
+            alike.setdefault((sum(change.pain for change in changes), len(changes)), []).append(changes)
+        for _, group in sorted(alike.items(), key=lambda entry: entry[0]):
+            for candidate in sorted(self.space.candidates(group), key=lambda one: one.cost):
                 if self.fits(candidate):
                     return self.propose(candidate.changes)
         return None

@@ -11,6 +11,7 @@ from typing import Any
 
 from memplan.dtypes import DType
 from memplan.methods import get_method
+from memplan.planner import pain
 from memplan.planner.result import Change, Tier
 from memplan.recipe import Precision, Task
 from memplan.resolve import Resolved
@@ -38,17 +39,21 @@ def precision_changes(base: Resolved) -> Iterator[Change]:
         return
     full = get_method(base.method).peft_type is None
     if base.precision is Precision.FP32:
-        yield _different("mixed-precision", "precision", "compute in 16 bits (autocast)", {"precision": "amp"}, 0)
+        yield _different(
+            "mixed-precision", "precision", "compute in 16 bits (autocast)", {"precision": "amp"}, 0, pain.SIXTEEN_BITS
+        )
     if not has_bfloat16(base):
         return  # GradScaler refuses gradients in float16, so weights stay in 32 bits
     if full:
         sets = {"precision": "pure", "dtype": "bfloat16", "autocast_dtype": None}
-        yield _different("pure-bfloat16", "precision", "weights, gradients and states in bfloat16", sets, 1)
+        title = "weights, gradients and states in bfloat16"
+        yield _different("pure-bfloat16", "precision", title, sets, 1, pain.SIXTEEN_BIT_WEIGHTS)
     elif base.precision is Precision.FP32:
         sets = {"precision": "pure", "dtype": "bfloat16"}
-        yield _different("bfloat16-base", "precision", "frozen weights in bfloat16", sets, 1)
+        yield _different("bfloat16-base", "precision", "frozen weights in bfloat16", sets, 1, pain.SIXTEEN_BITS)
     else:
-        yield _different("bfloat16-base", "precision", "frozen weights in bfloat16", {"dtype": "bfloat16"}, 1)
+        sets = {"dtype": "bfloat16"}
+        yield _different("bfloat16-base", "precision", "frozen weights in bfloat16", sets, 1, pain.SIXTEEN_BITS)
 
 
 def adapter_changes(base: Resolved) -> Iterator[Change]:
@@ -56,11 +61,11 @@ def adapter_changes(base: Resolved) -> Iterator[Change]:
     half = (base.autocast or base.dtype).is_half
     if base.values.get("autocast_adapter_dtype") and half and has_bfloat16(base):
         sets: dict[str, Any] = {"autocast_adapter_dtype": False}
-        yield _different("adapter-16-bit", "adapter", "adapters in the base's 16 bits", sets, 0)
+        yield _different("adapter-16-bit", "adapter", "adapters in the base's 16 bits", sets, 0, pain.SIXTEEN_BITS)
     dropout = base.peft.get("lora_dropout")
     if dropout:
         sets = setting_peft(base, "lora_dropout", "lora_dropout", 0.0)
-        yield _different("no-lora-dropout", "adapter", "no dropout in the adapters", sets, 1)
+        yield _different("no-lora-dropout", "adapter", "no dropout in the adapters", sets, 1, pain.WITHOUT_DROPOUT)
 
 
 def method_changes(base: Resolved) -> Iterator[Change]:
@@ -69,7 +74,8 @@ def method_changes(base: Resolved) -> Iterator[Change]:
         if base.quantization.scheme.is_4bit_bitsandbytes and not base.quantization.double_quant:
             sets: dict[str, Any] = {"bnb_4bit_use_double_quant": True}
             if base.recipe.quantization_config is None and not base.model.config.get("quantization_config"):
-                yield _different("double-quantization", "method", "quantize the constants as well", sets, 0)
+                title = "quantize the constants as well"
+                yield _different("double-quantization", "method", title, sets, 0, pain.NESTED_QUANTIZATION)
         return
     mixed = {"precision": "amp"} if base.recipe.precision is not None else {}
     known = get_method(base.method)
@@ -79,19 +85,23 @@ def method_changes(base: Resolved) -> Iterator[Change]:
         lora = {"method": "lora", **rank}
         if base.precision in (Precision.MASTER, Precision.MASTER_FP32_GRADS):
             lora["precision"] = "pure"
-        yield _different("lora", "method", f"{title} (LoRA)", lora, 0)
+        yield _different("lora", "method", f"{title} (LoRA)", lora, 0, pain.ADAPTERS_INSTEAD)
         qlora = {"method": "qlora", **rank, **mixed}
-        yield _different("qlora", "method", f"{title} on a base in 4 bits (QLoRA)", qlora, 2)
+        both = pain.ADAPTERS_INSTEAD + pain.FOUR_BIT_BASE
+        yield _different("qlora", "method", f"{title} on a base in 4 bits (QLoRA)", qlora, 2, both)
     elif known.peft_type == "LORA" and base.method == "lora":
-        yield _different("base-8-bit", "method", "the frozen base in 8 bits", {"load_in_8bit": True, **mixed}, 1)
+        eight = {"load_in_8bit": True, **mixed}
+        yield _different("base-8-bit", "method", "the frozen base in 8 bits", eight, 1, pain.EIGHT_BIT_BASE)
         four = {
             "load_in_4bit": True,
             "bnb_4bit_quant_type": "nf4",
             "bnb_4bit_use_double_quant": True,
             "bnb_4bit_compute_dtype": "bfloat16" if has_bfloat16(base) else "float16",
         }
-        yield _different("base-4-bit", "method", "the frozen base in 4 bits (QLoRA)", {**four, **mixed}, 2)
+        title = "the frozen base in 4 bits (QLoRA)"
+        yield _different("base-4-bit", "method", title, {**four, **mixed}, 2, pain.FOUR_BIT_BASE)
 
 
-def _different(name: str, knob: str, title: str, sets: dict[str, Any], strength: int) -> Change:
-    return Change(id=name, knob=knob, tier=Tier.DIFFERENT_TRAINING, title=title, sets=sets, strength=strength)
+def _different(name: str, knob: str, title: str, sets: dict[str, Any], strength: int, moves: int) -> Change:
+    tier = Tier.DIFFERENT_TRAINING
+    return Change(id=name, knob=knob, tier=tier, title=title, sets=sets, strength=strength, pain=moves)

@@ -42,7 +42,7 @@ def oom_report(found: Explanation, *, top: int = 5) -> Report:
     if found.candidates:
         blocks.append(Table(_COLUMNS, _rows(found.candidates[:top]), "Which tensor it was, the most likely first"))
     if found.remedies:
-        blocks.append(Bullets("What to change, the smallest change first", _remedies(found), "good"))
+        blocks.append(Bullets("What to change, the least painful first", _remedies(found), "good"))
     if found.notes:
         blocks.append(Bullets("Not certain", found.notes, "unsure"))
     return Report(tuple(blocks))

@@ -1,4 +1,4 @@
-"""The report of a plan: verdict first, then the smallest change, then everything that was considered."""
+"""The report of a plan: verdict first, then the least painful change, then everything that was considered."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def plan_report(plan: Plan) -> Report:
     if plan.current.unsupported:
         blocks.append(Bullets("Not covered in the recipe as given", plan.current.unsupported, "unsure"))
     if plan.singles:
-        blocks.append(_table("Single changes, by what they cost", plan.singles, plan.smallest))
+        blocks.append(_table("Single changes, by what they cost", plan.singles, plan.cheapest))
     if plan.uncertain:
         blocks.append(_table("Uncertain: might fit, but this is no promise", plan.uncertain, None))
     if len(plan.pareto) > 1:
@@ -58,12 +58,12 @@ def _verdict(plan: Plan) -> Headline:
 
 def _solution(plan: Plan) -> list[Block]:
     smallest, cheapest = plan.smallest, plan.cheapest
-    if smallest is None:
+    if cheapest is None:
         most = counted(plan.space.max_changes, "change")
         return [Paragraph(f"Nothing that was searched fits: no single change, and no combination of up to {most}.")]
-    blocks: list[Block] = [_proposal("Smallest change", smallest)]
-    if cheapest is not None and cheapest != smallest:
-        blocks.append(_proposal("Without giving up more than needed", cheapest))
+    blocks: list[Block] = [_proposal("Least painful", cheapest)]
+    if smallest is not None and smallest != cheapest:
+        blocks.append(_proposal("With fewer changes, at a higher price", smallest))
     return blocks
 
 
@@ -190,5 +190,19 @@ def _space(plan: Plan) -> Paragraph:
     return Paragraph(
         f"Searched: {counted(singles, 'single change')} of {counted(len(space.changes), 'knob')} and their "
         f"{space.combinations:,} combinations of up to {space.max_changes}; {counted(space.judged, 'recipe')} estimated in "
-        "full. Compute counts operations, not seconds."
+        f"full. {_left_out(plan)}Compute counts operations, not seconds."
     )
+
+
+def _left_out(plan: Plan) -> str:
+    """What was not looked at, and where."""
+    space = plan.space
+    told = ""
+    if space.not_in_front:
+        told += (
+            f"The table of memory against compute leaves out {counted(space.not_in_front, 'combination')} with another "
+            "training: of those only single changes are in it. "
+        )
+    if space.skipped:
+        told += "Not turned: " + "; ".join(f"{one.knob} ({one.reason})" for one in space.skipped) + ". "
+    return told

@@ -53,11 +53,11 @@ def test_over(repository: Repository, run: Run) -> None:
     lines = outcome.out.splitlines()
     assert lines[0] == "Over budget: 1 of 2 checks over"
     text = outcome.out
-    assert "because          over the budget: " in text
+    assert "because        over the budget: " in text
     assert "6.0 GiB allowed" in text
     assert 'the limit is budget = "6 GiB" in memplan.toml:6' in text
-    assert "smallest change  " in text
-    assert "message          Ask @infra before raising this." in text
+    assert "least painful  " in text
+    assert "message        Ask @infra before raising this." in text
     assert run("check", "--exit-zero").code == 0
 
 

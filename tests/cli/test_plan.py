@@ -19,7 +19,7 @@ def test_verdict_and_smallest_change_come_first(run: Run) -> None:
     assert outcome.code == 0
     lines = outcome.out.splitlines()
     assert lines[0].startswith("Does not fit on RTX 4090")
-    assert lines[2] == "Smallest change"
+    assert lines[2] == "Least painful"
     assert "micro_batch_size = " in outcome.out
     assert "Single changes" in outcome.out
     assert "Memory against compute" in outcome.out

@@ -34,9 +34,9 @@ def test_the_solution_comes_second() -> None:
     found = small(4.2)
     block = plan_report(found).blocks[1]
     assert isinstance(block, Facts)
-    assert found.smallest is not None
+    assert found.cheapest is not None
     rows = dict(block.rows)
-    assert rows["do"] == found.smallest.title
+    assert rows["do"] == found.cheapest.title
     assert rows["set"] == "micro_batch_size = 1, gradient_accumulation_steps = 8"
     assert rows["then"].endswith("fits")
 

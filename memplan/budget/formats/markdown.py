@@ -98,7 +98,7 @@ def _details(result: CheckResult) -> str:
     if result.suggestion is not None:
         change = result.suggestion
         sizes = f"{gib(change.expected_bytes)} expected, at most {gib(change.upper_bytes)}"
-        lines.append(f"- smallest change that fits: {code(settings_text(change.sets))}, then {sizes}")
+        lines.append(f"- least painful change that fits: {code(settings_text(change.sets))}, then {sizes}")
     if result.message and result.status is not Status.WITHIN:
         lines.append(f"- {plain(result.message)}")
     title = f"{html(result.name)}: {verdict_word(result)}"

@@ -97,7 +97,7 @@ def _details(result: CheckResult) -> Facts:
     if result.suggestion is not None:
         change = result.suggestion
         then = f"{gib(change.expected_bytes)} expected, at most {gib(change.upper_bytes)}"
-        rows.append(("smallest change", f"{change.title}: set {settings_text(change.sets)}; then {then}"))
+        rows.append(("least painful", f"{change.title}: set {settings_text(change.sets)}; then {then}"))
     if result.message:
         rows += [("message", line) for line in result.message.splitlines()]
     return Facts(tuple(rows), f"{result.name}: {verdict_word(result)}")

@@ -50,7 +50,7 @@ class Changes:
     """The section of changes.
 
     Attributes:
-        best: changes that make it fit, mildest first; where it fits already, what leaves more room.
+        best: changes that make it fit, least painful first; where it fits already, what leaves more room.
         uncertain: changes that might.
         room: where it fits already, how far quantities can go.
         gpus: the smallest GPUs on which it fits unchanged.
@@ -80,10 +80,10 @@ def changes_of(recipe: Recipe) -> Changes:
     found = plan(recipe, largest=_ASKED if fits_already else ())
     least = int(_WORTH_SAYING * found.current.peak.device_bytes) if fits_already else 0
     fitting = [entry for entry in found.singles if entry.fits is Fits.FITS and (entry.saves_bytes or 0) > least]
-    picked = {proposal.title: proposal for proposal in (found.smallest, found.cheapest) if proposal is not None}
-    for proposal in sorted(fitting, key=lambda entry: (entry.tier, -(entry.saves_bytes or 0))):
+    picked = {proposal.title: proposal for proposal in (found.cheapest, found.smallest) if proposal is not None}
+    for proposal in sorted(fitting, key=lambda entry: (entry.tier, entry.pain, -(entry.saves_bytes or 0))):
         picked.setdefault(proposal.title, proposal)
-    best = sorted(list(picked.values())[:_SHOWN], key=lambda entry: (entry.tier, len(entry.changes)))
+    best = sorted(list(picked.values())[:_SHOWN], key=lambda entry: (entry.tier, entry.pain, len(entry.changes)))
     places = [place for place in every_gpu(recipe) if place.verdict and place.verdict.fits is Fits.FITS]
     places.sort(key=lambda place: place.gpu.usable_bytes)
     others = tuple(place for place in places if not place.is_current)
