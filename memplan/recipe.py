@@ -146,7 +146,7 @@ class Recipe(BaseModel):
     stack: Stack | None = None
     stack_version: str | None = None
     torch_version: Literal["2.11", "2.12", "2.13", "2.14"] | None = None
-    keep_outputs: Flag | None = None
+    keep_outputs: Flag | Literal["backward"] | None = None
     use_cache: Flag | None = None
 
     eval_strategy: Literal["no", "steps", "epoch"] | None = None

@@ -56,7 +56,8 @@ RECIPE_HELP: dict[str, dict[str, str]] = {
         "stack": "Whose training loop runs the step.",
         "stack_version": "Its version, where defaults moved.",
         "torch_version": "Version of PyTorch that runs it.",
-        "keep_outputs": "Whether the model's outputs live through backward.",
+        "keep_outputs": "Whether the model's outputs live on after the loss: until the next ones take their name (true, as in a "
+        "script's loop), or until backward has ended (`backward`, as in a function that a step calls).",
         "use_cache": "Whether the forward pass fills a key/value cache.",
     },
     "Evaluation": {

@@ -152,6 +152,8 @@ class Session:
             self._begin(step, "backward")
             self.loss.backward()
             self.loss = self.loss.detach()  # Trainer.training_step returns it so: the graph goes here
+            if spec.keep_outputs == "backward":
+                self.outputs = None
             self.account.end()
             if step == 1 and micro == 0:
                 self.resident["gradients"] = gradient_bytes(model)

@@ -77,13 +77,14 @@ def record(
     node, loss.node = loss.node, None
     backward(tape, node, grad)
     del grad
-    if not settings.keep_outputs:
+    if settings.keep_outputs is not True:
         tape.held.clear()  # Trainer.training_step returns a detached loss: the graph goes here
+        tape.outputs.clear()
     tape.enter(Phase.OPTIMIZER_STEP)
     held = [loss, *tape.outputs]
     named = frozenset(entry.storage.info.index for entry in held if entry.storage is not None)
     workspaces = frozenset(storage.info.index for storage in tape.workspaces.values())
-    if settings.keep_outputs:
+    if settings.keep_outputs is True:
         fed = {tensor.storage.info.index for tensor in inputs if tensor.storage is not None}
         named |= _kept(tape, workspaces | fed)
     result = Recording(tape.infos, tape.segments, named, workspaces, tuple(tape.ports))

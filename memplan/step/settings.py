@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from memplan.dtypes import DType
 
@@ -22,7 +23,8 @@ class StepSettings:
         torch_version: (major, minor); decides which kernels take grouped heads.
         workspace_bytes: what cuBLAS takes at a thread's first matrix product, and keeps.
         workspace_is_loaded: loading made matrix products in the thread that runs forward.
-        keep_outputs: the caller keeps the model's output (logits) alive until the step ends.
+        keep_outputs: the caller keeps the model's outputs (logits) until the next ones take their name, or (`backward`)
+            until backward has ended.
         use_cache: the model builds and returns past key/values.
         input_require_grads: `enable_input_require_grads` was called, as PEFT does with checkpointing.
         micro_batches: micro-batches of one optimizer step; with more than one the loss is divided by their number.
@@ -43,7 +45,7 @@ class StepSettings:
     torch_version: tuple[int, int] = (2, 13)
     workspace_bytes: int = 0
     workspace_is_loaded: bool = False
-    keep_outputs: bool = False
+    keep_outputs: bool | Literal["backward"] = False
     use_cache: bool = False
     input_require_grads: bool = False
     virtual_tokens: int = 0

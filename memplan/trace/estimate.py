@@ -109,7 +109,7 @@ def spec_of(resolved: ResolvedRecipe) -> TraceSpec:
         attn_implementation=str(values["attn_implementation"]),
         gpu_arch=_architecture(resolved.gpu),
         max_grad_norm=float(values["max_grad_norm"]),
-        keep_outputs=bool(values["keep_outputs"]),
+        keep_outputs=values["keep_outputs"],
         use_cache=bool(values.get("use_cache", False)),
         expandable_segments=bool(values["expandable_segments"]),
         empty_cache_steps=int(values.get("empty_cache_steps") or 0),

@@ -130,6 +130,8 @@ class Session:
             self._enter(f"backward of step {step}")
             self.loss.backward()
             self.loss = self.loss.detach()  # Trainer.training_step returns it so: the graph goes here
+            if spec.keep_outputs == "backward":
+                self.outputs = None
         self.labels.after_backward(model)
         recorder.mark(step, "optimizer_step")
         self._enter(f"optimizer step {step}")

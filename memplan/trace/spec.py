@@ -84,7 +84,8 @@ class TraceSpec:
         attn_implementation: what `from_pretrained` is given.
         attention_backend: override of the kernel that scaled_dot_product_attention would choose.
         max_grad_norm: gradient clipping, 0 for none.
-        keep_outputs: whether the model's outputs (the logits) stay alive until the step ends.
+        keep_outputs: whether the model's outputs (the logits) stay until the next ones take their name, or (`backward`) until
+            backward has ended.
         outputs_fp32: whether the outputs are cast to float32 by accelerate (`prepare_model` with mixed precision).
         use_cache: `config.use_cache` during training; None leaves the configuration's own value.
         expandable_segments: allocator mode of the replay.
@@ -129,7 +130,7 @@ class TraceSpec:
     attention_backend: AttentionBackend = AttentionBackend.AUTO
     gpu_arch: GpuArch = GpuArch.SM80
     max_grad_norm: float = 0.0
-    keep_outputs: bool = False
+    keep_outputs: bool | Literal["backward"] = False
     outputs_fp32: bool = False
     use_cache: bool | None = None
     loss: Literal["default", "fused_linear", "chunked"] = "default"
