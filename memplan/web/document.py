@@ -10,7 +10,7 @@ from fastapi.openapi.utils import get_openapi
 from starlette.exceptions import HTTPException
 
 from memplan import __version__
-from memplan.units import format_bytes
+from memplan.units import KIB, MIB
 from memplan.web import limits
 from memplan.web.api.requests import NOT_JSON, unknown_parameter
 from memplan.web.errors import INTERNAL, problem_of_http
@@ -21,7 +21,7 @@ from memplan.web.schemas import Schema
 from memplan.web.settings import Settings
 from memplan.web.work import LOST, OVERLOADED, TIMEOUT
 
-_DESCRIPTION = """How much GPU memory a training run needs, where it goes, and whether it fits.
+INTRODUCTION = """How much GPU memory a training run needs, where it goes, and whether it fits.
 
 Every size is an integer of bytes. An answer to the same request is the same bytes as long as the version stays the same.
 
@@ -35,21 +35,44 @@ _CUT = "the first entries; the answer has all"
 _IS_CUT = frozenset({"models", "gpus", "methods", "optimizers", "accuracy"})
 
 
+def limits_of(settings: Settings) -> list[tuple[str, str]]:
+    """What the service takes at most, as (what, how much)."""
+    return [
+        ("body of a request", _size(settings.max_body_bytes)),
+        ("body of a batch", _size(settings.max_batch_body_bytes)),
+        ("query", _size(settings.max_query_bytes)),
+        ("path", _size(limits.MAX_PATH_BYTES)),
+        ("JSON", f"nested {settings.max_depth} deep"),
+        ("recipes in a batch", f"{settings.max_batch:,}"),
+        (
+            "checks in a request",
+            f"{settings.max_checks}, with {settings.max_explained} estimates to say what changed keys do",
+        ),
+        ("layers of a model", f"{MAX_LAYERS}, all its towers together"),
+        ("names and patterns in a recipe", f"{MAX_PATTERNS}, each of {MAX_PATTERN_LENGTH} characters"),
+        (
+            "patterns with * or +",
+            f"{MAX_REPEATING_PATTERNS} in a recipe, {MAX_UNBOUNDED_REPEATS} repeats in each; no repeated groups, lookaround or "
+            "back references",
+        ),
+        ("time for an answer", f"{settings.timeout_seconds:g} s"),
+        ("time for a plan or a report on checks", f"{settings.slow_timeout_seconds:g} s"),
+        ("time for a batch", f"{settings.batch_timeout_seconds:g} s"),
+        (
+            "requests of a client",
+            f"{settings.rate_limit:,} a minute" if settings.rate_limit is not None else "no limit",
+        ),
+    ]
+
+
+def _size(size_bytes: int) -> str:
+    return f"{size_bytes // MIB} MiB" if size_bytes % MIB == 0 else f"{size_bytes // KIB} KiB"
+
+
 def description(settings: Settings) -> str:
     """What the document says first, the service's limits included."""
-    rate = (
-        f"{settings.rate_limit:,} requests a minute and client" if settings.rate_limit is not None else "no rate limit"
-    )
-    return f"""{_DESCRIPTION}
-Limits of this service: a body of {format_bytes(settings.max_body_bytes)}, of a batch
-{format_bytes(settings.max_batch_body_bytes)}; a query of {format_bytes(settings.max_query_bytes)}, a path of
-{format_bytes(limits.MAX_PATH_BYTES)}; JSON nested {settings.max_depth} deep; {settings.max_batch:,} recipes in a batch,
-{settings.max_checks} checks in a request, {settings.max_explained} estimates to say what changed keys do; models of
-{MAX_LAYERS} layers; {MAX_PATTERNS} names and patterns of {MAX_PATTERN_LENGTH} characters in a recipe, of which
-{MAX_REPEATING_PATTERNS} may repeat, each {MAX_UNBOUNDED_REPEATS} times at most and no group of it; an answer within
-{settings.timeout_seconds:g} s, a plan or report within {settings.slow_timeout_seconds:g} s, a batch within
-{settings.batch_timeout_seconds:g} s; {rate}. Beyond them `memplan` on your own machine answers.
-"""
+    rows = "\n".join(f"- {what}: {most}" for what, most in limits_of(settings))
+    return f"{INTRODUCTION}\nLimits of this service, beyond which `memplan` on your own machine answers:\n\n{rows}\n"
 
 
 def openapi_document(app: FastAPI, components: dict[str, Schema]) -> dict[str, Any]:

@@ -178,7 +178,7 @@ RECIPE_CHOICES: dict[str, tuple[Any, ...]] = {
     "padding": (True, False),
     "packing": (True, False),
     "use_cache": (True, False),
-    "keep_outputs": (True, False),
+    "keep_outputs": (True, False, "backward"),
     "expandable_segments": (True, False),
     "empty_cache_steps": (1, 10, 1000000),
     "num_added_tokens": (0, 1, 1000000),

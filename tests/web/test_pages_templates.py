@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from memplan.web.pages.rendering import STATIC, WEB, environment, static_digest
+from memplan.web.pages.rendering import STATIC, WEB, breakable, environment, static_digest
 
 TEMPLATES = sorted((WEB / "templates").glob("*"))
 _TAG = re.compile(r"<[a-zA-Z][^<>]*?(?:\{\{.*?\}\}[^<>]*?|\{%.*?%\}[^<>]*?)*>", re.DOTALL)
@@ -54,7 +54,8 @@ def test_only_rendered_templates_become_markup() -> None:
         for line in path.read_text(encoding="utf-8").splitlines():
             if "Markup(" in line:
                 places[path.name] = places.get(path.name, 0) + 1
-    assert places == {"accuracy.py": 1, "catalogue_routes.py": 1, "rendering.py": 1, "routes.py": 2}
+    assert places == {"accuracy.py": 1, "catalogue_routes.py": 1, "rendering.py": 2, "routes.py": 2}
+    assert breakable("<b>a_b.c/d</b>") == "&lt;b&gt;a_<wbr>b.<wbr>c/<wbr>d&lt;/<wbr>b&gt;"
 
 
 def test_static_files() -> None:

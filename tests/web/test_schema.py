@@ -212,7 +212,7 @@ def test_limits_are_documented(document: dict[str, Any]) -> None:
     settings = Settings()
     for limit in (settings.max_depth, settings.max_checks, settings.max_explained, MAX_LAYERS, MAX_PATTERNS):
         assert re.search(rf"\b{limit:,}\b", text), limit
-    assert "64.00 KiB" in text
+    assert "- body of a request: 64 KiB\n- body of a batch: 1 MiB\n" in text
     assert str(MAX_LAYERS) in document["components"]["schemas"]["Recipe"]["properties"]["model"]["description"]
 
 

@@ -14,6 +14,7 @@ from starlette.responses import Response
 from memplan.web.api.requests import query_of
 from memplan.web.api.service import document_of
 from memplan.web.codes import PATTERN, codes
+from memplan.web.document import INTRODUCTION, limits_of
 from memplan.web.pages.responding import page
 
 router = APIRouter(include_in_schema=False)
@@ -137,11 +138,14 @@ async def docs(request: Request) -> Response:
     document = await document_of(request.app)
     url = str(request.base_url).rstrip("/")
     schemas = document["components"]["schemas"]
+    operations = operations_of(document, url)
     return page(
         request,
         "api_docs.html",
-        intro=document["info"]["description"].strip().split("\n\n"),
-        operations=operations_of(document, url),
+        intro=INTRODUCTION.strip().split("\n\n"),
+        limits=limits_of(request.app.state.settings),
+        operations=operations,
+        statuses=sorted({pair for one in operations for pair in one.statuses}),
         codes=codes(),
         pattern=PATTERN.strip("^$"),
         shapes={name: list(keys_of(schema)) for name, schema in schemas.items() if schema.get("properties")},

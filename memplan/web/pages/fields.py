@@ -6,7 +6,7 @@ address holds survives a submit. A test holds that every key of `Recipe` is ther
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -159,12 +159,18 @@ def main_fieldsets() -> tuple[Fieldset, ...]:
         Fieldset(
             "Model and card",
             (
-                Field("model", "Model", "A name, or paste the JSON of a config.json.", suggests=True),
+                Field(
+                    "model",
+                    "Model",
+                    "A name, or paste the JSON of a config.json.",
+                    default="such as Qwen/Qwen2.5-7B",
+                    suggests=True,
+                ),
                 Field("gpu", "GPU", default="none: say what it needs", groups=_gpu_groups()),
             ),
         ),
         Fieldset(
-            "Method",
+            "Fine-tuning",
             (
                 Field("method", "Method", default="full: train every parameter", groups=_method_groups()),
                 Field("lora_r", "LoRA rank r", default="8", numeric=True, wide=False),
@@ -238,9 +244,10 @@ def _other(key: str, hint: str) -> Field:
     return Field(key, key, hint, groups=groups, numeric=kind in (Kind.INTEGER, Kind.NUMBER))
 
 
-def field_keys() -> frozenset[str]:
-    """Every key that has an input."""
-    return frozenset(field.key for fieldset in (*main_fieldsets(), *other_fieldsets()) for field in fieldset.fields)
+def all_fields() -> Iterator[Field]:
+    """Every input, from the top."""
+    for fieldset in (*main_fieldsets(), *other_fieldsets()):
+        yield from fieldset.fields
 
 
 def _plain(*values: str) -> tuple[Group, ...]:

@@ -13,6 +13,7 @@ from memplan.methods import canonical_method, list_methods
 from memplan.optimizers.catalog import optimizer_rows
 from memplan.recipe import Recipe
 from memplan.web.hints import LISTED_AT
+from memplan.web.pages.fields import all_fields
 from memplan.web.pages.keys import Mistake, Query, query_of
 from memplan.web.problems import Problem
 
@@ -67,10 +68,11 @@ def wrong_names(query: Query) -> tuple[Mistake, ...]:
 
 
 def shown(mistakes: tuple[Mistake, ...], query: Query) -> tuple[Shown, ...]:
-    """Mistakes with links that mend them."""
+    """Mistakes with links that mend them, in the order of the form; first what is no field's."""
+    places = {field.key: place for place, field in enumerate(all_fields())}
     return tuple(
         Shown(entry.key, entry.message, entry.hint, tuple(_remedies(entry, query.keys, query.texts)))
-        for entry in mistakes
+        for entry in sorted(mistakes, key=lambda entry: places.get(entry.key, -1))
     )
 
 

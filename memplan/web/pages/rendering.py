@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from memplan import __version__
 from memplan.report.wording import component_name, counted, gib, phase_name, share, value_text
@@ -44,10 +45,16 @@ def environment() -> Environment:
         phase=phase_name,
         count=format_count,
         value=value_text,
+        breakable=breakable,
         pc=lambda number: f"{number:.2f}%",
     )
     env.globals.update(version=__version__, counted=counted, static_digest=static_digest, query_of=query_of)
     return env
+
+
+def breakable(text: str) -> Markup:
+    """`text` whose long names may be broken behind an underscore, a dot or a slash."""
+    return Markup(re.sub(r"(?<=[_./])(?=\w)", "<wbr>", str(escape(text))))
 
 
 def render(template: str, /, **context: Any) -> Markup:

@@ -173,6 +173,7 @@ def _box(query: Query, mistakes: tuple[Mistake, ...], answer: Answer | None) -> 
     """What stands beside the form: what has to change first, the answer, or examples."""
     return {
         "title": _title(query, mistakes, answer),
+        "word": _WORDS.get(answer.fits, "Needs") if answer is not None else "",
         "needed": needed(len(mistakes)),
         "mistakes": shown(mistakes, query),
         "query": query_of(query.keys),
