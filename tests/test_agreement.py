@@ -99,6 +99,10 @@ RECIPES: dict[str, dict[str, Any]] = {
     "full, checkpointed": {"activation_checkpointing": True},
     "full, reentrant": {"activation_checkpointing": "reentrant"},
     "full, outputs kept": {"keep_outputs": True, "use_cache": True},
+    "full, outputs kept through backward": {"keep_outputs": "backward", "use_cache": True},
+    "LoRA, amp, accumulated, outputs kept through backward": {
+        "method": "lora", "precision": "amp", "gradient_accumulation_steps": 3, "keep_outputs": "backward",
+    },
     "full, eager, float16, padded": {
         "attn_implementation": "eager", "dtype": "float16", "precision": "pure", "padding": True,
     },
