@@ -22,6 +22,7 @@ from memplan.recipe import Task
 from memplan.step import ops
 from memplan.step.attention import detached
 from memplan.step.builder import Builder
+from memplan.step.clamping import clamp, look_for_infinities
 from memplan.step.encoder import attend, bidirectional_mask, masked_lm_loss
 from memplan.step.encoder_decoder import end_of_sentence, shifted_labels, target_side
 from memplan.step.tables import table
@@ -88,24 +89,36 @@ def dims(config: Mapping[str, Any]) -> Dims:
 # -- one stack --------------------------------------------------------------------------------------------
 
 
-def attention(t: Builder, x: Tensor, keys: Tensor, d: Dims, side: Side, mask: Tensor | None, *, cached: bool) -> Tensor:
-    """X [B, S, H] on keys [B, T, H]: [B, S, H]; only the decoder's own attention has a cache, and it alone is causal."""
+def attention(
+    t: Builder,
+    x: Tensor,
+    keys: Tensor,
+    d: Dims,
+    side: Side,
+    mask: Tensor | None,
+    *,
+    causal: bool = False,
+    cached: bool = False,
+) -> Tensor:
+    """X [B, S, H] on keys [B, T, H]: [B, S, H]."""
     q = t.split_heads(t.linear("q_proj", x, d.hidden, bias=True), side.heads, side.head_size)
     k = t.linear("k_proj", keys, d.hidden, bias=True)
     v = t.linear("v_proj", keys, d.hidden, bias=True)
     k, v = t.split_heads(k, side.heads, side.head_size), t.split_heads(v, side.heads, side.head_size)
     if cached:
         k, v = t.cache_key_values(k, v)
-    out = attend(t, q, k, v, mask, d.attention_dropout, causal=cached)
+    out = attend(t, q, k, v, mask, d.attention_dropout, causal=causal)
     return t.linear("out_proj", t.view(out, x.shape), d.hidden, bias=True)
 
 
-def self_attention(t: Builder, x: Tensor, d: Dims, side: Side, mask: Tensor | None, *, cached: bool) -> Tensor:
+def self_attention(
+    t: Builder, x: Tensor, d: Dims, side: Side, mask: Tensor | None, *, causal: bool = False, cached: bool = False
+) -> Tensor:
     """The self-attention block with its norm and residual: [B, S, H]."""
     residual = x
     if d.norm_before:
         x = t.layer_norm("self_attn_layer_norm", x)
-    x = t.call("self_attn", lambda t, h: attention(t, h, h, d, side, mask, cached=cached), x)
+    x = t.call("self_attn", lambda t, h: attention(t, h, h, d, side, mask, causal=causal, cached=cached), x)
     x = t.dropout(x, d.dropout)
     x = residual + x
     return x if d.norm_before else t.layer_norm("self_attn_layer_norm", x)
@@ -116,7 +129,7 @@ def cross_attention(t: Builder, x: Tensor, d: Dims, side: Side, source: Tensor, 
     residual = x
     if d.norm_before:
         x = t.layer_norm("encoder_attn_layer_norm", x)
-    x = t.call("encoder_attn", lambda t, h: attention(t, h, source, d, side, mask, cached=False), x)
+    x = t.call("encoder_attn", lambda t, h: attention(t, h, source, d, side, mask), x)
     del t.layer_locals[:-1]  # one variable takes the weights of either attention
     x = t.dropout(x, d.dropout)
     x = residual + x
@@ -136,8 +149,8 @@ def feed_forward(t: Builder, x: Tensor, d: Dims, side: Side) -> Tensor:
     return x if d.norm_before else t.layer_norm("final_layer_norm", x)
 
 
-def embeddings(t: Builder, d: Dims, rows: int, input_ids: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Words (scaled) alone, for their type, and words and positions, normed: [B, S, H] each.
+def embeddings(t: Builder, d: Dims, rows: int, input_ids: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """Words (scaled) and positions alone, which variables hold, and both together, normed: [B, S, H] each.
 
     The encoder looks positions up for every row, the decoder once.
     """
@@ -161,21 +174,27 @@ def embeddings(t: Builder, d: Dims, rows: int, input_ids: Tensor | None = None) 
     )
     x = t.layer_norm("layernorm_embedding", words + positions)
     x = t.dropout(x, d.dropout)
-    del position_ids, positions
-    return words, x
+    del position_ids
+    return words, positions, x
 
 
 def encoder(t: Builder, d: Dims) -> Tensor:
     """`BartEncoder`: [B, S, H]."""
-    words, x = embeddings(t, d, t.batch)
+    words, positions, *start = embeddings(t, d, t.batch)  # the last variable goes on to the first layer's result
     mask = bidirectional_mask(t, words.dtype)
 
     def layer(t: Builder, x: Tensor, index: int) -> Tensor:
-        x = self_attention(t, x, d, d.encoder, mask, cached=False)
-        return feed_forward(t, x, d, d.encoder)
+        x = self_attention(t, x, d, d.encoder, mask)
+        x = feed_forward(t, x, d, d.encoder)
+        if x.dtype is not DType.FLOAT16:
+            return x
+        if d.norm_before:
+            return clamp(t, x)
+        look_for_infinities(t, x)
+        return x
 
-    x = t.layers("layers", d.encoder.layers, layer, x)
-    del words
+    x = t.layers("layers", d.encoder.layers, layer, start.pop())
+    del words, positions
     return t.layer_norm("layer_norm", x) if d.norm_before else x
 
 
@@ -186,19 +205,21 @@ def decoder(
 
     A cache is kept without a source only: the heads over both stacks set `use_cache` to False where labels are given.
     """
-    words, x = embeddings(t, d, 1, input_ids)
+    # mBART keeps the mask of ones that it makes where it is given none, BART the positions before their offset.
+    ones = t.new((t.batch, t.sequence), DType.FLOAT32, "ones") if d.norm_before else t.position_ids(t.sequence)
+    words, positions, *start = embeddings(t, d, 1, input_ids)
     mask = t.causal_mask(words.dtype, padding=source is None)
 
     def layer(t: Builder, x: Tensor, index: int) -> Tensor:
-        x = self_attention(t, x, d, d.decoder, mask, cached=source is None)
+        x = self_attention(t, x, d, d.decoder, mask, causal=True, cached=source is None)
         if source is not None:
             x = cross_attention(t, x, d, d.decoder, source, source_mask)
         elif t.declaring:
             cross_attention(t, x, d, d.decoder, x, None)
         return feed_forward(t, x, d, d.decoder)
 
-    x = t.layers("layers", d.decoder.layers, layer, x)
-    del words
+    x = t.layers("layers", d.decoder.layers, layer, start.pop())
+    del words, positions, ones
     return t.layer_norm("layer_norm", x) if d.norm_before else x
 
 

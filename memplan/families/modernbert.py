@@ -21,7 +21,7 @@ from memplan.families.bert import token_classifier
 from memplan.recipe import Task
 from memplan.step import ops
 from memplan.step.attention import rotate_half
-from memplan.step.builder import Builder
+from memplan.step.builder import Builder, Layer, PerLayer
 from memplan.step.encoder import bidirectional_mask, first_token, masked_lm_loss, mean_over_tokens
 from memplan.step.split import split
 from memplan.step.tensor import Dim, Tensor
@@ -127,7 +127,8 @@ def local_mask(t: Builder, dtype: DType, window: int) -> Tensor | None:
     batch = t.batch if settings.padding else 1
     allowed = t.new((batch, 1, t.sequence, t.sequence), DType.BOOL, "bitwise_and")
     if settings.attn_implementation == "sdpa":
-        return allowed
+        # Expanded over the batch; what sdpa makes of it is as large as its shape says.
+        return Tensor(t, (t.batch, 1, t.sequence, t.sequence), DType.BOOL, allowed.storage, is_view=True)
     mask = t.new((t.batch, 1, t.sequence, t.sequence), dtype, "where")
     del allowed
     return mask
@@ -136,21 +137,26 @@ def local_mask(t: Builder, dtype: DType, window: int) -> Tensor | None:
 def model(t: Builder, d: Dims) -> Tensor:
     """The encoder without a head: [B, S, H]."""
     position_ids = t.new((1, t.sequence), DType.INT64, "arange")
-    x = t.call("embeddings", lambda t: embeddings(t, d))
+    embedded = t.call("embeddings", lambda t: embeddings(t, d))  # `mask_kwargs` holds it
     masks = {
-        "full_attention": bidirectional_mask(t, x.dtype),
-        "sliding_attention": local_mask(t, x.dtype, d.window),
+        "full_attention": bidirectional_mask(t, embedded.dtype),
+        "sliding_attention": local_mask(t, embedded.dtype, d.window),
     }
     sides = {}
     for layer_type in sorted(set(d.layer_types)):
         for name in ("inv_freq", "original_inv_freq"):
             t.buffer(f"rotary_emb.{layer_type}_{name}", ((d.head_size + 1) // 2,))
-        sides[layer_type] = Side(*t.rotary_table(x.dtype, d.head_size, t.sequence), masks[layer_type])
+        sides[layer_type] = Side(*t.rotary_table(embedded.dtype, d.head_size, t.sequence), masks[layer_type])
+
+    def of(index: int) -> Layer:
+        side = sides[d.layer_types[index]]
+        return lambda t, h, index: layer(t, h, index, d, side)
+
     x = t.layers(
         "layers",
         len(d.layer_types),
-        lambda t, h, index: layer(t, h, index, d, sides[d.layer_types[index]]),
-        x,
+        PerLayer(of),
+        embedded,
         kind=lambda index: (d.layer_types[index], index == 0),
     )
     x = t.layer_norm("final_norm", x, bias=d.norm_bias)

@@ -4,9 +4,6 @@ Symbols: B micro batch, S source length (target length inside the decoder), H hi
 I intermediate size, N buckets, V vocabulary, C labels.
 
 Source: transformers 5.23 models/t5/modeling_t5.py, models/mt5/modeling_mt5.py.
-
-Known limits:
-    The clamping of float16 hidden states is not described.
 """
 
 from __future__ import annotations
@@ -23,6 +20,7 @@ from memplan.recipe import Task
 from memplan.step import ops
 from memplan.step.attention import detached
 from memplan.step.builder import Builder, Layer, PerLayer
+from memplan.step.clamping import clamp_where_infinite
 from memplan.step.encoder import bidirectional_mask, masked_lm_loss
 from memplan.step.encoder_decoder import end_of_sentence, shifted_labels, target_side
 from memplan.step.relative_bias import biased_attention, relative_bias
@@ -196,11 +194,18 @@ def stack(t: Builder, d: Dims, source: Source | None, input_ids: Tensor | None =
 
     def block(t: Builder, x: Tensor, given: Biases) -> tuple[Tensor, Biases]:
         x, bias = t.call("layer.0", lambda t, h: self_attention(t, h, d, given[0], mask, decoder=decoder), x)
-        source_bias = None
+        source_bias = bound = None
+        if x.dtype is DType.FLOAT16:
+            x, bound = clamp_where_infinite(t, x)
         if source is not None:
             x, source_bias = t.call("layer.1", lambda t, h: cross_attention(t, h, d, given[1], source), x)
             del t.layer_locals[:-1]  # one variable takes the weights of either attention
+            if x.dtype is DType.FLOAT16:
+                x, bound = clamp_where_infinite(t, x)
         x = t.call("layer.2" if decoder else "layer.1", lambda t, h: feed_forward(t, h, d), x)
+        if x.dtype is DType.FLOAT16:  # not where `wo` is kept in float32, which makes the hidden states float32
+            x, bound = clamp_where_infinite(t, x)
+        del bound
         return x, (bias, source_bias)
 
     def first(t: Builder, x: Tensor, index: int) -> Tensor:
@@ -212,9 +217,9 @@ def stack(t: Builder, d: Dims, source: Source | None, input_ids: Tensor | None =
     def layer(index: int) -> Layer:
         return following(block, *shared) if index else first
 
-    x = t.dropout(embedded, d.dropout)
+    start = [t.dropout(embedded, d.dropout)]  # the variable goes on to the first block's result
     count = d.decoder_layers if decoder else d.encoder_layers
-    x = t.layers("block", count, PerLayer(layer), x, kind=lambda index: index == 0)
+    x = t.layers("block", count, PerLayer(layer), start.pop(), kind=lambda index: index == 0)
     x = t.dropout(norm(t, "final_layer_norm", x, d), d.dropout)
     shared.clear()
     del embedded
