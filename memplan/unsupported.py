@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from memplan.blind_spots import blind_spots
-from memplan.dtypes import DType
 from memplan.errors import UnsupportedError
 from memplan.families import family_of
 from memplan.methods import AddedKind
@@ -22,8 +21,6 @@ FLASH_ATTENTION_2 = frozenset(
         "stablelm", "starcoder2", "cohere", "gpt2", "gpt_neox", "bert", "bart",
     }
 )  # fmt: skip
-# Layers that clamp their results in float16 and keep `wo` in float32 (transformers 5.23 modeling_t5.py).
-FLOAT16_CLAMPS = frozenset({"t5", "mt5"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +52,6 @@ def unsupported_parts(resolved: Resolved, prepared: Prepared) -> Unsupported:
     step += [f"the step of {resolved.method}: {text}" for text in prepared.adaptation.unwalked]
     if resolved.quantization is not None and not family_of(model_type).walked_quantized:
         step.append(f"the step of {model_type} on quantized weights; their storage is exact")
-    if model_type in FLOAT16_CLAMPS and resolved.dtype is DType.FLOAT16:
-        step.append(f"{model_type} in float16, whose layers clamp their results and keep `wo` in float32")
     copied = {entry.module for entry in prepared.adaptation.added if entry.kind is AddedKind.COPY}
     tied = {name.rpartition(".")[0] for pair in prepared.architecture.tied.items() for name in pair}
     if copied & tied:
