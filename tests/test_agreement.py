@@ -79,6 +79,7 @@ BLOOM = {
 CLASSIFY = {"task": "sequence-classification", "micro_batch_size": 5, "sequence_length": 37}
 TAG = {**CLASSIFY, "task": "token-classification"}
 SHORT = {"micro_batch_size": 5, "sequence_length": 21}
+ONE = {"micro_batch_size": 1, "sequence_length": 64, "attn_implementation": "eager"}
 ATTENTION = {"target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"]}
 
 RECIPES: dict[str, dict[str, Any]] = {
@@ -256,6 +257,11 @@ RECIPES: dict[str, dict[str, Any]] = {
     "StarCoder2, OFT, windowed, amp, reentrant": {
         "model": {"model_type": "starcoder2", **DECODER, "sliding_window": 20}, "method": "oft", **ATTENTION, "gpu": "t4",
         "precision": "amp", "activation_checkpointing": "reentrant", "task": "sequence-classification",
+    },
+    "GPT-BigCode, eager, one sequence": {"model": {"model_type": "gpt_bigcode", **GPT2}, **ONE},
+    "Qwen3, DoRA, reentrant, eager, one sequence": {
+        "model": {"model_type": "qwen3", **DECODER}, "method": "dora", **ATTENTION, **ONE,
+        "activation_checkpointing": "reentrant",
     },
     "LoRA, classified, padded, checkpointed, on T4 without a fused kernel": {
         "method": "lora", "gpu": "t4", "padding": True, "activation_checkpointing": True, **CLASSIFY, "sequence_length": 129,

@@ -57,8 +57,8 @@ def dims(config: Mapping[str, Any]) -> Dims:
 
 
 def fold_heads(t: Builder, x: Tensor, shape: Shape) -> Tensor:
-    """`reshape` of [B, A, S, D] to [B·A, S, D]: a copy of what was selected from the fused heads, a view of a cached one."""
-    return copy(t, x, shape) if x.is_view else t.view(x, shape)
+    """`reshape` of [B, A, S, D] to [B·A, S, D]: a copy of what was selected from the fused heads of several sequences."""
+    return copy(t, x, shape) if x.is_view and x.shape[0] != 1 else t.view(x, shape)
 
 
 def attention(t: Builder, x: Tensor, residual: Tensor, d: Dims, alibi: Tensor, mask: Tensor) -> Tensor:

@@ -64,21 +64,21 @@ def dims(config: Mapping[str, Any]) -> Dims:
     )
 
 
-def position_table(t: Builder, d: Dims, x: Tensor) -> tuple[Tensor, Tensor]:
-    """`_get_embed_positions` and `gather` of every layer: sin and cos, views of one [1, S, R]."""
+def position_table(t: Builder, d: Dims, x: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """`_get_embed_positions` and `gather` of every layer: sin and cos, views of one [1, S, R], and what they were made of."""
     t.buffer("embed_positions", (d.positions, d.table_width))
     table = t.new((1, d.positions, d.table_width), DType.FLOAT32, "repeat")
     indices = t.new((1, t.sequence, d.table_width), DType.INT64, "repeat")
     gathered = t.new((1, t.sequence, d.table_width), DType.FLOAT32, "gather")
     both = ops.to(t, gathered, x.dtype)
-    del table, indices, gathered
+    del gathered
     half = (1, 1, t.sequence, d.table_width // 2)
-    return t.view(both, half), t.view(both, half)
+    return t.view(both, half), t.view(both, half), [table, indices]
 
 
 def rotate(t: Builder, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """`apply_rotary_pos_emb`: x [B, A, S, R]; sin and cos are repeated in pairs."""
-    shape = (1, 1, t.sequence, x.shape[-1])
+    """`apply_rotary_pos_emb`: x [B, S, A, R]; sin and cos are repeated in pairs."""
+    shape = (1, t.sequence, 1, x.shape[-1])
     sin, cos = t.new(shape, sin.dtype, "repeat_interleave"), t.new(shape, cos.dtype, "repeat_interleave")
     return t.rotary(x, cos, sin)
 
@@ -86,17 +86,22 @@ def rotate(t: Builder, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 def attention(t: Builder, x: Tensor, d: Dims, mask: Tensor) -> Tensor:
     """X [B, S, H] to [B, S, H]; scores are computed in float32."""
     q, k, v = (t.linear(name, x, d.hidden) for name in ("q_proj", "k_proj", "v_proj"))
-    q, k, v = (t.split_heads(y, d.heads, d.head_size) for y in (q, k, v))
-    sin, cos = position_table(t, d, k)
-    # Its variables keep the parts, and the projections that they are views of, until the block returns.
+    by_token = (x.shape[0], x.shape[1], d.heads, d.head_size)
+    q, k, v = t.view(q, by_token), t.view(k, by_token), t.split_heads(v, d.heads, d.head_size)
+    # Its variables keep the tables, the parts, and the projections that they are views of, until the block returns.
+    sin, cos, tables = position_table(t, d, k)
     k_rotated, k_passed = parts(t, k, d.rotary_size)
     q_rotated, q_passed = parts(t, q, d.rotary_size)
     k_rotated, q_rotated = rotate(t, k_rotated, cos, sin), rotate(t, q_rotated, cos, sin)
-    k, q = concatenate(t, (k_rotated, k_passed), k.shape), concatenate(t, (q_rotated, q_passed), q.shape)
+    k, q = concatenate(t, (k_rotated, k_passed), by_token), concatenate(t, (q_rotated, q_passed), by_token)
+    heads_first = (x.shape[0], d.heads, x.shape[1], d.head_size)
+    k, q = t.view(k, heads_first, by_token=True), t.view(q, heads_first, by_token=True)
     k, v = t.cache_key_values(k, v)
     out = attend(t, q, k, v, mask, d)
     out = t.view(merge_heads(t, out), (*x.shape[:-1], d.hidden))
-    return t.dropout(t.linear("out_proj", out, d.hidden), d.residual_dropout)
+    out = t.dropout(t.linear("out_proj", out, d.hidden), d.residual_dropout)
+    del tables
+    return out
 
 
 def attend(t: Builder, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, d: Dims) -> Tensor:

@@ -37,10 +37,18 @@ def baddbmm(t: Tape, bias: Tensor, a: Tensor, b: Tensor, shape: Shape) -> Tensor
 def _baddbmm_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | None]:
     a_shape, b_shape, dtype = cast(tuple[Shape, Shape, DType], node.meta)
     kept = [node.stored(index) for index in range(len(node.saved))]
-    grad_a = tape.new(a_shape, dtype, "bmm") if node.edges[0] is not None else None
-    grad_b = tape.new(b_shape, dtype, "bmm") if node.edges[1] is not None else None
+    grad_a = _scaled_product(tape, a_shape, dtype) if node.edges[0] is not None else None
+    grad_b = _scaled_product(tape, b_shape, dtype) if node.edges[1] is not None else None
     del kept
     return (grad_a, grad_b)
+
+
+def _scaled_product(tape: Tape, shape: Shape, dtype: DType) -> Tensor:
+    """`maybe_multiply(grad.bmm(other), alpha)`."""
+    product = tape.alloc(shape, dtype, "bmm")
+    out = tape.new(shape, dtype, "mul")
+    del product
+    return out
 
 
 def bloom_gelu(t: Tape, x: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from memplan.estimate import Component
 from memplan.step import ops
 from memplan.step.attention_kernels import sdpa
 from memplan.step.layers import LayerOps
-from memplan.step.matmul import matmul, merge_heads, repeat_kv, require_contiguous_gradient, softmax, transpose_last
+from memplan.step.matmul import expand_kv, matmul, merge_heads, require_contiguous_gradient, softmax, transpose_last
 from memplan.step.tensor import Node, Shape, Tape, Tensor
 
 
@@ -102,7 +102,7 @@ class AttentionOps(LayerOps):
 
 def _split_heads_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | None]:
     (shape,) = cast(tuple[Shape], node.meta)
-    if not grad.by_token:
+    if not grad.by_token and grad.shape[1] != 1:  # a single head is laid out both ways
         grad = tape.new(shape, grad.dtype, "clone")
     return (Tensor(tape, shape, grad.dtype, grad.storage, None, is_view=True),)
 
@@ -191,7 +191,7 @@ def eager_attention(t: AttentionOps, q: Tensor, k: Tensor, v: Tensor, mask: Tens
     q [B, A, S, D], k and v [B, K, T, D]; the result is [B, S, A, D].
     """
     (batch, heads, length, _), size = q.shape, v.shape[-1]
-    key, value = repeat_kv(t, k, heads), repeat_kv(t, v, heads)
+    key, value = expand_kv(t, k, heads), expand_kv(t, v, heads)
     scores = (batch, heads, length, k.shape[2])
     weights = ops.scale(t, autocast_matmul(t, q, transpose_last(t, key), scores))
     if mask is not None:

@@ -20,6 +20,7 @@ from typing import cast
 from memplan.dtypes import DType
 from memplan.step import ops
 from memplan.step.matmul import (
+    expand_kv,
     matmul,
     merge_heads,
     repeat_kv,
@@ -123,8 +124,7 @@ def sdpa(
     """
     heads = q.shape[1]
     if k.shape[1] != heads and (mask is not None or k.shape[-1] > 256):
-        repeat = repeat_kv if k.shape[1] > 1 else _expand_one
-        k, v = repeat(t, k, heads), repeat(t, v, heads)
+        k, v = expand_kv(t, k, heads), expand_kv(t, v, heads)
     kernel, out = _dispatched(t, q, k, v, mask, settings, dropout, causal)
     if kernel is Kernel.MATH:
         return merge_heads(t, out)
@@ -172,18 +172,6 @@ def math_sdpa(t: Tape, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dro
     if mask is not None:
         mask = _additive(t, mask, q.dtype)
     return merge_heads(t, _math(t, q, k, v, mask, dropout, causal=mask is None))
-
-
-def _expand_one(t: Tape, x: Tensor, heads: int) -> Tensor:
-    """`repeat_kv` of a single head: expand and reshape give a view; backward sums."""
-    shape = (x.shape[0], heads, *x.shape[2:])
-    node = t.record("expand", (x,), (), _sum_heads, (x.shape,))
-    return Tensor(t, shape, x.dtype, x.storage, node, is_view=True)
-
-
-def _sum_heads(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | None]:
-    (shape,) = cast(tuple[Shape], node.meta)
-    return (tape.new(shape, grad.dtype, "sum"),)
 
 
 def _dense(t: Tape, x: Tensor) -> Tensor:

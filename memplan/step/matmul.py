@@ -28,9 +28,14 @@ def _pass(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | None]:
     return (Tensor(tape, grad.shape, grad.dtype, grad.storage, None, is_view=True),)
 
 
+def _batches(tape: Tape, x: Tensor) -> Tensor:
+    """[B, A, M, N] reshaped to [B·A, M, N] for `bmm`: a view of a single sequence, whatever its layout."""
+    return x if x.shape[0] == 1 else contiguous(tape, x)
+
+
 def matmul(tape: Tape, a: Tensor, b: Tensor, shape: Shape) -> Tensor:
     """`torch.matmul` of two 4-D tensors with the result `shape`; saves each operand that the other's gradient needs."""
-    a, b = contiguous(tape, a), contiguous(tape, b)
+    a, b = _batches(tape, a), _batches(tape, b)
     saved = (b if a.node is not None else None, a if b.node is not None else None)
     node = tape.record("bmm", (a, b), saved, _bmm_backward, (a.shape, b.shape, a.dtype))
     return tape.new(shape, a.dtype, "bmm", node)
@@ -59,6 +64,14 @@ def repeat_kv(tape: Tape, x: Tensor, heads: int) -> Tensor:
     return tape.new(shape, x.dtype, "clone", node)
 
 
+def expand_kv(tape: Tape, x: Tensor, heads: int) -> Tensor:
+    """Transformers' `repeat_kv`: `repeat_kv`, and of a single head a view, whose heads a batched product has to copy."""
+    if x.shape[1] != 1 or heads == 1:
+        return repeat_kv(tape, x, heads)
+    node = tape.record("expand", (x,), (), _repeat_backward, (x.shape,))
+    return Tensor(tape, (x.shape[0], heads, *x.shape[2:]), x.dtype, x.storage, node, is_view=True, by_token=True)
+
+
 def _repeat_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | None]:
     (shape,) = cast(tuple[Shape], node.meta)
     return (tape.new(shape, grad.dtype, "sum"),)
@@ -82,14 +95,14 @@ def _merge_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | N
 
 
 def require_contiguous_gradient(tape: Tape, x: Tensor) -> Tensor:
-    """The [B, A, M, N] view of a bmm's result: its gradient is copied when it comes back laid out by token."""
+    """The [B, A, M, N] view of a bmm's result: its gradient is copied as `_batches` copies."""
     node = tape.record("_unsafe_view", (x,), (), _contiguous_backward, (x.shape,))
     return Tensor(tape, x.shape, x.dtype, x.storage, node)
 
 
 def _contiguous_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | None]:
     (shape,) = cast(tuple[Shape], node.meta)
-    if grad.by_token:
+    if grad.by_token and shape[0] != 1:
         grad = tape.new(shape, grad.dtype, "clone")
     return (Tensor(tape, shape, grad.dtype, grad.storage, None, is_view=True),)
 

@@ -200,23 +200,30 @@ def dropout(tape: Tape, x: Tensor, probability: float) -> Tensor:
 
 
 def linear(tape: Tape, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`F.linear`: x [..., N_in] with weight [N_out, N_in]; saves x for a trained weight, the weight for a trained x."""
+    """`F.linear`: x [..., N_in] with weight [N_out, N_in]; saves x for a trained weight, the weight for a trained x.
+
+    With a bias it is `addmm`, whose backward computes the gradient of x first; `mm`'s computes the weight's first.
+    """
     shape = (*x.shape[:-1], weight.shape[0])
     saved = (x if weight.node is not None else None, weight if x.node is not None else None)
-    node = tape.record("mm", (x, weight, bias), saved, _linear_backward, (x.shape, weight.shape, x.dtype))
+    meta = (x.shape, weight.shape, x.dtype, bias is not None)
+    node = tape.record("mm", (x, weight, bias), saved, _linear_backward, meta)
     return tape.new(shape, x.dtype, "mm", node)
 
 
 def _linear_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | None]:
-    x_shape, w_shape, dtype = cast(tuple[Shape, Shape, DType], node.meta)
+    x_shape, w_shape, dtype, has_bias = cast(tuple[Shape, Shape, DType, bool], node.meta)
     kept = _touch(node)
     grad_x = grad_w = grad_b = None
-    if node.edges[1] is not None:
-        grad_w = tape.new(w_shape, dtype, "mm")
-        grad_w.is_view = True  # it comes back through the transpose of the weight
-    if node.edges[0] is not None:
-        grad_x = tape.new(x_shape, dtype, "mm")
-        grad_x.is_view = len(x_shape) > 2  # computed over [rows, N_in] and viewed back
+    for position in (0, 1) if has_bias else (1, 0):
+        if node.edges[position] is None:
+            continue
+        if position:
+            grad_w = tape.new(w_shape, dtype, "mm")
+            grad_w.is_view = True  # it comes back through the transpose of the weight
+        else:
+            grad_x = tape.new(x_shape, dtype, "mm")
+            grad_x.is_view = len(x_shape) > 2  # computed over [rows, N_in] and viewed back
     if node.edges[2] is not None:
         grad_b = tape.new((w_shape[0],), dtype, "sum")
     del kept
