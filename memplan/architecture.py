@@ -95,6 +95,8 @@ class Architecture:
         class_names: class of container modules where a rule depends on it (`{"classifier": "RobertaClassificationHead"}`).
         frozen: full names of parameters that the model itself builds with `requires_grad=False`.
         head_modules: top-level modules that the task head adds beyond the base model (`("score",)`), output embedding excluded.
+        registered_children: where a container registers its modules in another order than it runs them, that order, by the
+            end of the container's path (`"layers.*"` is each layer of a stack).
     """
 
     model_type: str
@@ -110,11 +112,39 @@ class Architecture:
     class_names: Mapping[str, str] = field(default_factory=dict)
     head_modules: tuple[str, ...] = ()
     frozen: frozenset[str] = frozenset()
+    registered_children: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @cached_property
     def by_path(self) -> dict[str, Module]:
         """Modules by their path."""
         return {module.path: module for module in self.modules}
+
+    @cached_property
+    def registered(self) -> tuple[Module, ...]:
+        """The modules in the order of `model.named_modules()`, in which optimizers, PEFT and the loader take them."""
+        children: dict[str, dict[str, None]] = {}
+        for module in self.modules:
+            for container, name in _steps(module.path):
+                children.setdefault(container, {})[name] = None
+        ranks = {
+            container: {name: rank for rank, name in enumerate(self._in_order(container, list(names)))}
+            for container, names in children.items()
+        }
+
+        def place(module: Module) -> tuple[int, ...]:
+            return tuple(
+                int(name) if name.isdigit() else ranks[container][name] for container, name in _steps(module.path)
+            )
+
+        return tuple(sorted(self.modules, key=place))
+
+    def _in_order(self, container: str, names: list[str]) -> list[str]:
+        """Names of children in order of registration: those that the table lists take their own places in its order."""
+        parts = container.split(".")
+        ends = (".".join(parts[start:]) for start in range(len(parts)))
+        listed = next((self.registered_children[end] for end in ends if end in self.registered_children), ())
+        ordered = iter([name for name in listed if name in names])
+        return [next(ordered) if name in listed else name for name in names]
 
     @cached_property
     def containers(self) -> frozenset[str]:
@@ -133,11 +163,27 @@ class Architecture:
         return sum(parameter.elements for _, _, parameter in self.named_parameters())
 
     def named_parameters(self) -> list[tuple[str, Module, Parameter]]:
-        """Every parameter once as (full name, module, parameter): as `model.named_parameters()`, in forward order."""
-        found = []
-        for module in self.modules:
-            for parameter in module.parameters:
-                name = f"{module.path}.{parameter.name}" if module.path else parameter.name
-                if name not in self.tied:
-                    found.append((name, module, parameter))
-        return found
+        """Every parameter once as (full name, module, parameter), in the order of `model.named_parameters()`.
+
+        A tied one stands under the name that owns it, where the first module that has it is.
+        """
+        known = {_full_name(module, entry): (module, entry) for module in self.modules for entry in module.parameters}
+        found: dict[str, tuple[str, Module, Parameter]] = {}
+        for module in self.registered:
+            for entry in module.parameters:
+                name = _full_name(module, entry)
+                name = self.tied.get(name, name)
+                if name in known:
+                    found.setdefault(name, (name, *known[name]))
+        return list(found.values())
+
+
+def _full_name(module: Module, parameter: Parameter) -> str:
+    return f"{module.path}.{parameter.name}" if module.path else parameter.name
+
+
+def _steps(path: str) -> list[tuple[str, str]]:
+    """(container, child) on the way to a module, indices of containers left out."""
+    parts = path.split(".") if path else []
+    general = ["*" if part.isdigit() else part for part in parts]
+    return [(".".join(general[:depth]), part) for depth, part in enumerate(parts)]

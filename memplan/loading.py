@@ -2,7 +2,8 @@
 
 Order, as transformers 5.23 and PEFT 0.21 do it: one block for the allocator's warm-up; each parameter in its load dtype, a
 quantized one through its transients; PEFT's `prepare_model_for_kbit_training` casts what is left in 16 bits, one by one, and
-empties the cache; adapters arrive in their layer's dtype and are cast to float32 one by one.
+empties the cache; adapters arrive in their layer's dtype and are cast to float32 one by one; the copies of a token classifier's
+or question answering's head come last.
 
 Sources: transformers/modeling_utils.py (`caching_allocator_warmup`, `get_total_byte_count`), core_model_loading.py;
 peft/utils/other.py (`auto_clear_cache`), peft/tuners/tuners_utils.py (`_move_adapter_to_device_of_base_layer`,
@@ -38,6 +39,8 @@ class Loading:
         events: allocations and frees in order; keys count up from 1.
         peak_bytes: the most that is alive at one moment.
         end_bytes: what is left.
+        settling: what the first forward does to it: parameters that it rewrites in another dtype.
+        settled_bytes: what is left then.
         last_key: the highest key used.
         blas: number of the event before which cuBLAS is first used, if it is.
         peak_after_blas_bytes: the most that is alive from then on, without cuBLAS's workspace.
@@ -46,6 +49,8 @@ class Loading:
     events: tuple[LoadEvent, ...]
     peak_bytes: int
     end_bytes: int
+    settling: tuple[LoadEvent, ...]
+    settled_bytes: int
     last_key: int
     blas: int | None = None
     peak_after_blas_bytes: int = 0
@@ -60,6 +65,7 @@ class Loading:
             events=(*self.events[: self.blas], (key, size), *self.events[self.blas :]),
             peak_bytes=max(self.peak_bytes, self.peak_after_blas_bytes + size),
             end_bytes=self.end_bytes + size,
+            settled_bytes=self.settled_bytes + size,
             last_key=key,
         )
 
@@ -119,9 +125,11 @@ def loading(
     arrived = [_load(recorder, entry, quantization, code_books) for entry in base]
     recorder.alloc(sum(code_books))
     recorder.alloc(state.buffers_bytes - sum(buffer.data_bytes for buffer in state.added_buffers))
-    _cast(recorder, base, arrived)
+    loaded = _cast(recorder, base, arrived)
     if prepare_kbit:
         recorder.empty_cache()
+    last = [entry for entry in added if entry.after_casts]
+    added = [entry for entry in added if not entry.after_casts]
     keys = _add(recorder, added, creations or {})
     arriving = [(buffer, recorder.alloc(buffer.arrival_bytes)) for buffer in state.added_buffers]
     buffers = [(buffer, key) for buffer, key in arriving if buffer.arrival_bytes != buffer.data_bytes]
@@ -132,9 +140,17 @@ def loading(
             if buffer.name.startswith(f"{path}."):
                 recorder.alloc(buffer.data_bytes)
                 recorder.free(key)
+    _add(recorder, last, {})
+    count, peak, end = len(recorder.events), recorder.peak, recorder.live
+    for entry, key in zip(base, loaded, strict=True):
+        if key and entry.loaded_dtype is not entry.dtype:
+            recorder.alloc(entry.data_bytes)
+            recorder.free(key)
     return Loading(
-        tuple(recorder.events),
-        recorder.peak,
+        tuple(recorder.events[:count]),
+        peak,
+        end,
+        tuple(recorder.events[count:]),
         recorder.live,
         recorder.last_key,
         recorder.blas,
@@ -206,12 +222,16 @@ def _load(recorder: _Recorder, entry: StoredParameter, quantization: Quantizatio
     return 0
 
 
-def _cast(recorder: _Recorder, entries: Sequence[StoredParameter], arrived: Sequence[int]) -> None:
-    """Each parameter whose dtype changed after it arrived: the new copy is made before the old one goes."""
+def _cast(recorder: _Recorder, entries: Sequence[StoredParameter], arrived: Sequence[int]) -> list[int]:
+    """Each parameter whose dtype changed after it arrived: the new copy is made before the old one goes; the keys then."""
+    keys: list[int] = []
     for entry, key in zip(entries, arrived, strict=True):
-        if key and entry.arrival_dtype is not entry.dtype:
-            recorder.alloc(entry.data_bytes)
+        if key and entry.arrival_dtype is not entry.loaded_dtype:
+            keys.append(recorder.alloc(round_to_block(entry.elements * entry.loaded_dtype.itemsize_bytes)))
             recorder.free(key)
+        else:
+            keys.append(key)
+    return keys
 
 
 def _arrival_bytes(entry: StoredParameter) -> int:

@@ -67,12 +67,14 @@ class StoredParameter:
     Attributes:
         name: full name.
         elements: logical number of elements (what PEFT counts, also of a packed weight).
-        dtype: element type; of a quantized weight the one it was loaded in.
+        dtype: element type in training; of a quantized weight the one it was loaded in.
         arrival_dtype: element type in which it first reached the GPU, before anything cast it.
+        loaded_dtype: element type after loading, where the first forward changes it once more.
         trainable: whether it gets a gradient and optimizer states.
         component: weights or adapters.
         data_bytes, state_bytes: as stored, and what quantization keeps beside it; each rounded per tensor.
         block_sizes: bytes of every tensor it occupies, rounded, in the order of allocation.
+        after_casts: whether it is added when PEFT has cast the adapters.
     """
 
     name: str
@@ -81,6 +83,7 @@ class StoredParameter:
     elements: int
     dtype: DType
     arrival_dtype: DType
+    loaded_dtype: DType
     trainable: bool
     component: Component
     data_bytes: int
@@ -89,6 +92,7 @@ class StoredParameter:
     quantized: bool = False
     is_embedding: bool = False
     is_linear: bool = True
+    after_casts: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +170,7 @@ def quantized_modules(architecture: Architecture, quantization: Quantization | N
     """Paths of the modules whose weight is stored quantized."""
     if quantization is None:
         return frozenset()
-    last = architecture.modules[-1]
+    last = architecture.registered[-1]
     ties = architecture.tied
     outline = ModelOutline(
         last_parameter=f"{last.path}.{last.parameters[-1].name}",
@@ -177,7 +181,7 @@ def quantized_modules(architecture: Architecture, quantization: Quantization | N
     patterns = skip_patterns(quantization, outline)
     block = None
     if quantization.scheme is Scheme.GPTQ:
-        block = gptq_block_prefix(module.path for module in architecture.modules)
+        block = gptq_block_prefix(module.path for module in architecture.registered)
     return frozenset(
         module.path
         for module in architecture.modules
@@ -281,7 +285,7 @@ class _Storing:
     def base(self, name: str, module: Module, parameter: Parameter) -> StoredParameter:
         """A parameter of the base model."""
         model_type, shape = self.architecture.model_type, parameter.shape
-        dtype = arrival = load_dtype(
+        dtype = arrival = loaded = load_dtype(
             name,
             self.dtype,
             keep_in_fp32_modules=_KEEP_IN_FP32.get(model_type, ()),
@@ -296,7 +300,7 @@ class _Storing:
             state_bytes = sum(tensor.block_bytes for tensor in tensors if tensor.role == "state")
         else:
             if self.prepare_kbit:
-                dtype = kbit_prepare_dtype(self.quantization, dtype)
+                dtype = loaded = kbit_prepare_dtype(self.quantization, dtype)
             quantization = self.quantization if module.path in self.quantized else None
             if quantization and quantization.scheme.is_4bit_bitsandbytes and parameter.name == "bias":
                 # The first forward of a 4-bit layer rewrites its bias; this is how it stays from then on.
@@ -309,6 +313,7 @@ class _Storing:
             elements=parameter.elements,
             dtype=dtype,
             arrival_dtype=arrival,
+            loaded_dtype=loaded,
             trainable=name in self.adaptation.trainable_base,
             component=Component.WEIGHTS,
             data_bytes=sum(blocks) - state_bytes,
@@ -333,12 +338,14 @@ class _Storing:
             elements=entry.elements,
             dtype=dtype,
             arrival_dtype=self._arrival_dtype(entry, dtype),
+            loaded_dtype=dtype,
             trainable=entry.trainable,
             component=Component.ADAPTERS,
             data_bytes=size,
             state_bytes=0,
             block_sizes=(size,),
             is_embedding=is_prompt or (base is not None and base.kind is ModuleKind.EMBEDDING),
+            after_casts=entry.after_casts,
         )
 
     def _arrival_dtype(self, entry: AddedParameter, dtype: DType) -> DType:

@@ -219,6 +219,7 @@ def walker_of(recordings: tuple[Recording, ...], resolved: Resolved, prepared: P
             loaded=+loaded,
             gradients_bytes=state.gradients_bytes,
             load_transient_bytes=loading.peak_bytes - loading.end_bytes,
+            settling_bytes=loading.end_bytes - loading.settled_bytes,
         ),
         prepared.construction,
         clipping,
@@ -248,7 +249,7 @@ def run_of(recordings: tuple[Recording, ...], resolved: Resolved, prepared: Prep
     later = min(resolved.values["gradient_accumulation_steps"], PLAYED_MICRO_STEPS) - 1
     loading = prepared.loading.with_workspace(_workspace_bytes(resolved))
     return Run(
-        load_events=loading.events,
+        load_events=(*loading.events, *loading.settling),
         last_key=loading.last_key,
         micro_steps=(micro_steps[0], *micro_steps[1:] * later),
         construction=prepared.construction,

@@ -242,6 +242,13 @@ RECIPES: dict[str, dict[str, Any]] = {
         "keep_outputs": True,
     },
     "BART, cache asked for": {"model": BART, "use_cache": True, "keep_outputs": True},
+    "Phi-3, DoRA": {
+        "model": {"model_type": "phi3", **DECODER, "pad_token_id": 0}, "method": "dora", "target_modules": "all-linear",
+    },
+    "Qwen2, QLoRA, whose first forward rewrites its biases": {
+        "model": {"model_type": "qwen2", **DECODER}, "method": "qlora", **MANY_ROWS,
+    },
+    "Llama, tagged, LoRA, whose head is copied last": {"method": "lora", **TAG},
     "Llama, tagged, cache asked for": {"use_cache": True, "keep_outputs": True, **TAG},
     "Llama, classified": {**CLASSIFY},
     "Llama, classified, LoRA, checkpointed": {"method": "lora", "activation_checkpointing": True, **CLASSIFY},

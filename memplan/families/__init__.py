@@ -17,6 +17,7 @@ from typing import Any
 
 from memplan.architecture import Architecture
 from memplan.errors import InvalidValueError, UnknownNameError
+from memplan.families.registration import registered_children
 from memplan.recipe import Task
 from memplan.step.builder import Builder
 from memplan.step.settings import StepSettings
@@ -181,4 +182,5 @@ def _describe(config_json: str, head: Head) -> Architecture:
         class_names=builder.class_names,
         head_modules=tuple(builder.head_modules),
         frozen=frozenset(builder.frozen),
+        registered_children=registered_children(config),
     )

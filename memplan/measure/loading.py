@@ -21,11 +21,6 @@ _STD = 0.02
 class RealQuantizedLoader(QuantizedLoader):
     """Quantizes real weights with bitsandbytes' own kernels (transformers/integrations/bitsandbytes.py, `convert`)."""
 
-    def replace_modules(self, model: nn.Module) -> None:
-        """Puts bitsandbytes' linear layers in place, for whatever device is measured."""
-        self.quantizer._process_model_before_weight_loading(model, device_map=None)
-        model.config.quantization_config = self.config
-
     def quantize(self, module: Any, leaf: str, parameter: Any, device: torch.device) -> nn.Parameter:
         """A random weight on the device, quantized there; the 16- or 32-bit one is dropped."""
         import bitsandbytes as bnb

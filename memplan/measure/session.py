@@ -129,7 +129,7 @@ class Session:
         model: Any = builder.build_on_meta(spec, builder.build_config(spec))
         quantizer = RealQuantizedLoader.for_spec(spec)
         if quantizer is not None:
-            quantizer.replace_modules(model)
+            quantizer.replace_modules(model, None)
         load(spec, model, self.device, quantizer)
         model.train(spec.train_mode)
         model = apply_method(spec, model, self.base)  # type: ignore[arg-type]

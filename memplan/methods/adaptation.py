@@ -30,6 +30,7 @@ class AddedParameter:
         kind: why it was added.
         trainable: whether the method trains it.
         dtype: as it is in memory after `get_peft_model` on the recipe's base dtype.
+        after_casts: whether it is added when PEFT has cast the adapters.
     """
 
     name: str
@@ -38,6 +39,7 @@ class AddedParameter:
     kind: AddedKind
     trainable: bool
     dtype: str
+    after_casts: bool = False
 
     @property
     def elements(self) -> int:

@@ -21,9 +21,10 @@ from memplan.methods.tuner import Config, Target, Tuner
 from memplan.step.site import AdapterSite, AdapterTensor, LoraSite, adapter_tensor_name
 
 # peft/peft_model.py: PeftModelForSequenceClassification adds these before it looks for targets,
-# PeftModelForTokenClassification and PeftModelForQuestionAnswering after.
+# PeftModelForTokenClassification and PeftModelForQuestionAnswering when the adapters have been cast.
 _CLASSIFIER_NAMES = ["classifier", "score"]
 _QUESTION_ANSWERING_NAMES = ["qa_outputs"]
+_HEADS_SAVED_LAST = ("TOKEN_CLS", "QUESTION_ANS")
 
 _EMBEDDING_NAMES = ("embed_tokens", "lm_head")  # peft/utils/constants.py, EMBEDDING_LAYER_NAMES
 
@@ -123,7 +124,9 @@ def finish(state: ModelState, config: dict[str, Any], given: list[str] | None) -
     tied: list[str] = []
     if config.get("ensure_weight_tying") and given:
         names, tied = tie_saves(state.architecture, names)
-    saved = state.save_modules(names)
+    late = [name for name in names if config["task_type"] in _HEADS_SAVED_LAST and name not in (given or ())]
+    saved = state.save_modules([name for name in names if name not in late])
+    saved += state.save_modules(late, saved=saved, after_casts=True)
     saved += state.save_modules(tied, tied=True)
     for name in given or ():
         if not any(path.endswith(name) for path in module_paths(state.architecture)):
@@ -185,7 +188,7 @@ def target_matcher(config: Config) -> Matcher:
 
 
 def find_targets(tuner: Tuner, state: ModelState, config: dict[str, Any]) -> list[Target]:
-    """Modules that the config targets, in the order of the forward pass.
+    """Modules that the config targets, in the order in which PEFT wraps them.
 
     Raises:
         InvalidValueError: one of them is of a kind that the method cannot wrap.
@@ -203,7 +206,7 @@ def find_targets(tuner: Tuner, state: ModelState, config: dict[str, Any]) -> lis
                 hint="name the layers inside it",
             )
     found: list[Target] = []
-    for module in architecture.modules:
+    for module in architecture.registered:
         if not module.path or not matcher.targets(module.path):
             continue
         if module.kind not in tuner.kinds:

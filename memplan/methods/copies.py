@@ -62,7 +62,7 @@ def ln_tuning(method: str, state: ModelState, config: dict[str, Any]) -> Adaptat
         raise no_match("peft.target_modules", config["target_modules"], architecture)
     unwalked = ""
     for path in paths:
-        for module in architecture.modules:
+        for module in architecture.registered:
             if module.path != path and not module.path.startswith(f"{path}."):
                 continue
             if module.kind is not ModuleKind.NORM:

@@ -96,7 +96,7 @@ def inject_parameters(state: ModelState, config: dict[str, Any]) -> list[str]:
         return []
     architecture = state.architecture
     found: list[str] = []
-    for module in architecture.modules:
+    for module in architecture.registered:
         hits = [entry for entry in module.parameters if ends_with_name(f"{module.path}.{entry.name}", names)]
         if not hits:
             continue

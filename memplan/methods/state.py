@@ -48,6 +48,7 @@ class Entry:
         base: its full name if it is a parameter of the base model itself, else None.
         tied_to: base name of the parameter that this one is, if it is tied and not copied.
         kind: why it was added; None for base parameters.
+        after_casts: whether it is added when PEFT has cast the adapters.
     """
 
     path: str
@@ -58,6 +59,7 @@ class Entry:
     base: str | None = None
     tied_to: str | None = None
     kind: AddedKind | None = None
+    after_casts: bool = False
 
 
 class ModelState:
@@ -91,7 +93,7 @@ class ModelState:
         self.entries: list[Entry] = []
         self.buffers: list[AddedBuffer] = []
         self.adapted: set[str] = set()
-        for module in architecture.modules:
+        for module in architecture.registered:
             for parameter in module.parameters:
                 name = f"{module.path}.{parameter.name}" if module.path else parameter.name
                 tied_to = architecture.tied.get(name)
@@ -150,12 +152,21 @@ class ModelState:
             if bias == "all" or (entry.base is not None and entry.module in self.adapted):
                 self.entries[index] = replace(entry, trainable=True)
 
-    def save_modules(self, names: Iterable[str] | None, *, tied: bool = False) -> list[str]:
+    def save_modules(
+        self,
+        names: Iterable[str] | None,
+        *,
+        tied: bool = False,
+        saved: Iterable[str] = (),
+        after_casts: bool = False,
+    ) -> list[str]:
         """Wrap modules whose path ends with one of `names` into a frozen original and a trained copy.
 
         Args:
             names: of `modules_to_save`; PEFT compares plain endings, so `classifier` also finds `pre_classifier`.
             tied: the copies share the weight of the input embedding's copy and add nothing.
+            saved: paths that are wrapped already.
+            after_casts: the copies are made when PEFT has cast the adapters.
 
         Returns:
             the paths found.
@@ -166,12 +177,13 @@ class ModelState:
         endings = tuple(names or ())
         found: list[str] = []
         for path in module_paths(self.architecture) if endings else ():
-            if path.endswith(endings) and not any(path.startswith(f"{outer}.") for outer in found):
-                self._copy(path, shared=tied)
+            inside = any(path == outer or path.startswith(f"{outer}.") for outer in (*saved, *found))
+            if path.endswith(endings) and not inside:
+                self._copy(path, shared=tied, after_casts=after_casts)
                 found.append(path)
         return found
 
-    def _copy(self, path: str, *, shared: bool) -> None:
+    def _copy(self, path: str, *, shared: bool, after_casts: bool) -> None:
         if path in self.adapted:
             raise InvalidValueError(
                 "peft.modules_to_save",
@@ -192,14 +204,15 @@ class ModelState:
             self.entries[index] = replace(entry, path=f"{path}.original_module.{rest}", trainable=False)
             if not shared:
                 copy = f"{path}.modules_to_save.default.{rest}"
-                self.entries.append(
-                    replace(entry, path=copy, trainable=True, base=None, tied_to=None, kind=AddedKind.COPY)
-                )
+                copied = replace(entry, path=copy, trainable=True, base=None, tied_to=None, kind=AddedKind.COPY)
+                self.entries.append(replace(copied, after_casts=after_casts))
 
     def added(self) -> tuple[AddedParameter, ...]:
         """Parameters beyond the base model's, as `named_parameters()` names them."""
         return tuple(
-            AddedParameter(entry.path, entry.module, entry.shape, entry.kind, entry.trainable, entry.dtype)
+            AddedParameter(
+                entry.path, entry.module, entry.shape, entry.kind, entry.trainable, entry.dtype, entry.after_casts
+            )
             for entry in self.entries
             if entry.kind is not None
         )

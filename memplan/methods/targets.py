@@ -75,7 +75,7 @@ def all_linear(architecture: Architecture, task_type: str | None) -> list[str]:
         excluded.add(next((name for name in _SEQUENCE_CLASSIFIER_HEADS if name in existing), None))
     return [
         module.path
-        for module in architecture.modules
+        for module in architecture.registered
         if module.kind in (ModuleKind.LINEAR, ModuleKind.CONV1D) and module.path not in excluded
     ]
 

@@ -40,11 +40,13 @@ class Resident:
         loaded: after loading, by component.
         gradients_bytes: of all trained parameters, allocated in backward, freed by `zero_grad`.
         load_transient_bytes: the most that loading needs besides what it leaves.
+        settling_bytes: what loading leaves beyond `loaded` and the first forward gives back, by writing parameters anew.
     """
 
     loaded: Mapping[Component, int]
     gradients_bytes: int
     load_transient_bytes: int
+    settling_bytes: int = 0
 
     @property
     def loaded_bytes(self) -> int:
@@ -266,17 +268,21 @@ class Walker:
         return tuple(phases)
 
     def _load(self) -> PhaseForms:
-        transient = self.resident.load_transient_bytes
-        components = Counter(self.base)
-        if transient:
-            components[Component.TEMPORARIES] += transient
+        transient, settling = self.resident.load_transient_bytes, self.resident.settling_bytes
         at = Moment(0, Phase.LOAD, "load", "")
-        top = Candidate(added(self.live, {BYTES: transient}), at, components, Counter)
+
+        def now(transient: int = 0) -> Candidate:
+            components = Counter(self.base)
+            components[Component.WEIGHTS] += settling
+            components[Component.TEMPORARIES] += transient
+            return Candidate(added(self.live, {BYTES: settling + transient}), at, components, Counter)
+
+        top = now(transient)
         for event in self.construction:
             self._add(event.component, event.change_bytes)
-            if self.live[BYTES] > top.form[BYTES]:
-                top = Candidate(dict(self.live), at, Counter(self.base), Counter)
-        return PhaseForms((top,), dict(self.live))
+            if self.live[BYTES] + settling > top.form[BYTES]:
+                top = now()
+        return PhaseForms((top,), now().form)
 
     def _play(self, recording: Recording, step: int, phase: Phase) -> PhaseForms:
         is_first = step == 1 and recording is self.micro_steps[0]

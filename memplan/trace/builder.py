@@ -155,7 +155,11 @@ def warmup_bytes(model: Any, device: torch.device, quantizer: QuantizedLoader | 
 
 
 def load(model: nn.Module, device: torch.device, quantizer: QuantizedLoader | None) -> Iterator[str]:
-    """Gives every parameter and buffer its storage on `device`, in the order of the checkpoint; yields each name."""
+    """Gives every parameter and buffer its storage on `device`, module by module; yields each name.
+
+    What the checkpoint does not have, its non-persistent buffers, comes last (transformers/modeling_utils.py,
+    `_move_missing_keys_from_meta_to_device`).
+    """
     tied: dict[int, nn.Parameter] = {}
     for name, module in list(model.named_modules()):
         prefix = f"{name}." if name else ""
@@ -171,14 +175,20 @@ def load(model: nn.Module, device: torch.device, quantizer: QuantizedLoader | No
                 tied[id(parameter)] = done
                 yield prefix + leaf
             module._parameters[leaf] = done
-        for leaf, buffer in list(module._buffers.items()):
-            if buffer is not None:
-                module._buffers[leaf] = torch.empty_strided(
-                    buffer.shape, buffer.stride(), dtype=buffer.dtype, device=device
-                )
-                yield prefix + leaf
+        yield from _load_buffers(module, prefix, device, persistent=True)
+    for name, module in list(model.named_modules()):
+        yield from _load_buffers(module, f"{name}." if name else "", device, persistent=False)
     if quantizer is not None:
         quantizer.finish(model)
+
+
+def _load_buffers(module: nn.Module, prefix: str, device: torch.device, *, persistent: bool) -> Iterator[str]:
+    for leaf, buffer in list(module._buffers.items()):
+        if buffer is not None and (leaf not in module._non_persistent_buffers_set) is persistent:
+            module._buffers[leaf] = torch.empty_strided(
+                buffer.shape, buffer.stride(), dtype=buffer.dtype, device=device
+            )
+            yield prefix + leaf
 
 
 def _materialize(parameter: nn.Parameter, device: torch.device) -> nn.Parameter:

@@ -43,9 +43,17 @@ class QuantizedLoader:
         """The loader that the spec asks for, or None."""
         return cls(spec) if spec.load_in_4bit or spec.load_in_8bit else None
 
-    def replace_modules(self, model: nn.Module) -> None:
-        """Puts `Linear4bit` or `Linear8bitLt` in place of the linear layers that transformers would replace."""
-        self.quantizer._process_model_before_weight_loading(model, device_map={"": "cuda:0"})
+    def replace_modules(self, model: nn.Module, device_map: dict[str, str] | None) -> None:
+        """Puts `Linear4bit` or `Linear8bitLt` in place of the linear layers that transformers would replace.
+
+        `from_pretrained` does so where the dtype that it loads in is torch's default: the biases of the new layers have it.
+        """
+        default = torch.get_default_dtype()
+        torch.set_default_dtype(self.load_dtype)
+        try:
+            self.quantizer._process_model_before_weight_loading(model, device_map=device_map)
+        finally:
+            torch.set_default_dtype(default)
         model.config.quantization_config = self.config
 
     def handles(self, module: nn.Module, leaf: str) -> bool:

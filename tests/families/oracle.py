@@ -87,6 +87,8 @@ def assert_same(architecture: Architecture, model: nn.Module) -> None:
     assert _parameters(architecture) == _real_parameters(architecture, model)
     assert architecture.total_elements == sum(parameter.numel() for parameter in model.parameters())
     assert _modules(architecture) == _real_modules(model)
+    assert [module.path for module in architecture.registered] == list(_real_modules(model))
+    assert list(_parameters(architecture)) == list(_real_parameters(architecture, model))
     assert {b.path: (b.shape, b.dtype, b.persistent) for b in architecture.buffers} == _real_buffers(model)
     paths = {id(module): path for path, module in model.named_modules()}
     assert architecture.input_embeddings == paths[id(model.get_input_embeddings())]
