@@ -111,6 +111,7 @@ def settings_of(resolved: Resolved, prepared: Prepared) -> StepSettings:
         micro_batches=values["gradient_accumulation_steps"],
         grad_scaler=resolved.autocast is DType.FLOAT16,
         labels_by_row=resolved.task is Task.SEQUENCE_CLASSIFICATION,
+        loss=str(values["loss"]),
     )
 
 

@@ -11,8 +11,9 @@ from memplan.errors import UnsupportedError
 from memplan.families import family_of
 from memplan.methods import AddedKind
 from memplan.prepare import Prepared
-from memplan.recipe import Loss, Precision, Stack, Task
+from memplan.recipe import Precision, Stack, Task
 from memplan.resolve import Resolved
+from memplan.unsupported_losses import unsupported_losses
 
 # Model types whose step with the flash-attn package is equal to the trace.
 FLASH_ATTENTION_2 = frozenset(
@@ -62,8 +63,7 @@ def unsupported_parts(resolved: Resolved, prepared: Prepared) -> Unsupported:
         step.append(f"the step on {resolved.quantization.scheme} weights; their storage is exact")
     if values["stack"] is not Stack.TRANSFORMERS:
         step.append(f"the step under stack {values['stack']}")
-    if values["loss"] is not Loss.DEFAULT:
-        step.append(f"the {values['loss']} loss")
+    step += unsupported_losses(resolved, prepared)
     if values["packing"]:
         step.append("packed sequences")
     if resolved.quantization is not None and resolved.task is Task.TOKEN_CLASSIFICATION and prepared.adaptation.added:

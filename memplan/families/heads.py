@@ -11,8 +11,11 @@ from typing import Any
 from memplan.dtypes import DType
 from memplan.estimate import Component
 from memplan.families import Head
+from memplan.recipe import Loss
 from memplan.step.attention import detached
 from memplan.step.builder import Builder
+from memplan.step.chunked_loss import chunked_loss
+from memplan.step.fused_loss import fused_linear_loss
 from memplan.step.split import take
 from memplan.step.tensor import Dim, Tensor
 
@@ -36,12 +39,26 @@ def causal_lm(
     """
     hidden = t.call(base, body)
     tied_to = f"{base}.{embedding}" if config.get("tie_word_embeddings") else None
-    logits = t.output_embedding("lm_head", hidden, Dim(config["vocab_size"], "V"), tied_to=tied_to, bias=bias)
+    vocabulary = Dim(config["vocab_size"], "V")
+    if t.training and t.settings.loss != Loss.DEFAULT:
+        return _loss_without_logits(t, hidden, vocabulary, tied_to, bias)
+    logits = t.output_embedding("lm_head", hidden, vocabulary, tied_to=tied_to, bias=bias)
     if finish is not None:
         with t.component(Component.LOGITS_AND_LOSS):
             logits = finish(t, logits)
     t.outputs.append(detached(logits))
     return t.causal_lm_loss(logits)
+
+
+def _loss_without_logits(t: Builder, hidden: Tensor, vocabulary: Dim, tied_to: str | None, bias: bool) -> Tensor:
+    """A loss that takes the hidden states and the head's own parameters; the output object holds no logits."""
+    if tied_to is not None:
+        t.tie("lm_head.weight", f"{tied_to}.weight")
+    weight = t.parameter("lm_head", "weight", (vocabulary, hidden.shape[-1]))
+    if t.settings.loss == Loss.CHUNKED:
+        assert not bias, "no walked decoder has a head with bias"
+        return chunked_loss(t, hidden, weight, "lm_head")
+    return fused_linear_loss(t, hidden, weight, t.parameter("lm_head", "bias", (vocabulary,)) if bias else None)
 
 
 def sequence_classification(t: Builder, body: Body, head: Head, *, base: str) -> Tensor:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from memplan.recipe import Loss
 from memplan.step import autograd
 from memplan.step.loss import LossOps
 from memplan.step.settings import StepSettings
@@ -129,7 +130,7 @@ class Builder(LossOps):
                 x = self.call(f"{name}.{index}", lambda t, h, i=index: _of(layer, i)(t, h, i), x)
             return x
         checkpointed = checkpoint and self.settings.checkpointing is not None
-        for run in self.runs(path, count, kind):
+        for run in self._with_last_alone(self.runs(path, count, kind)):
             for first, together, repeats in run.parts(self.fold):
                 self.layer_counts.append(repeats)
                 self.layer_names.append(f"{path}.{first}" + (f"-{first + together - 1}" if together > 1 else ""))
@@ -161,6 +162,14 @@ class Builder(LossOps):
         if self.settings.checkpointing == "reentrant":
             return autograd.checkpoint_reentrant(self, forward, x, kept=kept)
         return autograd.checkpoint(self, forward, x)
+
+    def _with_last_alone(self, runs: list[Run]) -> list[Run]:
+        """`runs`, with the last layer apart where backward's first matrix product, which makes the workspace, is in it."""
+        last = runs[-1]
+        if self.settings.loss != Loss.FUSED_LINEAR or last.count == 1:
+            return runs
+        following = last.first + last.group * (last.count - 1)
+        return [*runs[:-1], Run(last.first, last.group, last.count - 1), Run(following, last.group, 1)]
 
     def runs(self, path: str, count: int, kind: Callable[[int], object] | None) -> list[Run]:
         """Group `count` layers below `path` into runs of equal sites and kind, singly or in groups."""

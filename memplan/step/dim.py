@@ -203,6 +203,11 @@ def guards() -> Iterator[dict[str, None]]:
         _guards.pop()
 
 
+def next_power_of_two(value: int) -> Dim:
+    """The smallest power of two that is at least `value`, which is positive."""
+    return Dim._opaque(1 << (plain(value) - 1).bit_length(), "1<<({}-1).bit_length()", value)
+
+
 def count_elements(shape: tuple[int, ...]) -> int:
     """Product of the dimensions as a plain int: symbols are not multiplied out."""
     return prod(map(plain, shape))

@@ -15,15 +15,16 @@ from memplan.step.attention import AttentionOps
 from memplan.step.tensor import Node, Shape, Tape, Tensor
 
 
-def split(t: Tape, x: Tensor, sizes: Sequence[int]) -> list[Tensor]:
-    """`x.split(sizes, dim=-1)` (and `chunk`): views; backward puts the parts' gradients together into one tensor."""
+def split(t: Tape, x: Tensor, sizes: Sequence[int], *, dim: int = -1) -> list[Tensor]:
+    """`x.split(sizes, dim)` (and `chunk`): views; backward puts the parts' gradients together into one tensor."""
     waiting: list[Tensor] = []
     whole = Tensor(t, x.shape, x.dtype, x.storage, t.record("split", (x,), (), _split_backward, (waiting, x.shape)))
     parts = []
     for size in sizes:
         node = t.record("split", (whole,), (), _part_backward, (waiting,))
-        shape = (*x.shape[:-1], size)
-        parts.append(Tensor(t, shape, x.dtype, x.storage, node, is_view=True, by_token=x.by_token))
+        shape = list(x.shape)
+        shape[dim] = size
+        parts.append(Tensor(t, tuple(shape), x.dtype, x.storage, node, is_view=True, by_token=x.by_token))
     return parts
 
 

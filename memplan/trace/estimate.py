@@ -113,6 +113,7 @@ def spec_of(resolved: ResolvedRecipe) -> TraceSpec:
         use_cache=bool(values.get("use_cache", False)),
         expandable_segments=bool(values["expandable_segments"]),
         empty_cache_steps=int(values.get("empty_cache_steps") or 0),
+        loss=str(values.get("loss", "default")),  # type: ignore[arg-type]
         eval_batches=eval_batches(values),
         prediction_loss_only=bool(values.get("prediction_loss_only", True)),
         eval_accumulation_steps=int(values.get("eval_accumulation_steps") or 0),
@@ -123,7 +124,6 @@ def _refuse_what_cannot_be_traced(values: Mapping[str, Any]) -> None:
     reasons = {
         "more than one GPU": values.get("gpus", 1) != 1,
         f"stack={values.get('stack')}": str(values.get("stack", "transformers")) not in ("transformers", "trl"),
-        f"loss={values.get('loss')}": str(values.get("loss", "default")) != "default",
         f"precision={values.get('precision')}": str(values.get("precision")) not in ("fp32", "amp", "pure"),
         f"method={values.get('method')}": not values.get("peft")
         and values.get("method", "full") not in ("full", "bitfit"),

@@ -1,0 +1,132 @@
+"""Small runs whose loss, batch or layers are a library's own, and the traces of them that were made with that library.
+
+`python -m tests.stacks.cases [LIBRARY...]` traces them again and writes the files beside this one; it needs the library.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from memplan.errors import MemplanError
+from memplan.recipe import Recipe
+from memplan.resolve import resolve
+from memplan.trace.estimate import spec_of
+from memplan.trace.runner import run_many
+
+# Odd sizes, so that rounding to blocks shows; grouped heads; four layers, so that folding has something to fold.
+DECODER: dict[str, Any] = {
+    "hidden_size": 384, "intermediate_size": 1000, "num_hidden_layers": 4, "num_attention_heads": 6,
+    "num_key_value_heads": 2, "head_dim": 64, "vocab_size": 5003, "max_position_embeddings": 4096, "dtype": "bfloat16",
+    "tie_word_embeddings": False,
+}  # fmt: skip
+LLAMA = {"model_type": "llama", **DECODER}
+TIED = {**LLAMA, "tie_word_embeddings": True}
+
+ADAPTED = {"method": "lora", "target_modules": "all-linear"}
+AMP = {"precision": "amp", "dtype": "float32"}
+# More than 1536 rows: bitsandbytes always dequantizes there, whatever the GPU.
+QLORA = {"method": "qlora", "micro_batch_size": 13, "sequence_length": 129}
+
+METHODS: dict[str, dict[str, Any]] = {"full": {}, "LoRA": ADAPTED, "QLoRA": QLORA}
+PRECISIONS: dict[str, dict[str, Any]] = {"bf16": {"precision": "pure"}, "amp": {"precision": "amp"}}
+CHECKPOINTING: dict[str, Any] = {"kept": False, "checkpointed": True, "reentrant": "reentrant"}
+# How the runs of every library differ.
+COURSES: dict[str, dict[str, Any]] = {
+    f"{method}, {precision}, {mode}": {
+        **METHODS[method], **PRECISIONS[precision], "activation_checkpointing": CHECKPOINTING[mode],
+        **({"dtype": "float32"} if precision == "amp" and method != "QLoRA" else {}),
+    }
+    for method in METHODS
+    for precision in PRECISIONS
+    for mode in CHECKPOINTING
+} | {
+    "full, fp32": {"precision": "fp32", "dtype": "float32"},
+    "full, float16 autocast on T4": {**AMP, "autocast_dtype": "float16", "gpu": "t4"},
+    "full, float16 on T4": {"dtype": "float16", "precision": "pure", "gpu": "t4"},
+    "full, H100": {"gpu": "h100"},
+    "full, accumulated": {"gradient_accumulation_steps": 3},
+    "full, outputs kept": {"keep_outputs": True},
+    "tied, amp, accumulated": {"model": TIED, **AMP, "gradient_accumulation_steps": 2},
+    "one row": {"micro_batch_size": 1, "sequence_length": 64},
+    "one row, LoRA, amp": {"micro_batch_size": 1, "sequence_length": 64, **ADAPTED, **AMP},
+    "one position": {"micro_batch_size": 3, "sequence_length": 1},
+    "nine positions": {"sequence_length": 9},
+    "long": {"micro_batch_size": 2, "sequence_length": 700},
+    "prompt tuning": {"method": "prompt_tuning", "num_virtual_tokens": 5},
+}  # fmt: skip
+
+
+def _of_types(names: Iterable[str]) -> dict[str, dict[str, Any]]:
+    courses = {"full": {}, "amp": AMP, "LoRA, reentrant": {"method": "lora", "target_modules": ("q_proj", "o_proj"),
+               "activation_checkpointing": "reentrant"}}  # fmt: skip
+    return {
+        f"{name}, {text}": {"model": {"model_type": name, **DECODER}, **keys}
+        for name in names
+        for text, keys in courses.items()
+    }
+
+
+# By library: the recipe keys that make it run, and its runs.
+LIBRARIES: dict[str, tuple[dict[str, Any], dict[str, dict[str, Any]]]] = {
+    "liger-kernel": (
+        {"loss": "fused_linear"},
+        COURSES
+        | _of_types(("mistral", "qwen2", "qwen3", "smollm3", "gemma", "gemma2", "gemma3_text", "olmo2", "mixtral")),
+    ),
+    "torchtune": (
+        {"loss": "chunked"},
+        COURSES | _of_types(("mistral", "qwen3", "gemma", "olmo2", "mixtral", "starcoder2", "stablelm", "olmo")),
+    ),
+}
+# What was traced, by library; the version is in the file's name.
+TRACED = {name: next(Path(__file__).parent.glob(f"{name}-*.json"), None) for name in LIBRARIES}
+
+Phases = list[list[Any]]
+
+
+def recipe_of(library: str, name: str) -> Recipe:
+    """The recipe of one run."""
+    own, runs = LIBRARIES[library]
+    defaults = {"model": LLAMA, "micro_batch_size": 5, "sequence_length": 37, "optim": "adamw_torch_fused"}
+    return Recipe(**{**defaults, **own, **runs[name]})
+
+
+def traced(library: str, names: Iterable[str]) -> dict[str, Phases]:
+    """[step, phase, peak bytes, bytes at the end] of every phase, by run, from traces made now."""
+    asked = list(names)
+    results = run_many([spec_of(resolve(recipe_of(library, name))) for name in asked])
+    found = {}
+    for name, result in zip(asked, results, strict=True):
+        if isinstance(result, MemplanError):
+            raise result
+        found[name] = [[part.step, part.phase, part.peak_bytes, part.end_bytes] for part in result.merged_phases]
+    return found
+
+
+def recorded(library: str) -> dict[str, Phases]:
+    """The same from the file."""
+    path = TRACED[library]
+    assert path is not None
+    data: dict[str, Phases] = json.loads(path.read_text(encoding="utf-8"))["phases"]
+    return data
+
+
+def main(libraries: Iterable[str]) -> None:
+    """Trace and write."""
+    for library in libraries:
+        found = traced(library, LIBRARIES[library][1])
+        versions = {name: version(name) for name in (library, "torch", "transformers", "peft", "bitsandbytes")}
+        lines = ",\n".join(f"  {json.dumps(name)}: {json.dumps(phases)}" for name, phases in found.items())
+        path = Path(__file__).parent / f"{library}-{version(library)}.json"
+        for old in path.parent.glob(f"{library}-*.json"):
+            old.unlink()
+        path.write_text(f'{{"versions": {json.dumps(versions)},\n"phases": {{\n{lines}\n}}}}\n', encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:] or LIBRARIES)
