@@ -5,15 +5,18 @@ Known limits: the rows that records contradict say how far, not why.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from memplan.quantization import Scheme
 
-# Source: peft/tuners/adalora/layer.py, RankAllocator (PEFT 0.21); torch.fft on CUDA plans with cuFFT, which allocates itself;
-# the records of peft.json whose method is osf, which took up to 24 % more than their traces (2025-11 to 2026-07).
+# Source: peft/tuners/adalora/layer.py, RankAllocator (PEFT 0.21); torch.fft on CUDA plans with cuFFT, which allocates itself.
 _METHODS = {
     "adalora": "the importance scores that AdaLoRA's update_and_allocate keeps: three numbers a parameter",
     "fourierft": "the workspace of cuFFT, whose size its planner chooses",
-    "osf": "what OSF takes beyond a trace of it: published runs took up to a third more, for a reason that is not known",
 }
+# Source: aten/src/ATen/native/cudnn/RNN.cpp; the record peft.json, ptuning/llama-3.2-3B-vt50-LSTM: 8 % more than its trace.
+_LSTM = "what cuDNN's LSTM keeps for backward and works in"
 # Source: fms/a100_80gb.csv#70 and #72 (SantaCoder): a quarter more than their traces in allocated memory.
 _QUANTIZED_TYPES = {
     "gpt_bigcode": "what gpt_bigcode takes on quantized weights beyond a trace of it: published runs took up to a third "
@@ -21,17 +24,20 @@ _QUANTIZED_TYPES = {
 }
 
 
-def blind_spots(method: str, model_type: str, scheme: Scheme | None) -> tuple[str, ...]:
+def blind_spots(method: str, model_type: str, scheme: Scheme | None, peft: Mapping[str, Any]) -> tuple[str, ...]:
     """In words for the user; empty where nothing is known to be missed.
 
     Args:
         method: its own name.
         model_type: as in the config.
         scheme: how the base model's weights are quantized, if they are.
+        peft: the adapter's configuration.
     """
     found = []
     if method in _METHODS:
         found.append(_METHODS[method])
+    if method == "p_tuning" and str(peft.get("encoder_reparameterization_type", "")).upper().endswith("LSTM"):
+        found.append(_LSTM)
     if scheme is not None and model_type in _QUANTIZED_TYPES:
         found.append(_QUANTIZED_TYPES[model_type])
     if scheme is Scheme.INT8:

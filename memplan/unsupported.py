@@ -97,7 +97,7 @@ def unsupported_parts(resolved: Resolved, prepared: Prepared) -> Unsupported:
     if values["gpus"] > 1:
         other.append(f"parallelism over {values['gpus']} GPUs: the figures are those of one GPU that holds everything")
     scheme = resolved.quantization.scheme if resolved.quantization is not None else None
-    other += blind_spots(resolved.method, model_type, scheme)
+    other += blind_spots(resolved.method, model_type, scheme, resolved.peft)
     return Unsupported((*step, *other), bool(step))
 
 

@@ -11,20 +11,21 @@ from memplan.quantization import Scheme
 
 
 @pytest.mark.parametrize(
-    ("method", "model_type", "scheme", "count"),
+    ("method", "model_type", "scheme", "peft", "count"),
     [
-        ("lora", "llama", None, 0),
-        ("qlora", "llama", Scheme.NF4, 0),
-        ("osf", "llama", None, 1),
-        ("adalora", "llama", Scheme.NF4, 1),
-        ("lora", "gpt_bigcode", None, 0),
-        ("qlora", "gpt_bigcode", Scheme.NF4, 1),
-        ("lora", "llama", Scheme.INT8, 1),
-        ("fourierft", "gpt_bigcode", Scheme.INT8, 3),
+        ("lora", "llama", None, {"r": 8}, 0),
+        ("qlora", "llama", Scheme.NF4, {}, 0),
+        ("adalora", "llama", Scheme.NF4, {}, 1),
+        ("lora", "gpt_bigcode", None, {}, 0),
+        ("qlora", "gpt_bigcode", Scheme.NF4, {}, 1),
+        ("lora", "llama", Scheme.INT8, {}, 1),
+        ("fourierft", "gpt_bigcode", Scheme.INT8, {}, 3),
+        ("p_tuning", "llama", None, {"encoder_reparameterization_type": "LSTM"}, 1),
+        ("p_tuning", "llama", None, {"encoder_reparameterization_type": "MLP"}, 0),
     ],
 )
-def test_known_ones(method: str, model_type: str, scheme: Scheme | None, count: int) -> None:
-    assert len(blind_spots(method, model_type, scheme)) == count
+def test_known_ones(method: str, model_type: str, scheme: Scheme | None, peft: dict[str, object], count: int) -> None:
+    assert len(blind_spots(method, model_type, scheme, peft)) == count
 
 
 def test_no_trace_of_a_record_says_fits_wrongly() -> None:

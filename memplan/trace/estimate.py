@@ -216,7 +216,7 @@ def to_estimate(result: TraceResult, resolved: ResolvedRecipe, *, expandable_seg
 def unseen(resolved: ResolvedRecipe) -> tuple[str, ...]:
     """What a trace of the recipe is known to miss."""
     scheme = resolved.quantization.scheme if resolved.quantization is not None else None
-    return blind_spots(resolved.method, str(resolved.config["model_type"]), scheme)
+    return blind_spots(resolved.method, str(resolved.config["model_type"]), scheme, resolved.values.get("peft") or {})
 
 
 def _place(summary: PhaseSummary) -> str:
