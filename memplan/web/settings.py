@@ -44,7 +44,7 @@ class Settings:
     max_explained: int = 64
     timeout_seconds: float = 5.0
     slow_timeout_seconds: float = 20.0
-    slow_idle_seconds: float = 60.0
+    slow_idle_seconds: float = 20.0
     batch_timeout_seconds: float = 60.0
     body_timeout_seconds: float = 10.0
     processes: int = 1

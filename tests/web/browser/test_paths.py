@@ -146,6 +146,37 @@ def test_a_mistake_is_corrected(page: Page) -> None:
     assert page.locator("[aria-invalid]").count() == 0
 
 
+def test_mistakes_stand_in_the_order_of_the_form(page: Page) -> None:
+    page.goto("/?lora_r=x&gpu=rtx-4099&model=llama3&method=lora")
+    keys = page.locator("#mistakes [data-field]").evaluate_all("(all) => all.map((entry) => entry.dataset.field)")
+    assert keys == ["model", "gpu", "lora_r"]
+
+
+def test_a_small_screen_without_scripts_leads_to_the_answer(new_page: NewPage) -> None:
+    page = new_page(java_script_enabled=False, viewport={"width": 320, "height": 640})
+    page.goto(MISTRAL)
+    page.get_by_role("link", name="Does not fit: see the answer below").click()
+    expect(page.locator("#verdict")).to_be_in_viewport()
+
+
+def test_the_plot_can_be_read_by_keyboard(page: Page) -> None:
+    page.goto("/accuracy")
+    points = page.locator(".scatter circle > title").count()
+    assert points
+    for _ in range(30):
+        page.keyboard.press("Tab")
+        if page.evaluate("document.activeElement.textContent") == "Every point as a row of a table":
+            break
+    page.keyboard.press("Enter")
+    expect(page.locator("h1")).to_have_text("Every record")
+    regions = []
+    for _ in range(20):
+        page.keyboard.press("Tab")
+        regions.append(page.evaluate("document.activeElement.getAttribute('aria-label')"))
+    assert "Every record" in regions
+    assert page.locator("table tbody tr").count() == points
+
+
 def test_an_empty_form_asks_for_a_model(page: Page) -> None:
     page.goto("/")
     page.get_by_role("button", name="Estimate").click()
