@@ -11,6 +11,7 @@ import re
 _LISTS = re.compile(r"`memplan (models|gpus|methods|optimizers|accuracy)`")
 _COMMAND = re.compile(r"`(memplan [^`]*)`(?! on your own machine)")
 _OPTION = re.compile(r"(?<![\w-])--([a-z][a-z0-9]*(?:-[a-z0-9]+)*)(?=[\s,;:.)]|$)")
+_CARDS = re.compile(r"(lists all \d+ cards)$", re.M)
 # How a line begins that only repeats what a form offers anyway.
 LISTED_AT = "GET /api/v1/"
 
@@ -18,6 +19,7 @@ LISTED_AT = "GET /api/v1/"
 def over_rest(hint: str) -> str:
     """The hint in the API's words."""
     hint = _LISTS.sub(rf"{LISTED_AT}\1", hint)
+    hint = _CARDS.sub(r"\1; any other model is sent as the object of its config.json", hint)
     if "own machine" not in hint:
         hint = _COMMAND.sub(r"`\1` on your own machine", hint)
     return _OPTION.sub(lambda found: found[1].replace("-", "_"), hint)

@@ -70,7 +70,10 @@ def test_a_file_without_a_model_is_told_of_keys(client: TestClient) -> None:
 @pytest.mark.parametrize(
     ("hint", "said"),
     [
-        ("`memplan models` lists all 130 cards", "GET /api/v1/models lists all 130 cards"),
+        (
+            "`memplan models` lists all 130 cards",
+            "GET /api/v1/models lists all 130 cards; any other model is sent as the object of its config.json",
+        ),
         ("leave out --lora-r, or name --method lora", "leave out lora_r, or name method lora"),
         ("`memplan trace` answers", "`memplan trace` on your own machine answers"),
         ("run `memplan` on your own machine", "run `memplan` on your own machine"),

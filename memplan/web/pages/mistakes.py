@@ -12,12 +12,14 @@ from memplan.errors import MemplanError, closest
 from memplan.methods import canonical_method, list_methods
 from memplan.optimizers.catalog import optimizer_rows
 from memplan.recipe import Recipe
-from memplan.web.hints import LISTED_AT
+from memplan.web.hints import LISTED_AT, over_rest
 from memplan.web.pages.fields import all_fields
 from memplan.web.pages.keys import Mistake, Query, query_of
 from memplan.web.problems import Problem
 
 _LONGEST_LIST = 160
+# What people set before they say that the method is LoRA.
+_OF_LORA = ("peft", "lora_r", "lora_dropout", "target_modules")
 
 NO_MODEL = Mistake(
     "model", "no model is named", "type a name such as mistralai/Mistral-7B-v0.1, or paste a config.json"
@@ -39,9 +41,11 @@ def mistake_of(problem: Problem) -> Mistake:
 
 def for_the_page(hint: str) -> str:
     """A hint of memplan's errors without what the form shows anyway: long lists, and where they can be had."""
-    lines = hint.split("\n")
+    lines = over_rest(hint).split("\n")
     kept = [line for line in lines if not (line.startswith("allowed: ") and len(line) > _LONGEST_LIST)]
     kept = [line for line in kept if not line.startswith(("`memplan ", LISTED_AT))]
+    if len(kept) < len(lines) and any(line.startswith(f"{LISTED_AT}models") for line in lines):
+        kept.append("For any other model, paste its config.json here.")
     return " ".join(kept)
 
 
@@ -82,6 +86,8 @@ def _remedies(mistake: Mistake, keys: Mapping[str, Any], texts: Mapping[str, str
     if mistake.message.startswith("unknown ") and key in texts:
         for name in closest(texts[key], _names(key)):
             found.append((f"use {name}", query_of({**keys, key: name})))
+    if key in _OF_LORA and "method" not in keys:
+        found += [(f"use method {name}", query_of({**keys, "method": name})) for name in ("lora", "qlora")]
     if key in texts and key != "model":
         found.append((f"leave {key} out", query_of({name: value for name, value in keys.items() if name != key})))
     return found

@@ -190,6 +190,21 @@ def test_a_remedy_is_one_click(page: Page) -> None:
     assert page.locator("#f-method").input_value() == "lora"
 
 
+def test_a_rank_without_a_method_is_one_click_from_lora(page: Page) -> None:
+    page.goto("/?model=mistralai/Mistral-7B-v0.1&lora_r=16&gpu=rtx-4090")
+    page.get_by_role("link", name="use method qlora").click()
+    expect(page.locator("#verdict")).to_contain_text("Fits on RTX 4090")
+    assert page.locator("#f-lora_r").input_value() == "16"
+
+
+def test_an_unknown_model_says_how_any_model_is_given(page: Page) -> None:
+    page.goto("/?model=somebody/finetune&gpu=rtx-4090")
+    expect(page.locator("#error-model")).to_contain_text("For any other model, paste its config.json here.")
+    page.locator("#f-model").fill(json.dumps(LLAMA))
+    page.get_by_role("button", name="Estimate").click()
+    expect(page.locator("#verdict")).to_contain_text("Fits on RTX 4090")
+
+
 def test_without_scripts(new_page: NewPage) -> None:
     page = new_page(java_script_enabled=False)
     page.goto("/")
