@@ -270,6 +270,18 @@ RECIPES: dict[str, dict[str, Any]] = {
         "model": {"model_type": "qwen3", **DECODER}, "method": "dora", **ATTENTION, **ONE,
         "activation_checkpointing": "reentrant",
     },
+    "BLOOM, OFT, padded, reentrant, one sequence": {
+        "model": BLOOM, "method": "oft", "target_modules": ["query_key_value", "dense"], "precision": "fp32",
+        "padding": True, "activation_checkpointing": "reentrant", **ONE,
+    },
+    "BLOOM, LoHa, checkpointed, one sequence": {
+        "model": BLOOM, "method": "loha", "target_modules": ["query_key_value", "dense"], "precision": "fp32",
+        "activation_checkpointing": True, **ONE,
+    },
+    "GPT-J, BEFT, reentrant": {
+        "model": {"model_type": "gptj", **GPT2, "rotary_dim": 32}, "method": "beft", "activation_checkpointing": "reentrant",
+        "target_modules": ["q_proj", "k_proj", "v_proj", "out_proj"], "micro_batch_size": 3, "sequence_length": 37,
+    },
     "LoRA, classified, padded, checkpointed, on T4 without a fused kernel": {
         "method": "lora", "gpu": "t4", "padding": True, "activation_checkpointing": True, **CLASSIFY, "sequence_length": 129,
     },

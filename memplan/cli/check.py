@@ -42,7 +42,9 @@ IncreaseOption = Annotated[
 ]
 Suggest = Annotated[
     bool,
-    typer.Option("--suggest/--no-suggest", help="Search the least painful change for what is over.", show_default=False),
+    typer.Option(
+        "--suggest/--no-suggest", help="Search the least painful change for what is over.", show_default=False
+    ),
 ]
 Schema = Annotated[bool, typer.Option("--schema", help="Print the JSON Schema of a budget file and exit.")]
 

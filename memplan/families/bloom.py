@@ -75,6 +75,7 @@ def attention(t: Builder, x: Tensor, residual: Tensor, d: Dims, alibi: Tensor, m
     weights = t.view(scores, square) + mask
     probabilities = ops.to(t, softmax(t, weights, DType.FLOAT32), q.dtype)
     probabilities = t.dropout(probabilities, d.attention_dropout)
+    t.layer_locals.append(probabilities)  # which the block returns
     heads = (batch, d.heads, length, d.head_size)
     out = matmul(t, probabilities, t.view(v, heads), heads)
     out = t.view(merge_heads(t, out), x.shape)
@@ -104,11 +105,12 @@ def model(t: Builder, config: Mapping[str, Any]) -> Tensor:
     d = dims(config)
     embedded = t.input_embedding("word_embeddings", (t.batch, t.sequence), d.vocabulary, d.hidden)
     x = t.layer_norm("word_embeddings_layernorm", embedded)
-    alibi = alibi_bias(t, d.heads, x.dtype)
+    alibi, slopes = alibi_bias(t, d.heads, x.dtype)
     mask = additive_causal_mask(t, embedded.dtype)
-    x = t.layers("h", d.layers, lambda t, h, _: block(t, h, d, alibi, mask), x)
+    outputs: list[Tensor] = []
+    x = t.layers("h", d.layers, lambda t, h, _: block(t, h, d, alibi, mask), x, returned=outputs)
     x = t.layer_norm("ln_f", x)
-    del embedded
+    del embedded, slopes, outputs
     return x
 
 

@@ -130,7 +130,7 @@ def model(t: Builder, config: Mapping[str, Any]) -> Tensor:
     """The decoder without a head: [B, S, H]."""
     d = dims(config)
     embedded = t.input_embedding("word_embeddings", (t.batch, t.sequence), d.vocabulary, d.hidden)
-    alibi = alibi_bias(t, d.heads, embedded.dtype) if d.alibi else None
+    alibi = alibi_bias(t, d.heads, embedded.dtype)[0] if d.alibi else None
     position_ids = t.position_ids(t.sequence)
     mask: Tensor | None
     if alibi is None:

@@ -113,6 +113,7 @@ def attend(t: Builder, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, d: Dims) -
     weights = softmax(t, weights, DType.FLOAT32)
     weights = ops.to(t, weights, v.dtype)
     weights = t.dropout(weights, d.attention_dropout)
+    t.layer_locals.append(weights)  # which the block returns
     return autocast_matmul(t, weights, v, q.shape)
 
 
@@ -140,9 +141,10 @@ def model(t: Builder, config: Mapping[str, Any]) -> Tensor:
     position_ids = t.position_ids(t.sequence)
     mask = additive_causal_mask(t, embedded.dtype)
     x = t.dropout(embedded, d.embedding_dropout)
-    x = t.layers("h", d.layers, given(lambda t, h, _: block(t, h, d, mask), position_ids), x)
+    outputs: list[Tensor] = []
+    x = t.layers("h", d.layers, given(lambda t, h, _: block(t, h, d, mask), position_ids), x, returned=outputs)
     x = t.layer_norm("ln_f", x)
-    del embedded, position_ids
+    del embedded, position_ids, outputs
     return x
 
 

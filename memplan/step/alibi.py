@@ -16,15 +16,33 @@ from memplan.step.attention import AttentionOps
 from memplan.step.tensor import Node, Shape, Tape, Tensor
 
 
-def alibi_bias(t: AttentionOps, heads: int, dtype: DType) -> Tensor:
-    """The slopes times the key positions, [B·A, 1, S]; made once per forward."""
+def alibi_bias(t: AttentionOps, heads: int, dtype: DType) -> tuple[Tensor, list[Tensor]]:
+    """The slopes times the key positions, [B·A, 1, S], made once per forward; and what the model's variables keep besides.
+
+    With padding they are made in a function of their own, from positions that the mask counts.
+    """
     slopes = t.new((heads,), DType.FLOAT32, "pow")
+    if t.settings.padding:
+        return _counted_alibi(t, heads, dtype), []
     positions = t.new((t.sequence,), DType.INT64, "arange")
     bias = t.new((heads, 1, t.sequence), DType.FLOAT32, "mul")
     del positions
     repeated = t.new((t.batch * heads, 1, t.sequence), DType.FLOAT32, "repeat")
-    del bias, slopes
-    return ops.to(t, repeated, dtype)
+    del bias
+    return ops.to(t, repeated, dtype), [slopes]
+
+
+def _counted_alibi(t: AttentionOps, heads: int, dtype: DType) -> Tensor:
+    """`build_alibi_tensor`: the slopes times `(mask.cumsum(-1) - 1) * mask`."""
+    counted = t.new((t.batch, t.sequence), DType.INT64, "cumsum")
+    less = t.new(counted.shape, DType.INT64, "sub")
+    del counted
+    positions = t.new(less.shape, DType.INT64, "mul")
+    del less
+    bias = t.new((t.batch * heads, 1, t.sequence), DType.FLOAT32, "mul")
+    out = ops.to(t, bias, dtype)
+    del positions
+    return out
 
 
 def baddbmm(t: Tape, bias: Tensor, a: Tensor, b: Tensor, shape: Shape) -> Tensor:

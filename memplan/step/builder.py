@@ -9,7 +9,7 @@ Known limits:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from memplan.recipe import Loss
@@ -17,7 +17,7 @@ from memplan.step import autograd
 from memplan.step.loss import LossOps
 from memplan.step.settings import StepSettings
 from memplan.step.site import Site
-from memplan.step.tensor import Tensor
+from memplan.step.tensor import StorageInfo, Tensor
 
 Layer = Callable[["Builder", Tensor, int], Tensor]
 
@@ -56,6 +56,10 @@ def given(layer: Layer, tensor: Tensor) -> Layer:
         return layer(t, x, index)
 
     return forward
+
+
+def _storages(tensors: Sequence[Tensor]) -> list[StorageInfo]:
+    return [entry.storage.info for entry in tensors if entry.storage is not None]
 
 
 def _of(layer: Layer | PerLayer, index: int) -> Layer:
@@ -108,6 +112,7 @@ class Builder(LossOps):
         *,
         kind: Callable[[int], object] | None = None,
         checkpoint: bool = True,
+        returned: list[Tensor] | None = None,
     ) -> Tensor:
         """Run `count` layers `name.0`, `name.1`, ... in a row, each called with (builder, x, index).
 
@@ -119,6 +124,8 @@ class Builder(LossOps):
             x: input of the first layer.
             kind: what besides its parameters distinguishes layer `index` (such as sliding or full attention).
             checkpoint: whether the layer class is a `GradientCheckpointingLayer`.
+            returned: filled with what the layer that ran last returned, where that is a tuple with the attention weights and
+                a variable of the model holds it until the next layer has returned.
         """
         path = self.join(name)
         kept: object = None
@@ -135,24 +142,41 @@ class Builder(LossOps):
                 self.layer_counts.append(repeats)
                 self.layer_names.append(f"{path}.{first}" + (f"-{first + together - 1}" if together > 1 else ""))
                 self.enter(self.phase, len(self.layer_counts) - 1)
-                given = x.storage.info.index if x.storage is not None else None
+                given = _storages([x]) if returned is None or not returned else _storages(returned)
                 for index in range(first, first + together):
                     this = _of(layer, index)
-                    x = self._run_layer(path, index, this, x, checkpointed, this if kept is None else kept)
-                    del this
-                if x.storage is not None:
-                    x.storage.info.is_port = True
-                    if repeats > 1 and given is not None:
-                        self.ports.append((given, x.storage.info.index))
+                    with_weights = returned is not None
+                    held = this if kept is None else kept
+                    out = self._run_layer(path, index, this, x, checkpointed, held, with_weights=with_weights)
+                    x = out[0]
+                    if returned is not None:
+                        returned[:] = out
+                    del this, held
+                made = _storages(out)
+                del out
+                for info in made:
+                    info.is_port = True
+                if repeats > 1:
+                    self.ports += [(a.index, b.index) for a, b in zip(given, made, strict=False)]
                 self.enter(self.phase, 0)
         return x
 
-    def _run_layer(self, path: str, index: int, layer: Layer, x: Tensor, checkpointed: bool, kept: object) -> Tensor:
-        def forward(h: Tensor) -> Tensor:
+    def _run_layer(
+        self,
+        path: str,
+        index: int,
+        layer: Layer,
+        x: Tensor,
+        checkpointed: bool,
+        kept: object,
+        *,
+        with_weights: bool,
+    ) -> tuple[Tensor, ...]:
+        def forward(h: Tensor) -> tuple[Tensor, ...]:
             outer = self.path
             self.path = self.module = f"{path}.{index}"
             try:
-                return layer(self, h, index)
+                return (layer(self, h, index), *(self.layer_locals if with_weights else ()))
             finally:
                 self.path = self.module = outer
                 self.layer_locals.clear()

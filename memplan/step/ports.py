@@ -5,7 +5,7 @@ for what the layer above takes; likewise for the gradient on the way back. Only 
 storage that comes from outside.
 
 Known limits:
-    Layers hand on one tensor in each direction (`gradient_ports` refuses others).
+    Layers hand one gradient down (`gradient_ports` refuses others).
 """
 
 from __future__ import annotations

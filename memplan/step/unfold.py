@@ -5,7 +5,7 @@ repetition gets storages of its own. What one layer hands to the next is recorde
 layer and its result; `ports` says which belong together.
 
 Known limits:
-    Layers hand on one tensor in each direction. A recording that does not fit this is refused (`CannotUnfold`), and the caller
+    Layers hand one gradient down. A recording that does not fit this is refused (`CannotUnfold`), and the caller
     records every layer instead.
 """
 

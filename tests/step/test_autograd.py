@@ -238,6 +238,22 @@ def test_a_reentrant_checkpoint_keeps_what_its_function_has_of_its_own(tape: Tap
     assert left(tape) == []
 
 
+def test_a_result_that_nobody_used_gets_zeros_in_a_reentrant_backward(tape: Tape) -> None:
+    weight = parameter(tape)
+
+    def call(x: Tensor) -> tuple[Tensor, ...]:
+        probabilities = ops.silu(tape, x * weight)
+        return ops.neg(tape, probabilities), probabilities
+
+    out, unused = checkpoint_reentrant(tape, call, ops.clone(tape, parameter(tape, "embedding")))
+    assert unused.requires_grad
+    run_backward(tape, out)
+    # The zeros live on elsewhere, so that the gradient of `neg` is added to them in a tensor of its own.
+    assert made_in_backward(tape) == [
+        "ones_like", "zeros", "mul", "silu", "neg", "neg", "accumulate_grad", "silu_backward", "mul", "mul",
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize("kind", [checkpoint, checkpoint_reentrant])
 def test_checkpoints_do_nothing_without_gradients(tape: Tape, kind: Any) -> None:
     tape.grad_enabled = False
