@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -241,7 +241,7 @@ def model_state(
     by_name = isinstance(optimizer, LowRank)
     groups: tuple[list[ParamInfo], list[ParamInfo]] = ([], [])
     gradients = master = 0
-    for entry in stored:
+    for entry in in_registration_order(stored, architecture):
         if not entry.trainable:
             continue
         gradients += round_to_block(entry.elements * policy.gradient_dtype(entry.dtype).itemsize_bytes)
@@ -261,6 +261,36 @@ def model_state(
         policy=policy,
         added_buffers=tuple(_added_buffers(adaptation)),
     )
+
+
+def in_registration_order(stored: Iterable[StoredParameter], architecture: Architecture) -> list[StoredParameter]:
+    """Parameters as `named_parameters()` of the adapted model gives them: what a method adds stands behind its module's own.
+
+    What belongs to no module, such as virtual tokens, comes last; what a method puts on a container, before what is in it.
+    """
+    seen: set[str] = set()
+    behind: dict[str, int] = {}
+    before: dict[str, int] = {}
+    for module in architecture.registered:
+        parent = module.path.rpartition(".")[0]
+        while parent and parent not in before:
+            before[parent] = len(seen)
+            parent = parent.rpartition(".")[0]
+        names = (
+            f"{module.path}.{parameter.name}" if module.path else parameter.name for parameter in module.parameters
+        )
+        seen.update(architecture.tied.get(name, name) for name in names)
+        behind[module.path] = len(seen)
+    base = 0
+
+    def place(entry: StoredParameter) -> tuple[int, int]:
+        nonlocal base
+        if entry.component is Component.WEIGHTS:
+            base += 1
+            return base, 0
+        return (behind[entry.module], 1) if entry.module in behind else (before.get(entry.module, len(seen)), 2)
+
+    return sorted(stored, key=place)
 
 
 def has_weight_decay(entry: StoredParameter, architecture: Architecture) -> bool:

@@ -88,6 +88,10 @@ RECIPES: dict[str, dict[str, Any]] = {
     "full, foreach": {"optim": "adamw_torch"},
     "full, sgd": {"optim": "sgd"},
     "full, 8-bit AdamW": {"optim": "adamw_bnb_8bit"},
+    "full, Adafactor": {"optim": "adafactor", "max_grad_norm": 0.0},
+    "XLM-RoBERTa, classified, LoRA, Adafactor": {
+        "model": {"model_type": "xlm-roberta", **BERT}, "method": "lora", "optim": "adafactor", **CLASSIFY,
+    },
     "full, paged": {"optim": "paged_adamw_8bit"},
     "full, no clipping": {"max_grad_norm": 0.0},
     "full, fp32": {"precision": "fp32"},

@@ -24,7 +24,7 @@ with warnings.catch_warnings():
 
 from memplan.dtypes import DType, parse_dtype
 from memplan.estimate import Component
-from memplan.model_state import ModelState, StoredParameter, has_weight_decay
+from memplan.model_state import ModelState, StoredParameter, has_weight_decay, in_registration_order
 from memplan.optimizers import ParamInfo
 from memplan.prepare import Prepared
 from memplan.prepare import prepare as prepare_resolved
@@ -106,7 +106,7 @@ class Held:
         parameters: shape, dtype and bytes of each.
         gradients: bytes of those that have one.
         states: shape and dtype of each tensor of the optimizer's state.
-        groups: names of the optimizer's two groups.
+        groups: names of the optimizer's two groups, in order.
     """
 
     parameters: dict[str, tuple[Facts, int]]
@@ -190,7 +190,7 @@ def observe(model: Any, optimizer: torch.optim.Optimizer, bases: set[str]) -> He
             for parameter, state in optimizer.state.items()
             if (tensors := {key: facts(value) for key, value in state.items() if isinstance(value, torch.Tensor)})
         },
-        groups=(sorted(decay), sorted(rest)),
+        groups=(decay, rest),
     )
 
 
@@ -228,7 +228,8 @@ def exact_bytes(entry: StoredParameter) -> int:
 
 
 def grouped(prepared: Prepared) -> tuple[list[StoredParameter], list[StoredParameter]]:
-    trained = [entry for entry in prepared.state.stored if entry.trainable]
+    ordered = in_registration_order(prepared.state.stored, prepared.architecture)
+    trained = [entry for entry in ordered if entry.trainable]
     decays = [has_weight_decay(entry, prepared.architecture) for entry in trained]
     return (
         [entry for entry, decay in zip(trained, decays, strict=True) if decay],
@@ -238,7 +239,7 @@ def grouped(prepared: Prepared) -> tuple[list[StoredParameter], list[StoredParam
 
 def group_names(prepared: Prepared) -> tuple[list[str], list[str]]:
     decay, rest = ([entry.name for entry in group] for group in grouped(prepared))
-    return sorted(decay), sorted(rest)
+    return decay, rest
 
 
 def by_name(prepared: Prepared) -> dict[str, ParamInfo]:

@@ -56,6 +56,8 @@ class Adafactor(Optimizer):
             scope.release(name)
             if param.dtype.is_half:
                 scope.bind(name, full)
+            if name == "grad":
+                scope.states(param)
         record_update(scope, param.shape, full.dtype)
         scope.bind("negated", full)  # p_data_fp32.add_(-update)
         scope.release("negated")

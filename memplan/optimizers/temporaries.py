@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from memplan.dtypes import DType
 from memplan.units import round_to_block
+
+if TYPE_CHECKING:
+    from memplan.optimizers.base import ParamInfo
 
 
 class TensorGroup(NamedTuple):
@@ -26,14 +29,17 @@ class StepEvent(NamedTuple):
     """A temporary (or a list of them) coming to life or going inside `step()`.
 
     Attributes:
-        action: `alloc` or `free`; every allocation is freed before `step()` returns.
+        action: `alloc` or `free`; every allocation is freed before `step()` returns. `states` is where the first step makes
+            the states of one parameter, which are not among the tensors.
         label: the library's variable name and a running number, unique among what is alive.
         tensors: what is allocated or freed together.
+        param: whose states are made.
     """
 
-    action: Literal["alloc", "free"]
+    action: Literal["alloc", "free", "states"]
     label: str
     tensors: tuple[TensorGroup, ...]
+    param: ParamInfo | None = None
 
     @property
     def allocated_bytes(self) -> int:
@@ -65,6 +71,10 @@ class StepScope:
         self.events.append(event)
         self.release(name)
         self._bound[name] = event
+
+    def states(self, param: ParamInfo) -> None:
+        """The first step makes the states of `param` here; optimizers that do not say so make all of them before."""
+        self.events.append(StepEvent("states", "states", (), param))
 
     def release(self, *names: str) -> None:
         """`del name`, or binding `name` to something that is not a temporary."""

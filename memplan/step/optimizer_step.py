@@ -69,7 +69,8 @@ def clipping_events(gradients: Mapping[DType, int], max_grad_norm: float) -> lis
 def step_events(optimizer: Optimizer, groups: Sequence[Sequence[ParamInfo]]) -> list[OptimizerEvent]:
     """States and temporaries of `optimizer.step()` on the parameter groups.
 
-    torch.optim finishes one group, states included, before the next; the other optimizers are taken to make all states first.
+    torch.optim finishes one group, states included, before the next; the other optimizers are taken to make all states first
+    unless their events say where they make each parameter's.
     States made when the optimizer is constructed (`lazy` is False) are not among them: see `construction_events`.
 
     Raises:
@@ -80,9 +81,13 @@ def step_events(optimizer: Optimizer, groups: Sequence[Sequence[ParamInfo]]) -> 
     found: list[OptimizerEvent] = []
     shared: set[StateTensor] = set()
     for together in rounds:
-        if optimizer.lazy:
+        events = optimizer.step_events(*together)
+        if optimizer.lazy and all(event.param is None for event in events):
             found.append(_states(optimizer, [param for group in together for param in group], shared))
-        for event in optimizer.step_events(*together):
+        for event in events:
+            if event.param is not None:
+                found.append(_states(optimizer, [event.param], shared))
+                continue
             blocks = tuple(
                 (round_to_block(group.elements * group.dtype.itemsize_bytes), group.copies) for group in event.tensors
             )

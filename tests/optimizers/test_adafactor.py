@@ -11,6 +11,7 @@ from transformers.optimization import Adafactor
 from memplan.dtypes import DType
 from memplan.errors import InvalidValueError
 from memplan.optimizers import ParamInfo, StateBytes, get_optimizer
+from memplan.step.optimizer_step import step_events
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
@@ -45,6 +46,19 @@ def test_transformers_temporaries(oracle: Any) -> None:
     groups, infos = oracle.mixed_groups()
     recorded = oracle.measure_step(real_adafactor(groups))
     assert get_optimizer("adafactor").step_peak_bytes(*infos) == recorded.peak_bytes
+
+
+def test_transformers_states_are_made_in_each_turn_of_the_loop() -> None:
+    matrix, vector = ParamInfo((640, 384), DType.FLOAT32), ParamInfo((640,), DType.FLOAT32)
+    events = step_events(get_optimizer("adafactor"), [[matrix, vector], [vector]])
+    states = [place for place, event in enumerate(events) if event.once]
+    assert [events[place].blocks for place in states] == [((2560, 1), (1536, 1), (512, 1))] + [
+        ((2560, 1), (512, 1))
+    ] * 2
+    assert states[0] == 0
+    # The first turn's update is there until the second turn has one, which finds its states made.
+    alive = sum(event.change_bytes for event in events[: states[1]] if not event.once)
+    assert alive == 4 * 640 * 384
 
 
 @pytest.mark.parametrize("foreach", [False, True])
