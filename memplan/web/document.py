@@ -19,7 +19,7 @@ from memplan.web.problems import Problem
 from memplan.web.recipes import MAX_LAYERS
 from memplan.web.schemas import Schema
 from memplan.web.settings import Settings
-from memplan.web.work import LOST, OVERLOADED, TIMEOUT
+from memplan.web.work import LOST, OVERLOADED, TIMEOUT, checks_timeout
 
 INTRODUCTION = """How much GPU memory a training run needs, where it goes, and whether it fits.
 
@@ -161,6 +161,6 @@ def _refusals(path: str, method: str, operation: Mapping[str, Any], settings: Se
         limits.too_many_requests(settings.rate_limit or 60, 1),
         INTERNAL,
         OVERLOADED,
-        TIMEOUT,
+        checks_timeout(settings.slow_timeout_seconds) if operation["operationId"] == "check" else TIMEOUT,
         LOST,
     ]

@@ -18,6 +18,7 @@ import subprocess
 import sys
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from memplan.web.problems import Problem, ProblemError
@@ -40,6 +41,18 @@ TIMEOUT = Problem(
     "the limit guards a shared service: run `memplan` on your own machine for this recipe",
     headers=(("Retry-After", "60"),),
 )
+
+
+def checks_timeout(seconds: float) -> Problem:
+    """`TIMEOUT` of a request of many checks."""
+    return replace(
+        TIMEOUT,
+        message=f"these checks take longer than the {seconds:g} s that this service gives to one request",
+        hint="send fewer checks in one request; `memplan check` on your own machine has no limit",
+        field="config",
+    )
+
+
 LOST = Problem(
     503,
     "out_of_resources",

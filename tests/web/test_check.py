@@ -235,13 +235,17 @@ def test_checks_have_an_end(client: TestClient) -> None:
     assert error(client, {"config": budgets(run), "base": {"config": many}})["field"] == "base.config"
 
 
-def test_checks_that_take_too_long_say_so() -> None:
+def test_checks_that_take_too_long_say_so(client: TestClient) -> None:
     with TestClient(create_app(Settings(slow_timeout_seconds=0.001))) as hurried:
         response = ask(hurried, {"config": budgets(*[{"recipe": RUN, "gpu": "t4"}] * 3)})
     found = response.json()["error"]
     assert (response.status_code, found["code"], found["field"]) == (503, "timeout", "config")
     assert "0.001 s that this service gives" in found["message"]
     assert "send fewer checks" in found["hint"]
+    sample = client.get("/openapi.json").json()["paths"]["/api/v1/check"]["post"]["responses"]["503"]["content"]
+    shown = sample["application/json"]["examples"]["timeout"]["value"]["error"]
+    assert found["message"] == shown["message"].replace("20 s", "0.001 s")
+    assert found["hint"] == shown["hint"]
 
 
 def test_only_so_many_changes_are_explained(client: TestClient) -> None:

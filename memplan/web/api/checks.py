@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from memplan.web import tasks
 from memplan.web.api.estimates import answered
-from memplan.web.problems import Problem, ProblemError
+from memplan.web.problems import ProblemError
 from memplan.web.schemas import CHECK_EXAMPLES, ref, request_body, responses_of
 from memplan.web.settings import Settings
-from memplan.web.work import TIMEOUT
+from memplan.web.work import TIMEOUT, checks_timeout
 
 router = APIRouter(prefix="/api/v1", tags=["answers"])
 
@@ -42,13 +40,4 @@ async def check(request: Request) -> Response:
     except ProblemError as error:
         if error.problem is not TIMEOUT:
             raise
-        raise ProblemError(_too_much(settings.slow_timeout_seconds)) from None
-
-
-def _too_much(seconds: float) -> Problem:
-    return replace(
-        TIMEOUT,
-        message=f"these checks take longer than the {seconds:g} s that this service gives to one request",
-        hint="send fewer checks in one request; `memplan check` on your own machine has no limit",
-        field="config",
-    )
+        raise ProblemError(checks_timeout(settings.slow_timeout_seconds)) from None
