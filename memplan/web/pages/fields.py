@@ -199,7 +199,7 @@ def main_fieldsets() -> tuple[Fieldset, ...]:
                 Field(
                     "dtype",
                     "Weights loaded as",
-                    default="the checkpoint's type",
+                    default="as stored",
                     groups=_plain("float32", "bfloat16", "float16"),
                     wide=False,
                 ),
