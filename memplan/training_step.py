@@ -89,12 +89,12 @@ class RecordedStep:
 def settings_of(resolved: Resolved, prepared: Prepared) -> StepSettings:
     """How the recipe's step is executed."""
     values = resolved.values
-    mode = values["activation_checkpointing"]
+    mode, packs = values["activation_checkpointing"], bool(values["packing"])
     gpu = resolved.gpu
     capability = gpu.compute_capability if gpu is not None else None
     return StepSettings(
-        batch=values["micro_batch_size"],
-        sequence=values["sequence_length"],
+        batch=1 if packs else values["micro_batch_size"],
+        sequence=values["sequence_length"] * (values["micro_batch_size"] if packs else 1),
         target_sequence=values.get("target_length") or 0,
         autocast=resolved.autocast,
         attn_implementation=str(values["attn_implementation"]),
@@ -111,6 +111,7 @@ def settings_of(resolved: Resolved, prepared: Prepared) -> StepSettings:
         micro_batches=values["gradient_accumulation_steps"],
         grad_scaler=resolved.autocast is DType.FLOAT16,
         labels_by_row=resolved.task is Task.SEQUENCE_CLASSIFICATION,
+        packing=packs,
         loss=str(values["loss"]),
     )
 

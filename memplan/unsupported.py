@@ -14,6 +14,7 @@ from memplan.prepare import Prepared
 from memplan.recipe import Precision, Stack, Task
 from memplan.resolve import Resolved
 from memplan.unsupported_losses import unsupported_losses
+from memplan.unsupported_packing import unsupported_packing
 
 # Model types whose step with the flash-attn package is equal to the trace.
 FLASH_ATTENTION_2 = frozenset(
@@ -64,8 +65,7 @@ def unsupported_parts(resolved: Resolved, prepared: Prepared) -> Unsupported:
     if values["stack"] is not Stack.TRANSFORMERS:
         step.append(f"the step under stack {values['stack']}")
     step += unsupported_losses(resolved, prepared)
-    if values["packing"]:
-        step.append("packed sequences")
+    step += unsupported_packing(resolved, prepared)
     if resolved.quantization is not None and resolved.task is Task.TOKEN_CLASSIFICATION and prepared.adaptation.added:
         # PEFT copies the quantized `score`, and autograd takes no integers.
         step.append("an adapter for token classification on quantized weights, which torch refuses in the traced run")

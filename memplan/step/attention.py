@@ -37,6 +37,8 @@ class AttentionOps(LayerOps):
 
     def position_ids(self, length: int) -> Tensor:
         """`torch.arange(S) + past_seen_tokens`, int64 [S]."""
+        if self.settings.packing:
+            return Tensor(self, (1, length), DType.INT64, None)  # the batch holds them
         arange = self.new((length,), DType.INT64, "arange")
         return ops.add_scalar(self, arange)
 
@@ -77,7 +79,7 @@ class AttentionOps(LayerOps):
         padded = padding and settings.padding
         if settings.attn_implementation == "flash_attention_2":
             return None
-        if settings.attn_implementation == "sdpa" and not padded:
+        if settings.attn_implementation == "sdpa" and not padded and not settings.packing:
             return None
         return _causal_mask(self, dtype, padded)
 
@@ -122,8 +124,13 @@ def _rotary_table(t: AttentionOps, dtype: DType, head_size: int, length: int) ->
 def _causal_mask(t: AttentionOps, dtype: DType, padded: bool) -> Tensor:
     length = t.sequence
     square = (1, 1, length, length)
+    texts = t.alloc((1, length), DType.INT64, "cumsum") if t.settings.packing else None
     positions = [t.alloc((length,), DType.INT64, "add") for _ in range(2)]
+    block = same_text(t) if texts is not None else None
     allowed = t.new(square, DType.BOOL, "le")
+    if block is not None:
+        allowed = t.new(square, DType.BOOL, "bitwise_and")
+    del texts, block
     if padded:
         both = t.new(square, DType.BOOL, "bitwise_and")
         del allowed
@@ -133,6 +140,17 @@ def _causal_mask(t: AttentionOps, dtype: DType, padded: bool) -> Tensor:
     if t.settings.attn_implementation == "eager":
         return t.new((t.batch, 1, length, length), dtype, "where")
     return allowed
+
+
+def same_text(t: AttentionOps) -> Tensor:
+    """Which tokens of a packed row belong to one text (masking_utils.py, `packed_sequence_mask_function`): [1, 1, S, S]."""
+    square = (1, 1, t.sequence, t.sequence)
+    rows, columns = (t.alloc((t.sequence,), DType.INT64, "index") for _ in range(2))
+    same = t.new(square, DType.BOOL, "eq")
+    del rows, columns
+    both = t.new(square, DType.BOOL, "bitwise_and")
+    del same
+    return both
 
 
 def _copy_by_cat(t: AttentionOps, x: Tensor, dtype: DType) -> Tensor:

@@ -13,7 +13,7 @@ from typing import Any
 
 from memplan.dtypes import DType
 from memplan.errors import InvalidValueError
-from memplan.step.attention import AttentionOps
+from memplan.step.attention import AttentionOps, same_text
 from memplan.step.tensor import Tensor
 
 
@@ -26,11 +26,16 @@ def sliding_window_mask(t: AttentionOps, dtype: DType, window: int) -> Tensor | 
     settings = t.settings
     if settings.attn_implementation == "flash_attention_2":
         return None
-    if settings.attn_implementation == "sdpa" and t.sequence < window:
+    if settings.attn_implementation == "sdpa" and t.sequence < window and not settings.packing:
         return t.causal_mask(dtype)
     square = (1, 1, t.sequence, t.sequence)
+    texts = t.alloc((1, t.sequence), DType.INT64, "cumsum") if settings.packing else None
     positions = [t.alloc((t.sequence,), DType.INT64, "add") for _ in range(2)]
+    block = same_text(t) if texts is not None else None
     allowed = _both(t, t.new(square, DType.BOOL, "gt"), t.new(square, DType.BOOL, "le"))
+    if block is not None:
+        allowed = _both(t, allowed, block)
+    del texts, block
     if settings.padding:
         batched = t.new((t.batch, 1, t.sequence, t.sequence), DType.BOOL, "bitwise_and")
         del allowed

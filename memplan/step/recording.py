@@ -103,6 +103,8 @@ def feed(tape: Builder) -> tuple[Tensor, ...]:
     labelled = (tape.batch,) if settings.labels_by_row else (tape.batch, length)
     with tape.component(Component.BUFFERS):
         fed = [tape.new(tokens, DType.INT64, "input_ids"), tape.new(labelled, DType.INT64, "labels")]
+        if settings.packing:
+            fed.append(tape.new(tokens, DType.INT64, "position_ids"))
         if settings.padding:
             fed.append(tape.new(tokens, DType.INT64, "attention_mask"))
     return tuple(fed)

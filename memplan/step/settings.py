@@ -32,6 +32,7 @@ class StepSettings:
         grad_scaler: the loss is scaled (`torch.amp.GradScaler`), as under float16 autocast.
         labels_by_row: one label for each sequence instead of one for each token.
         virtual_tokens: positions that a prompt method puts in front of every sequence.
+        packing: the batch is one row of several texts, told apart by position ids that come with it.
         loss: the model's own (`default`), Liger's `fused_linear` or torchtune's `chunked`.
     """
 
@@ -54,4 +55,5 @@ class StepSettings:
     accumulating: bool = False
     grad_scaler: bool = False
     labels_by_row: bool = False
+    packing: bool = False
     loss: str = "default"

@@ -17,6 +17,8 @@ def make_batch(spec: TraceSpec, model: Any, device: torch.device) -> dict[str, t
         return torch.zeros(size, dtype=torch.int64, device=device)
 
     batch = {"input_ids": tokens(shape)}
+    if spec.packing:
+        batch["position_ids"] = tokens(shape)
     if spec.attention_mask or spec.padding:
         batch["attention_mask"] = torch.ones(shape, dtype=torch.int64, device=device)
         if spec.padding:

@@ -54,10 +54,11 @@ RULES: dict[tuple[str, str], Rule] = {
 
 
 class DynamicSizes:
-    """Resolves ops with a data-dependent output shape; `counted` says how often, by call site."""
+    """Resolves ops with a data-dependent output shape by `rules`; `counted` says how often, by call site."""
 
     def __init__(self) -> None:
         self.counted: Counter[str] = Counter()
+        self.rules: dict[tuple[str, str], Rule] = dict(RULES)
 
     def run(self, func: Any, args: Any, kwargs: Any) -> Any:
         """The op with its dynamic size filled in.
@@ -100,7 +101,7 @@ class DynamicSizes:
         while frame is not None:
             path = frame.f_code.co_filename.replace("\\", "/")
             function = frame.f_code.co_name
-            for (ending, name), rule in RULES.items():
+            for (ending, name), rule in self.rules.items():
                 if path.endswith(ending) and name in ("", function):
                     self.counted[f"{ending}:{function}"] += 1
                     return rule(frame.f_locals, mask)

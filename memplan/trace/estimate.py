@@ -76,7 +76,7 @@ def spec_of(resolved: ResolvedRecipe) -> TraceSpec:
     """
     values = resolved.values
     _refuse_what_cannot_be_traced(values)
-    peft = values.get("peft") or None
+    peft, packs = values.get("peft") or None, bool(values.get("packing"))
     checkpointing = values.get("activation_checkpointing")
     if checkpointing is True:
         checkpointing = Checkpointing.NON_REENTRANT  # modeling_utils.py, _activation_checkpointing_enable
@@ -100,8 +100,9 @@ def spec_of(resolved: ResolvedRecipe) -> TraceSpec:
         optim=str(values["optim"]),
         optim_args=values.get("optim_args") or {},
         weight_decay_groups=True,
-        batch=int(values["micro_batch_size"]),
-        sequence=int(values["sequence_length"]),
+        batch=1 if packs else int(values["micro_batch_size"]),
+        sequence=int(values["sequence_length"]) * (int(values["micro_batch_size"]) if packs else 1),
+        packing=packs,
         target_sequence=values.get("target_length"),
         gradient_accumulation_steps=int(values["gradient_accumulation_steps"]),
         checkpointing=Checkpointing(checkpointing or Checkpointing.NONE),
@@ -133,7 +134,7 @@ def _refuse_what_cannot_be_traced(values: Mapping[str, Any]) -> None:
         "llm_int8_skip_modules": bool(values.get("llm_int8_skip_modules")),
         "bnb_4bit_quant_storage other than uint8": values.get("bnb_4bit_quant_storage", "uint8") != "uint8",
         "optim_target_modules": bool(values.get("optim_target_modules")),
-        "packing": bool(values.get("packing")),
+        "packing with padding": bool(values.get("packing")) and bool(values.get("padding")),
     }
     found = [reason for reason, applies in reasons.items() if applies]
     if found:

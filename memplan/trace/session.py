@@ -166,15 +166,19 @@ def trace_in_process(spec: TraceSpec, *, shim_kind: str, import_seconds: float) 
     recorder = Recorder(spec.device, temporaries)
     recorder.decompositions = fake_kernels.decompositions(spec)
     recorder.guesses.known = [
-        ("transformers/masking_utils.py", "find_packed_sequence_indices", True),
+        ("transformers/masking_utils.py", "find_packed_sequence_indices", not spec.packing),
         ("transformers/masking_utils.py", "", not spec.padding),
-        ("transformers/modeling_flash_attention_utils.py", "_is_packed_sequence", False),
+        ("transformers/modeling_flash_attention_utils.py", "_is_packed_sequence", spec.packing),
         ("transformers/modeling_flash_attention_utils.py", "", spec.sequence),
         ("torch/amp/grad_scaler.py", "", 0),
         ("peft/tuners/frod/layer.py", "_get_frod_tensors", lambda scope: scope["V"].shape[0]),
         ("peft/tuners/vblora/layer.py", "_get_lora_matrices", False),
         *losses.guesses(spec),
     ]
+    # Every text in a packed row begins with position 0.
+    recorder.sizes.rules["transformers/modeling_flash_attention_utils.py", "prepare_fa_kwargs_from_position_ids"] = (
+        lambda _scope, _mask: spec.packed_sequences
+    )
     patches.attention.decomposed = recorder.decomposed
     session = Session(spec, recorder)
     model = session.build()

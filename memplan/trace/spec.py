@@ -81,6 +81,8 @@ class TraceSpec:
         checkpointing: activation checkpointing, per decoder layer.
         padding: whether the batch holds padding, so that the attention mask cannot be dropped.
         attention_mask: whether an `attention_mask` is passed at all (collators do).
+        packing: whether the batch is one row of several texts, told apart by `position_ids` (`batch` is 1 then).
+        packed_sequences: how many texts share the row.
         attn_implementation: what `from_pretrained` is given.
         attention_backend: override of the kernel that scaled_dot_product_attention would choose.
         max_grad_norm: gradient clipping, 0 for none.
@@ -126,6 +128,8 @@ class TraceSpec:
     checkpointing: Checkpointing = Checkpointing.NONE
     padding: bool = False
     attention_mask: bool = False
+    packing: bool = False
+    packed_sequences: int = 2
     attn_implementation: str = "sdpa"
     attention_backend: AttentionBackend = AttentionBackend.AUTO
     gpu_arch: GpuArch = GpuArch.SM80

@@ -41,9 +41,9 @@ def test_json_holds_both_answers(run: Run, recipe_file: Path) -> None:
 
 
 def test_what_is_not_walked_is_refused_with_the_reason(run: Run, recipe_file: Path) -> None:
-    result = run("compare", str(recipe_file), "--packing")
+    result = run("compare", str(recipe_file), "--stack", "unsloth")
     assert result.code == 3
-    assert "packed sequences" in result.out
+    assert "stack unsloth" in result.out
 
 
 @pytest.mark.parametrize(

@@ -134,17 +134,17 @@ def test_exit_code_1_when_it_does_not_fit(run: Run) -> None:
 
 
 def test_exit_code_3_only_where_asked(run: Run) -> None:
-    unsupported = ("estimate", *QLORA, "--packing")
+    unsupported = ("estimate", *QLORA, "--stack", "unsloth")
     plain = run(*unsupported)
     assert plain.code == 0
     assert plain.out.startswith("Uncertain on RTX 4090 24GB: at least ")
-    assert "Not covered, so this is no promise\n- packed sequences\n" in plain.out
+    assert "Not covered, so this is no promise\n- the step under stack unsloth\n" in plain.out
     assert run(*unsupported, "--fail-on", "uncertain").code == 3
     assert run(*unsupported, "--fail-on", "unsupported").code == 3
 
 
 def test_does_not_fit_comes_before_uncertain(run: Run) -> None:
-    assert run("estimate", *MISTRAL, "--gpu", "rtx-4090", "--packing", "--fail-on", "uncertain").code == 1
+    assert run("estimate", *MISTRAL, "--gpu", "rtx-4090", "--stack", "unsloth", "--fail-on", "uncertain").code == 1
 
 
 @pytest.mark.parametrize(

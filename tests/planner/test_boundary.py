@@ -90,8 +90,8 @@ def test_nothing_fits() -> None:
 
 
 def test_what_is_not_covered_is_never_called_fitting() -> None:
-    found = largest(Recipe(**FULL, packing=True), "batch", gpu="b200")
-    if memplan.estimate(**FULL, packing=True).unsupported:
+    found = largest(Recipe(**FULL, stack="unsloth"), "batch", gpu="b200")
+    if memplan.estimate(**FULL, stack="unsloth").unsupported:
         assert found.value is None
         assert "not covered" in found.note
 

@@ -57,19 +57,19 @@ def test_headline(answer: Estimate, sentence: str, tone: str) -> None:
 
 def test_headline_without_a_gpu() -> None:
     assert headline(_estimate(None)).sentence.endswith(" GiB on the device at its peak; no GPU is named")
-    assert headline(_estimate(None, packing=True)).sentence.startswith("Needs at least ")
+    assert headline(_estimate(None, stack="unsloth")).sentence.startswith("Needs at least ")
 
 
 def test_headline_of_what_is_not_covered() -> None:
-    sentence = headline(_estimate(packing=True)).sentence
+    sentence = headline(_estimate(stack="unsloth")).sentence
     assert sentence.startswith("Uncertain on RTX 4090 24GB: at least ")
     assert sentence.endswith(" of 23.5 GiB usable; not everything is covered")
 
 
 def test_what_is_not_covered_stands_before_the_figures() -> None:
-    blocks = estimate_report(_estimate(packing=True)).blocks
+    blocks = estimate_report(_estimate(stack="unsloth")).blocks
     place = next(index for index, block in enumerate(blocks) if isinstance(block, Bullets))
-    assert blocks[place].items == ("packed sequences",)  # type: ignore[union-attr]
+    assert blocks[place].items == ("the step under stack unsloth",)  # type: ignore[union-attr]
     assert place < next(index for index, block in enumerate(blocks) if isinstance(block, Table))
 
 

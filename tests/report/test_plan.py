@@ -86,6 +86,6 @@ def test_settings_are_written_as_recipes_are() -> None:
 
 
 def test_a_recipe_that_is_not_covered_says_so() -> None:
-    found = plan(**QLORA, packing=True, budget_bytes=8 * GIB, max_changes=1)
+    found = plan(**QLORA, stack="unsloth", budget_bytes=8 * GIB, max_changes=1)
     if found.current.unsupported:
         assert "Not covered in the recipe as given" in titles(found)

@@ -12,7 +12,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from memplan.agreement.cases import small_config
 from memplan.errors import MemplanError
+from memplan.families import WITHOUT_SDPA
 from memplan.recipe import Recipe
 from memplan.resolve import resolve
 from memplan.trace.estimate import spec_of
@@ -71,6 +73,24 @@ def _of_types(names: Iterable[str]) -> dict[str, dict[str, Any]]:
     }
 
 
+PACKED_TYPES = (
+    "mistral", "qwen2", "qwen3", "smollm3", "granite", "gemma", "gemma2", "gemma3_text", "phi3", "olmo", "olmo2", "mixtral",
+    "qwen3_moe", "cohere", "starcoder2", "stablelm", "gpt2", "gpt_neox", "phi", "gpt_oss",
+)  # fmt: skip
+PACKED_RUNS = (
+    {name: keys for name, keys in COURSES.items() if "prompt" not in name and "one position" not in name}
+    | {
+        f"{name}, {attention}": {"model": {**small_config(name), "dtype": "bfloat16"}, "attn_implementation": attention}
+        for name in PACKED_TYPES
+        for attention in ("sdpa", "eager")
+        if name not in WITHOUT_SDPA or attention == "eager"
+    }
+    | {
+        f"llama, eager, {name}": {**COURSES[name], "attn_implementation": "eager"}
+        for name in ("full, amp, kept", "LoRA, bf16, reentrant", "full, bf16, checkpointed")
+    }
+)
+
 # By library: the recipe keys that make it run, and its runs.
 LIBRARIES: dict[str, tuple[dict[str, Any], dict[str, dict[str, Any]]]] = {
     "liger-kernel": (
@@ -78,6 +98,7 @@ LIBRARIES: dict[str, tuple[dict[str, Any], dict[str, dict[str, Any]]]] = {
         COURSES
         | _of_types(("mistral", "qwen2", "qwen3", "smollm3", "gemma", "gemma2", "gemma3_text", "olmo2", "mixtral")),
     ),
+    "transformers": ({"packing": True}, PACKED_RUNS),
     "torchtune": (
         {"loss": "chunked"},
         COURSES | _of_types(("mistral", "qwen3", "gemma", "olmo2", "mixtral", "starcoder2", "stablelm", "olmo")),
@@ -120,7 +141,9 @@ def main(libraries: Iterable[str]) -> None:
     """Trace and write."""
     for library in libraries:
         found = traced(library, LIBRARIES[library][1])
-        versions = {name: version(name) for name in (library, "torch", "transformers", "peft", "bitsandbytes")}
+        versions = {
+            name: version(name) for name in dict.fromkeys((library, "torch", "transformers", "peft", "bitsandbytes"))
+        }
         lines = ",\n".join(f"  {json.dumps(name)}: {json.dumps(phases)}" for name, phases in found.items())
         path = Path(__file__).parent / f"{library}-{version(library)}.json"
         for old in path.parent.glob(f"{library}-*.json"):
