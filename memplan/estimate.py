@@ -43,6 +43,7 @@ class Phase(StrEnum):
     BACKWARD = "backward"
     OPTIMIZER_STEP = "optimizer_step"
     EVALUATION = "evaluation"  # after a step, where the recipe evaluates
+    GENERATION = "generation"  # after a step, where the recipe generates
 
 
 class Fits(StrEnum):

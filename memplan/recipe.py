@@ -154,6 +154,8 @@ class Recipe(BaseModel):
     prediction_loss_only: Flag | None = None
     eval_accumulation_steps: Annotated[int, Field(strict=True, ge=1, le=1_000_000)] | None = None
     max_eval_samples: Annotated[int, Field(strict=True, ge=1, le=1_000_000)] | None = None
+    max_new_tokens: SequenceLength | None = None
+    max_prompt_length: SequenceLength | None = None
 
     gpu: str | None = None
     gpus: Annotated[int, Field(strict=True, ge=1, le=65_536)] | None = None

@@ -28,8 +28,7 @@ from memplan.resolve_dtypes import (
     weights_dtype,
     with_compute_dtype,
 )
-from memplan.resolve_evaluation import KEYS as EVALUATION_KEYS
-from memplan.resolve_evaluation import fill_evaluation
+from memplan.resolve_evaluation import HINTS, fill_evaluation
 
 DEFAULT_SEQUENCE_LENGTH = 2048
 
@@ -167,7 +166,7 @@ def _refuse_unused(said: Mapping[str, Any], filler: Filler, method: str, task: T
             "autocast_adapter_dtype": f"method {method} has no PEFT adapter",
             "prepare_model_for_kbit_training": f"it prepares a quantized base for an adapter; method is {method}",
             "llm_int8_skip_modules": "nothing is quantized by bitsandbytes: say load_in_4bit or load_in_8bit",
-            **dict.fromkeys(EVALUATION_KEYS, "nothing is evaluated: say eval_strategy=steps or epoch"),
+            **HINTS,
         }.get(
             key, "base weights are not in bitsandbytes' 4 bits: say load_in_4bit" if key.startswith("bnb_4bit") else ""
         )
@@ -333,7 +332,7 @@ def _training(
     filler.fill("torch_version", "2.13", "default: the version that memplan's tests trace")
     filler.fill("keep_outputs", False, "Trainer drops the outputs before backward")
     filler.fill("use_cache", False, "TrainingArguments")
-    fill_evaluation(filler)
+    fill_evaluation(filler, limit=max_positions(model.config))
 
 
 def _lengths(model: ResolvedModel, filler: Filler) -> None:

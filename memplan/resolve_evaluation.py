@@ -1,4 +1,4 @@
-"""Evaluation during training: the keys, by the names of TrainingArguments, and the batches that they make.
+"""Evaluation and generation between training steps: the keys, by the names of TrainingArguments, GenerationConfig and TRL.
 
 Source: transformers 5.23 training_args.py; trainer.py (`evaluate`: without `compute_metrics` only losses are collected).
 """
@@ -8,24 +8,38 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from memplan.errors import InputError
+from memplan.errors import InputError, InvalidValueError
 from memplan.filler import USER, Filler
 
-KEYS = ("per_device_eval_batch_size", "prediction_loss_only", "eval_accumulation_steps", "max_eval_samples")
+EVALUATION_KEYS = ("prediction_loss_only", "eval_accumulation_steps", "max_eval_samples")
+ROWS = "per_device_eval_batch_size"
+PROMPT = "max_prompt_length"
+# Why a key is refused where nothing uses it.
+HINTS = {
+    **dict.fromkeys(EVALUATION_KEYS, "nothing is evaluated: say eval_strategy=steps or epoch"),
+    ROWS: "nothing is evaluated or generated: say eval_strategy=steps or epoch, or max_new_tokens",
+    PROMPT: "nothing is generated: say max_new_tokens",
+}
 # Without a number of samples: losses take four bytes each, and from the second batch on all are alike.
 DEFAULT_BATCHES = 2
 
 
-def fill_evaluation(filler: Filler) -> None:
-    """Fill the keys of evaluation in; without `eval_strategy` there are none.
+def fill_evaluation(filler: Filler, *, limit: int | None = None) -> None:
+    """Fill the keys of evaluation and generation in; without `eval_strategy` and `max_new_tokens` there are none.
+
+    Args:
+        filler: has the length of the sequence already.
+        limit: positions of the model, if it has a limit.
 
     Raises:
-        InputError: logits are collected, and nobody says of how many samples.
+        InputError: logits are collected, and nobody says of how many samples; or a prompt with what follows is too long.
     """
+    if "max_new_tokens" in filler.said:
+        _fill_generation(filler, limit)
     strategy = filler.fill("eval_strategy", "no", "TrainingArguments")
     if strategy == "no":
         return
-    rows = filler.fill("per_device_eval_batch_size", 8, "TrainingArguments")
+    rows = filler.fill(ROWS, 8, "TrainingArguments")
     loss_only = filler.fill("prediction_loss_only", True, "Trainer.evaluate without compute_metrics")
     if "eval_accumulation_steps" in filler.said:
         filler.fill("eval_accumulation_steps", None, USER)
@@ -37,6 +51,18 @@ def fill_evaluation(filler: Filler) -> None:
     filler.fill(
         "max_eval_samples", DEFAULT_BATCHES * rows, "default: two batches, which are alike where losses are kept"
     )
+
+
+def _fill_generation(filler: Filler, limit: int | None) -> None:
+    filler.fill(ROWS, 8, "TrainingArguments")
+    new_tokens = filler.fill("max_new_tokens", None, USER)
+    sequence = filler.values["sequence_length"]
+    longest = sequence if limit is None else min(sequence, max(limit - new_tokens, 1))
+    prompt = filler.fill(PROMPT, longest, "default: the length of a sequence, within the model's positions")
+    if limit is not None and prompt + new_tokens > limit:
+        raise InvalidValueError(
+            PROMPT, prompt, f"with max_new_tokens = {new_tokens} at most the model's {limit} positions together"
+        )
 
 
 def eval_batches(values: Mapping[str, Any]) -> tuple[int, ...]:

@@ -16,7 +16,7 @@ from itertools import chain
 
 from memplan.catalog.cuda_context import cublas_workspace_bytes
 from memplan.dtypes import DType
-from memplan.estimate import Component, Phase
+from memplan.estimate import Component
 from memplan.families import Head, family_of
 from memplan.optimizers.torch_optim import TorchOptimizer
 from memplan.prepare import Prepared
@@ -30,6 +30,7 @@ from memplan.step.builder import Builder
 from memplan.step.dim import guards
 from memplan.step.evaluation import Evaluation, record_evaluation
 from memplan.step.forms import guard
+from memplan.step.generation import Generation, record_generation
 from memplan.step.grad_scaler import scaled_update
 from memplan.step.optimizer_step import OptimizerEvent, clipping_events
 from memplan.step.ports import CannotUnfold
@@ -140,7 +141,8 @@ def recorded_step(
         target_sequence=min(settings.target_sequence, 1),
         micro_batches=min(settings.micro_batches, PLAYED_MICRO_STEPS),
     )
-    key = (course, evaluation_of(resolved), resolved.values["max_grad_norm"], _empties_cache(resolved), fold)
+    beside = evaluation_of(resolved), generation_of(resolved)
+    key = (course, beside, resolved.values["max_grad_norm"], _empties_cache(resolved), fold)
     known = prepared.steps.setdefault(key, [])
     for step in known:
         sizes = step.sizes(settings)
@@ -169,7 +171,8 @@ def recordings(resolved: Resolved, prepared: Prepared, *, fold: bool | None = No
         if adaptation.prompt is not None:
             return prompted(tape, adaptation.prompt, lambda t: family.forward(t, resolved.config, head))
         loss = family.forward(tape, resolved.config, head)
-        return orthogonality(tape, adaptation.adapters, loss) if adaptation.method == "adalora" else loss
+        regularized = adaptation.method == "adalora" and tape.cache is None
+        return orthogonality(tape, adaptation.adapters, loss) if regularized else loss
 
     # AdaLoRA's term of the loss looks at every layer's factors.
     folds = family.folds and prepared.adaptation.method != "adalora" if fold is None else fold
@@ -179,7 +182,23 @@ def recordings(resolved: Resolved, prepared: Prepared, *, fold: bool | None = No
     evaluation = evaluation_of(resolved)
     if evaluation is not None:
         made.append(record_evaluation(forward, prepared.sites, settings, evaluation, fold=folds))
+    generation = generation_of(resolved)
+    if generation is not None:
+        made.append(record_generation(forward, prepared.sites, settings, generation, fold=folds))
     return joined(*made)
+
+
+def generation_of(resolved: Resolved) -> Generation | None:
+    """What is generated after every step, if anything is."""
+    values = resolved.values
+    if not values.get("max_new_tokens"):
+        return None
+    return Generation(
+        rows=values["per_device_eval_batch_size"],
+        prompt_length=values["max_prompt_length"],
+        new_tokens=values["max_new_tokens"],
+        autocast="peft" not in values,
+    )
 
 
 def evaluation_of(resolved: Resolved) -> Evaluation | None:
@@ -227,14 +246,16 @@ def walker_of(recordings: tuple[Recording, ...], resolved: Resolved, prepared: P
         clipping,
         optimizer_events,
         following=micro_steps[1] if len(micro_steps) > 1 else None,
-        evaluation=moments.get(Phase.EVALUATION),
+        moments=moments,
     )
 
 
-def _parted(recordings: Sequence[Recording]) -> tuple[tuple[Recording, ...], dict[Phase, Recording]]:
-    """A step's micro-steps, and what happens beside them by its phase."""
-    moments = {entry.moment: entry for entry in recordings if entry.moment is not None}
-    return tuple(entry for entry in recordings if entry.moment is None), moments
+def _parted(recordings: Sequence[Recording]) -> tuple[tuple[Recording, ...], tuple[Recording, ...]]:
+    """A step's micro-steps, and what happens after it."""
+    return (
+        tuple(entry for entry in recordings if entry.moment is None),
+        tuple(entry for entry in recordings if entry.moment is not None),
+    )
 
 
 def walk(resolved: Resolved, prepared: Prepared, *, fold: bool | None = None) -> tuple[tuple[Recording, ...], Walk]:
@@ -247,7 +268,6 @@ def run_of(recordings: tuple[Recording, ...], resolved: Resolved, prepared: Prep
     """The run as the allocator sees it."""
     clipping, optimizer_events = updating(resolved, prepared)
     micro_steps, moments = _parted(recordings)
-    evaluation = evaluation_of(resolved)
     later = min(resolved.values["gradient_accumulation_steps"], PLAYED_MICRO_STEPS) - 1
     loading = prepared.loading.with_workspace(_workspace_bytes(resolved))
     return Run(
@@ -258,8 +278,7 @@ def run_of(recordings: tuple[Recording, ...], resolved: Resolved, prepared: Prep
         clipping=clipping,
         optimizer_events=optimizer_events,
         empties_cache=_empties_cache(resolved),
-        evaluation=moments.get(Phase.EVALUATION),
-        evaluation_empties_cache=evaluation is not None and evaluation.empties_cache,
+        moments=moments,
     )
 
 

@@ -14,6 +14,7 @@ from memplan.prepare import Prepared
 from memplan.recipe import Precision, Stack, Task
 from memplan.resolve import Resolved
 from memplan.unsupported_losses import unsupported_losses
+from memplan.unsupported_moments import unplayed_growth, unsupported_generation
 from memplan.unsupported_packing import unsupported_packing
 
 # Model types whose step with the flash-attn package is equal to the trace.
@@ -65,6 +66,7 @@ def unsupported_parts(resolved: Resolved, prepared: Prepared) -> Unsupported:
     if values["stack"] is not Stack.TRANSFORMERS:
         step.append(f"the step under stack {values['stack']}")
     step += unsupported_losses(resolved, prepared)
+    step += unsupported_generation(resolved, prepared)
     step += unsupported_packing(resolved, prepared)
     if resolved.quantization is not None and resolved.task is Task.TOKEN_CLASSIFICATION and prepared.adaptation.added:
         # PEFT copies the quantized `score`, and autograd takes no integers.
@@ -82,6 +84,7 @@ def unsupported_parts(resolved: Resolved, prepared: Prepared) -> Unsupported:
     other = list(resolved.recipe.uncovered)
     if resolved.gpu is not None and resolved.gpu.vendor != "NVIDIA":
         other.append(f"the kernels of {resolved.gpu.name}: the step is walked with NVIDIA's")
+    other += unplayed_growth(resolved)
     head_size = _head_size(resolved.config)
     if (
         not step

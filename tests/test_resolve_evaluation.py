@@ -9,7 +9,7 @@ import pytest
 from memplan.errors import InputError, MemplanError
 from memplan.recipe import Recipe
 from memplan.resolve import resolve
-from memplan.resolve_evaluation import KEYS, eval_batches
+from memplan.resolve_evaluation import HINTS, eval_batches
 
 
 def values(**keys: Any) -> dict[str, Any]:
@@ -19,7 +19,7 @@ def values(**keys: Any) -> dict[str, Any]:
 def test_nothing_is_evaluated_by_default() -> None:
     found = values()
     assert found["eval_strategy"] == "no"
-    assert not set(KEYS) & set(found)
+    assert not set(HINTS) & set(found)
     assert eval_batches(found) == ()
 
 
@@ -42,11 +42,11 @@ def test_the_last_batch_has_what_is_left(samples: int, rows: int, batches: tuple
     )
 
 
-@pytest.mark.parametrize("key", KEYS)
+@pytest.mark.parametrize("key", HINTS)
 def test_a_key_without_an_evaluation_is_refused(key: str) -> None:
     with pytest.raises(InputError, match="nothing in this recipe uses it") as caught:
         values(**{key: True if key == "prediction_loss_only" else 4})
-    assert "eval_strategy" in caught.value.hint
+    assert "say " in caught.value.hint
 
 
 def test_logits_of_an_unknown_number_of_samples_are_refused() -> None:

@@ -16,7 +16,7 @@ from memplan.step.attention import detached
 from memplan.step.builder import Builder
 from memplan.step.chunked_loss import chunked_loss
 from memplan.step.fused_loss import fused_linear_loss
-from memplan.step.split import take
+from memplan.step.split import narrow, take
 from memplan.step.tensor import Dim, Tensor
 
 Body = Callable[[Builder], Tensor]
@@ -38,16 +38,20 @@ def causal_lm(
     `finish` is what some models do to the logits before the loss (scaling, soft cap).
     """
     hidden = t.call(base, body)
+    if t.cache is not None:
+        hidden = narrow(t, hidden, (t.batch, 1, hidden.shape[2]), "slice")  # `logits_to_keep`
     tied_to = f"{base}.{embedding}" if config.get("tie_word_embeddings") else None
     vocabulary = Dim(config["vocab_size"], "V")
     if t.training and t.settings.loss != Loss.DEFAULT:
         return _loss_without_logits(t, hidden, vocabulary, tied_to, bias)
     logits = t.output_embedding("lm_head", hidden, vocabulary, tied_to=tied_to, bias=bias)
     if finish is not None:
+        given = [logits]  # forward's variable goes on to each result
+        del logits
         with t.component(Component.LOGITS_AND_LOSS):
-            logits = finish(t, logits)
+            logits = finish(t, given.pop())
     t.outputs.append(detached(logits))
-    return t.causal_lm_loss(logits)
+    return logits if t.cache is not None else t.causal_lm_loss(logits)
 
 
 def _loss_without_logits(t: Builder, hidden: Tensor, vocabulary: Dim, tied_to: str | None, bias: bool) -> Tensor:

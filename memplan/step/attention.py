@@ -39,6 +39,8 @@ class AttentionOps(LayerOps):
         """`torch.arange(S) + past_seen_tokens`, int64 [S]."""
         if self.settings.packing:
             return Tensor(self, (1, length), DType.INT64, None)  # the batch holds them
+        if self.cache is not None:
+            return Tensor(self, (self.batch, length), DType.INT64, None)  # `generate` gives them
         arange = self.new((length,), DType.INT64, "arange")
         return ops.add_scalar(self, arange)
 
@@ -58,6 +60,8 @@ class AttentionOps(LayerOps):
             v: values, likewise.
             slides: the layer's cache has a window, whose length it keeps on the device (`DynamicSlidingWindowLayer`).
         """
+        if self.cache is not None:
+            return self.cache.update(self, self.path, k, v, slides=slides)
         if not self.settings.use_cache:
             return k, v
         if slides:
@@ -99,6 +103,7 @@ class AttentionOps(LayerOps):
         """
         if self.settings.attn_implementation == "eager":
             return eager_attention(self, q, k, v, mask, dropout)
+        causal = causal and (self.cache is None or q.shape[2] > 1)
         return sdpa(self, q, k, v, mask, self.settings, dropout, causal=causal)
 
 
@@ -110,10 +115,11 @@ def _split_heads_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tens
 
 
 def _rotary_table(t: AttentionOps, dtype: DType, head_size: int, length: int) -> tuple[Tensor, Tensor]:
-    positions = t.new((1, length, 1), DType.FLOAT32, "_to_copy")
-    freqs = t.new((1, length, head_size // 2), DType.FLOAT32, "mul")
+    rows = 1 if t.cache is None else t.batch
+    positions = t.new((rows, length, 1), DType.FLOAT32, "_to_copy")
+    freqs = t.new((rows, length, head_size // 2), DType.FLOAT32, "mul")
     del positions
-    emb = t.new((1, length, head_size), DType.FLOAT32, "cat")
+    emb = t.new((rows, length, head_size), DType.FLOAT32, "cat")
     cos = ops.scale(t, t.new(emb.shape, DType.FLOAT32, "cos"))
     sin = ops.scale(t, t.new(emb.shape, DType.FLOAT32, "sin"))
     table = ops.to(t, cos, dtype), ops.to(t, sin, dtype)
@@ -123,7 +129,8 @@ def _rotary_table(t: AttentionOps, dtype: DType, head_size: int, length: int) ->
 
 def _causal_mask(t: AttentionOps, dtype: DType, padded: bool) -> Tensor:
     length = t.sequence
-    square = (1, 1, length, length)
+    keys = length if t.cache is None else length + t.cache.length
+    square = (1, 1, length, keys)
     texts = t.alloc((1, length), DType.INT64, "cumsum") if t.settings.packing else None
     positions = [t.alloc((length,), DType.INT64, "add") for _ in range(2)]
     block = same_text(t) if texts is not None else None
@@ -138,7 +145,7 @@ def _causal_mask(t: AttentionOps, dtype: DType, padded: bool) -> Tensor:
         del both
     del positions
     if t.settings.attn_implementation == "eager":
-        return t.new((t.batch, 1, length, length), dtype, "where")
+        return t.new((t.batch, 1, length, keys), dtype, "where")
     return allowed
 
 

@@ -106,7 +106,15 @@ def record_evaluation(
         labels_so_far.add(kept.labels)
     losses_so_far.tensors = logits_so_far.tensors = labels_so_far.tensors = []
     del kept, inputs
-    return Recording(tape.infos, tape.segments, frozenset(), frozenset(), tuple(tape.ports), Phase.EVALUATION)
+    return Recording(
+        tape.infos,
+        tape.segments,
+        frozenset(),
+        frozenset(),
+        tuple(tape.ports),
+        Phase.EVALUATION,
+        evaluation.empties_cache,
+    )
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ from memplan.step.tensor import Node, Shape, Tape, Tensor
 
 
 def contiguous(tape: Tape, x: Tensor, op: str = "clone") -> Tensor:
-    """`x` with its heads outermost in memory; a copy where it is laid out by token."""
-    if not x.by_token:
+    """`x` with its heads outermost in memory; a copy where it is laid out by token, of which a single one is both."""
+    if not x.by_token or (not tape.grad_enabled and x.shape[2] == 1):
         return x
     node = tape.record(op, (x,), (), _pass)
     return tape.new(x.shape, x.dtype, op, node)
@@ -83,8 +83,13 @@ def transpose_last(tape: Tape, x: Tensor) -> Tensor:
 
 
 def merge_heads(tape: Tape, x: Tensor) -> Tensor:
-    """`x.transpose(1, 2).contiguous()`: [B, A, S, D] copied to [B, S, A, D]; the gradient comes back laid out by token."""
+    """`x.transpose(1, 2).contiguous()`: [B, A, S, D] copied to [B, S, A, D]; the gradient comes back laid out by token.
+
+    A single token is contiguous as it is.
+    """
     shape = (x.shape[0], x.shape[2], x.shape[1], x.shape[3])
+    if not tape.grad_enabled and x.shape[2] == 1:
+        return Tensor(tape, shape, x.dtype, x.storage, is_view=True)
     node = tape.record("clone", (x,), (), _merge_backward, (x.shape,))
     return tape.new(shape, x.dtype, "clone", node)
 

@@ -33,6 +33,7 @@ class Recording:
         ports: for each folded run, indices of what its executed layer took and gave.
         workspaces: indices of cuBLAS's workspaces, allocated in the first step only and never freed.
         moment: the phase beside the step that this is; None for a micro-step.
+        empties_cache: whether `torch.cuda.empty_cache()` is called at its end.
     """
 
     infos: list[StorageInfo]
@@ -41,6 +42,7 @@ class Recording:
     workspaces: frozenset[int]
     ports: tuple[tuple[int, int], ...]
     moment: Phase | None = None
+    empties_cache: bool = False
 
 
 def record(

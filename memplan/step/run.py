@@ -26,8 +26,7 @@ class Run:
         micro_steps: the recordings of one step's micro-steps in order; equal layers are played one by one.
         construction: states that the optimizer makes when it is constructed.
         clipping, optimizer_events: what clipping and the optimizer allocate and free.
-        evaluation: what is evaluated after each step; None for nothing.
-        evaluation_empties_cache: whether `torch.cuda.empty_cache()` is called within it.
+        moments: what happens after each step, in order.
         steps: how many steps.
         empties_cache: whether `torch.cuda.empty_cache()` is called after each update, with the gradients still there.
     """
@@ -40,8 +39,7 @@ class Run:
     optimizer_events: Sequence[OptimizerEvent]
     steps: int = 2
     empties_cache: bool = False
-    evaluation: Recording | None = None
-    evaluation_empties_cache: bool = False
+    moments: Sequence[Recording] = ()
 
 
 class RunWriter(ABC):
@@ -81,10 +79,8 @@ class RunWriter(ABC):
                 self._empty_cache()
             # zero_grad(set_to_none=True), then the batch gives way to the next one.
             self._free(gradients)
-            if run.evaluation is not None:
-                self._moment(run.evaluation, step)
-                if run.evaluation_empties_cache:
-                    self._empty_cache()
+            for moment in run.moments:
+                self._moment(moment, step)
             self._free(batch)
 
     def _moment(self, recording: Recording, step: int) -> None:
@@ -93,6 +89,8 @@ class RunWriter(ABC):
         self._enter(recording)
         self._begin(step, recording.moment)
         self._play(recording, recording.moment, first=False)
+        if recording.empties_cache:
+            self._empty_cache()
 
     def _optimizer(self, events: Iterable[OptimizerEvent], step: int) -> None:
         alive: dict[str, list[int]] = {}

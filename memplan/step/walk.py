@@ -1,4 +1,4 @@
-"""The walk: load, then two steps of forward, backward, optimizer and evaluation, with everything that is alive at each moment.
+"""The walk: load, then two steps with what happens after each, and everything that is alive at each moment.
 
 A `Recording` says what one micro-step allocates and frees; here it is played on top of what stays (weights, states),
 phase by phase. With gradient accumulation a second one says what a micro-step does that finds gradients: it is played once
@@ -163,7 +163,7 @@ class Walker:
         clipping: what gradient clipping borrows, before the optimizer's states exist.
         optimizer_events: the optimizer's states and what its step borrows, in order.
         following: a micro-step that adds to gradients, over the same list of storages as `recording` (`joined`).
-        evaluation: what is evaluated after every step, over the same list.
+        moments: what happens after every step, in order, over the same list.
         steps: how many steps to walk; the second one is the steady state.
 
     Attributes:
@@ -179,7 +179,7 @@ class Walker:
         clipping: Iterable[OptimizerEvent] = (),
         optimizer_events: Iterable[OptimizerEvent] = (),
         following: Recording | None = None,
-        evaluation: Recording | None = None,
+        moments: Sequence[Recording] = (),
         steps: int = 2,
     ) -> None:
         self.infos = recording.infos
@@ -187,8 +187,8 @@ class Walker:
         self.micro_steps = (recording,) if following is None else (recording, following)
         self.all_named = frozenset().union(*(entry.named for entry in self.micro_steps))
         self.workspaces = recording.workspaces
-        played = self.micro_steps if evaluation is None else (*self.micro_steps, evaluation)
-        self.evaluation = evaluation
+        self.moments = tuple(moments)
+        played = (*self.micro_steps, *self.moments)
         self.ledgers = {id(entry): Ledger(self.infos, entry.ports) for entry in played}
         self.resident = resident
         self.construction = tuple(construction)
@@ -262,8 +262,9 @@ class Walker:
                 played.append([self._play(recording, step, phase) for phase in (Phase.FORWARD, Phase.BACKWARD)])
             phases += [_together(alike, self.recorded_sizes) for alike in zip(*played, strict=True)]
             phases.append(self._optimize(step))
-            if self.evaluation is not None:
-                phases.append(self._play(self.evaluation, step, Phase.EVALUATION))
+            for moment in self.moments:
+                assert moment.moment is not None
+                phases.append(self._play(moment, step, moment.moment))
             self._next_batch()
         return tuple(phases)
 

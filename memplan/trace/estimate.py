@@ -118,6 +118,9 @@ def spec_of(resolved: ResolvedRecipe) -> TraceSpec:
         eval_batches=eval_batches(values),
         prediction_loss_only=bool(values.get("prediction_loss_only", True)),
         eval_accumulation_steps=int(values.get("eval_accumulation_steps") or 0),
+        max_new_tokens=int(values.get("max_new_tokens") or 0),
+        prompt_batch=int(values.get("per_device_eval_batch_size") or 0),
+        prompt_length=int(values.get("max_prompt_length") or 0),
     )
 
 

@@ -90,7 +90,7 @@ class Labels:
                 continue
             phase = phase_of(births.get(storage_id, 0))
             path = log.ops[record.op_id][1]
-            if phase in ("forward", "backward", "evaluation") and path in self._head_paths:
+            if phase in ("forward", "backward", "evaluation", "generation") and path in self._head_paths:
                 record.component = "logits_and_loss"
             elif record.born_in_module and not record.died_in_module:
                 record.component = "activations"

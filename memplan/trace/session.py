@@ -18,6 +18,7 @@ from memplan.trace import builder, fake_kernels, losses, optimizers, sparse, ver
 from memplan.trace.batches import make_batch
 from memplan.trace.evaluation import evaluation_loop
 from memplan.trace.forward import forward
+from memplan.trace.generation import generate
 from memplan.trace.labels import Labels
 from memplan.trace.methods import apply_method
 from memplan.trace.patches import Patches
@@ -57,8 +58,8 @@ class Session:
         self.where = where
         if os.environ.get("MEMPLAN_TRACE_PROGRESS"):
             self.done += phases
-            in_step = 2 * self.spec.gradient_accumulation_steps + 1 + bool(self.spec.eval_batches)
-            total = 1 + self.spec.num_steps * in_step
+            beside = bool(self.spec.eval_batches) + bool(self.spec.max_new_tokens)
+            total = 1 + self.spec.num_steps * (2 * self.spec.gradient_accumulation_steps + 1 + beside)
             sys.stderr.write(f"{PROGRESS_MARK}{min(self.done / total, 1.0):.4f} {where}\n")
             sys.stderr.flush()
 
@@ -79,6 +80,8 @@ class Session:
             self.step(step, model, optimizer, scaler)
             if self.spec.eval_batches:
                 self.evaluate(step, model)
+            if self.spec.max_new_tokens:
+                self.generate(step, model)
         self.recorder.stop()
 
     def load(self, model: nn.Module) -> nn.Module:
@@ -113,6 +116,20 @@ class Session:
             return made
 
         evaluation_loop(spec, model, "cuda", batch, recorder.empty_cache)
+        model.train(spec.train_mode)
+
+    def generate(self, step: int, model: nn.Module) -> None:
+        """What is generated after a step, while the last batch is still there; the model returns to training."""
+        spec, recorder = self.spec, self.recorder
+        recorder.mark(step, "generation")
+        self._enter(f"generation after step {step}")
+        shape = (spec.prompt_batch, spec.prompt_length)
+        inputs = {
+            "input_ids": torch.zeros(shape, dtype=torch.int64, device=self.device),
+            "attention_mask": torch.ones(shape, dtype=torch.int64, device=self.device),
+        }
+        self.labels.batch(inputs)
+        generate(spec, model, "cuda", inputs)
         model.train(spec.train_mode)
 
     def step(self, step: int, model: nn.Module, optimizer: Any, scaler: Any) -> None:
@@ -165,11 +182,16 @@ def trace_in_process(spec: TraceSpec, *, shim_kind: str, import_seconds: float) 
     temporaries = KernelTemporaries(spec.gpu_arch)
     recorder = Recorder(spec.device, temporaries)
     recorder.decompositions = fake_kernels.decompositions(spec)
+    length_limit = spec.prompt_length + spec.max_new_tokens
     recorder.guesses.known = [
         ("transformers/masking_utils.py", "find_packed_sequence_indices", not spec.packing),
         ("transformers/masking_utils.py", "", not spec.padding),
         ("transformers/modeling_flash_attention_utils.py", "_is_packed_sequence", spec.packing),
         ("transformers/modeling_flash_attention_utils.py", "", spec.sequence),
+        ("transformers/generation/utils.py", "__call__", lambda scope: scope["length"] >= length_limit),
+        ("transformers/generation/utils.py", "generate", True),
+        ("transformers/generation/utils.py", "_prepare_special_tokens", False),
+        ("transformers/generation/utils.py", "_get_logits_processor", False),
         ("torch/amp/grad_scaler.py", "", 0),
         ("peft/tuners/frod/layer.py", "_get_frod_tensors", lambda scope: scope["V"].shape[0]),
         ("peft/tuners/vblora/layer.py", "_get_lora_matrices", False),

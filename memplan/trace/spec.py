@@ -99,6 +99,8 @@ class TraceSpec:
         eval_batches: rows of each batch of an evaluation after every step; none for no evaluation.
         prediction_loss_only: whether an evaluation keeps losses alone, not logits and labels.
         eval_accumulation_steps: after how many of its batches an evaluation moves what it keeps to the host, 0 for never.
+        max_new_tokens: how many tokens are generated greedily after every step, 0 for none.
+        prompt_batch, prompt_length: shape of the prompts that they follow.
     """
 
     model_config: Mapping[str, Any]
@@ -147,6 +149,9 @@ class TraceSpec:
     eval_batches: Sequence[int] = ()
     prediction_loss_only: bool = True
     eval_accumulation_steps: int = 0
+    max_new_tokens: int = 0
+    prompt_batch: int = 0
+    prompt_length: int = 0
     num_layers: int | None = None
     train_mode: bool = True
     device: Literal["cuda", "cpu"] = "cuda"

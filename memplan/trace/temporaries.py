@@ -107,7 +107,8 @@ def embedding_backward(
 def gemm_4bit(query: torch.Tensor, weight: torch.Tensor, shape: Any, *rest: Any, **kwargs: Any) -> Iterable[int]:
     """bitsandbytes/backends/cuda/ops.py, _dequant_linear_fallback: absmax_dq and its sum with the offset, then the weight."""
     rows = query.numel() // query.shape[-1]
-    if rows <= int(table()["gemm_4bit"]["custom_kernel_max_rows"]):
+    always = rows <= int(table()["gemm_4bit"]["custom_kernel_max_rows"])
+    if always and query.shape[-1] % int(rest[1] if len(rest) > 1 else kwargs["blocksize"]) == 0:
         return
     absmax_8bit = kwargs.get("absmax_8bit")
     if absmax_8bit is None and len(rest) > 4:

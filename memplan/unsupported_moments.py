@@ -1,0 +1,48 @@
+"""What a recipe asks for between its steps, and the walk has no rule for."""
+
+from __future__ import annotations
+
+import math
+
+from memplan.prepare import Prepared
+from memplan.recipe import Task
+from memplan.resolve import Resolved
+from memplan.step.generation import EXECUTED_TOKENS
+
+# Model types whose generation is equal to the trace.
+GENERATES = frozenset(
+    {
+        "llama", "mistral", "qwen2", "qwen3", "smollm3", "granite", "gemma", "gemma2", "gemma3_text", "phi", "phi3",
+        "olmo", "olmo2", "stablelm", "starcoder2", "cohere", "gpt_neox",
+    }
+)  # fmt: skip
+
+
+def unsupported_generation(resolved: Resolved, prepared: Prepared) -> list[str]:
+    """What keeps generation from being walked."""
+    config, values = resolved.config, resolved.values
+    if not values.get("max_new_tokens"):
+        return []
+    found = []
+    if config["model_type"] not in GENERATES or resolved.task is not Task.CAUSAL_LM:
+        found.append(f"generation (max_new_tokens) by {config['model_type']} models under a {resolved.task} head")
+    if prepared.adaptation.prompt is not None:
+        found.append(f"generation (max_new_tokens) under {resolved.method}")
+    if values["padding"]:
+        found.append("generation (max_new_tokens) from padded prompts")
+    if values["attn_implementation"] == "flash_attention_2":
+        found.append("generation (max_new_tokens) with flash_attention_2")
+    if values["max_prompt_length"] + values["max_new_tokens"] > (config.get("sliding_window") or math.inf):
+        found.append(f"generation (max_new_tokens) beyond the window of {config['sliding_window']} tokens")
+    return found
+
+
+def unplayed_growth(resolved: Resolved) -> list[str]:
+    """What a cache that grows by many tokens does to the allocator's segments; live and allocated memory are exact."""
+    values = resolved.values
+    if (values.get("max_new_tokens") or 0) <= EXECUTED_TOKENS + 1 or values["expandable_segments"]:
+        return []
+    return [
+        f"reserved memory while a key/value cache grows by more than {EXECUTED_TOKENS} tokens, unless expandable_segments "
+        "is true; allocated memory is exact"
+    ]

@@ -1,0 +1,106 @@
+"""Generation between two steps: walk against trace, how the cache grows, and what is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+import memplan
+from memplan.errors import InputError, InvalidValueError
+from memplan.estimate import Component, Phase
+from memplan.recipe import Recipe
+from memplan.resolve import resolve
+from memplan.step import generation
+from tests.methods.agreement import LLAMA, QWEN2, Agreement, recipe
+
+GENERATES: dict[str, Any] = {"max_new_tokens": 5, "max_prompt_length": 61, "per_device_eval_batch_size": 3}
+EAGER = {"attn_implementation": "eager"}
+# The cache outgrows everything else: one short prompt for many rows.
+LONG = {"max_new_tokens": 70, "max_prompt_length": 3, "per_device_eval_batch_size": 17}
+GEMMA2 = {**LLAMA, "model_type": "gemma2", "num_hidden_layers": 4, "sliding_window": 4096}
+PHI3 = {**LLAMA, "model_type": "phi3", "sliding_window": 512}
+CASES: dict[str, dict[str, Any]] = {
+    name: {**GENERATES, **keys}
+    for name, keys in {
+        "full, bf16": {},
+        "full, bf16, long": LONG,
+        "full, amp": {"precision": "amp"},
+        "full, amp, long": {"precision": "amp", **LONG},
+        "full, fp32, eager": {"precision": "fp32", **EAGER},
+        "lora, checkpointed": {"method": "lora", "activation_checkpointing": True},
+        "lora, amp, long, eager": {"method": "lora", "precision": "amp", **LONG, **EAGER},
+        "qlora": {"method": "qlora", "load_in_4bit": True},
+        "qlora, one row, long": {"method": "qlora", "load_in_4bit": True, **LONG, "per_device_eval_batch_size": 1},
+        "one token": {"max_new_tokens": 1},
+        "qwen2, evaluated as well": {"model": QWEN2, "eval_strategy": "steps"},
+        "gemma2 with windows": {"model": GEMMA2, **EAGER},
+        "phi3 with a window": {"model": PHI3},
+    }.items()
+}
+COMMON = Agreement(CASES)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_walk_equals_trace(name: str) -> None:
+    COMMON.check(name)
+    assert [phase.phase for phase in COMMON.compared[name].phases].count("generation") == 2
+
+
+def peak_of(**keys: Any) -> int:
+    points = memplan.estimate(recipe(**{**GENERATES, **keys})).timeline
+    return max(point.peak_bytes for point in points if point.phase is Phase.GENERATION)
+
+
+def test_each_token_costs_at_least_its_keys_and_values() -> None:
+    rows, kv_heads, head, layers = 64, 2, 64, 2
+    one, two = (peak_of(max_prompt_length=8, per_device_eval_batch_size=rows, max_new_tokens=n) for n in (400, 401))
+    assert two - one >= 2 * layers * rows * kv_heads * head * 2
+
+
+def test_jumping_over_tokens_changes_no_peak(monkeypatch: pytest.MonkeyPatch) -> None:
+    every = peak_of(**{**LONG, "max_new_tokens": 60})
+    from memplan.prepare import _prepare
+
+    _prepare.cache_clear()
+    monkeypatch.setattr(generation, "EXECUTED_TOKENS", 3)
+    assert peak_of(**{**LONG, "max_new_tokens": 60}) == every
+    _prepare.cache_clear()
+
+
+def test_generation_can_be_the_peak_and_names_its_cache() -> None:
+    found = memplan.estimate(recipe(**{**GENERATES, **LONG, "per_device_eval_batch_size": 2048}, method="lora"))
+    assert found.peak.phase is Phase.GENERATION
+    assert found.component_bytes(Component.KV_CACHE) > 0.2 * found.peak.live_bytes
+    assert any(line.component is Component.KV_CACHE and "T" in line.formula for line in found.lines)
+    assert sum(line.bytes for line in found.lines) == found.peak.live_bytes
+
+
+def test_growth_beyond_what_is_played_never_fits_but_for_expandable_segments() -> None:
+    keys = {**GENERATES, "max_new_tokens": 200, "gpu": "h200"}
+    assert memplan.estimate(recipe(**GENERATES, gpu="h200")).verdict().fits
+    assert not memplan.estimate(recipe(**keys)).verdict().fits
+    assert memplan.estimate(recipe(**keys, expandable_segments=True)).verdict().fits
+
+
+@pytest.mark.parametrize(
+    ("keys", "text"),
+    [
+        ({"model": {**LLAMA, "model_type": "mixtral", "num_local_experts": 4}}, "by mixtral models"),
+        ({"padding": True}, "padded prompts"),
+        ({"model": {**LLAMA, "model_type": "mistral", "sliding_window": 32}}, "beyond the window of 32 tokens"),
+        ({"attn_implementation": "flash_attention_2", "gpu": "h100"}, "flash_attention_2"),
+        ({"method": "prompt_tuning", "num_virtual_tokens": 8}, "under prompt_tuning"),
+    ],
+)
+def test_what_is_not_walked_is_said(keys: dict[str, Any], text: str) -> None:
+    found = memplan.estimate(recipe(**{**GENERATES, **keys}))
+    assert any(text in entry for entry in found.unsupported)
+
+
+def test_a_prompt_with_what_follows_must_fit_the_positions() -> None:
+    with pytest.raises(InvalidValueError, match="max_prompt_length"):
+        resolve(Recipe(model="gpt2", max_new_tokens=100, max_prompt_length=1000))
+    assert resolve(Recipe(model="gpt2", max_new_tokens=100)).values["max_prompt_length"] == 924
+    with pytest.raises(InputError, match="nothing in this recipe uses it"):
+        memplan.estimate(recipe(max_prompt_length=100))
