@@ -141,6 +141,13 @@ def _kind(value: object) -> str:
     return kinds.get(type(value), "null")
 
 
+def preload() -> None:
+    """Import what searches need, so that none of them waits for it."""
+    from memplan.web.pages.tasks import preload as preload_pages
+
+    preload_pages()
+
+
 # -- what memplan knows -----------------------------------------------------------------------------------
 
 

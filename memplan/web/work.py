@@ -13,6 +13,7 @@ import contextlib
 import logging
 import os
 import pickle
+import signal
 import socket
 import subprocess
 import sys
@@ -31,6 +32,8 @@ Answer = TypeVar("Answer")
 
 # A process starts in a fifth of a second, where nothing else wants the machine.
 START_SECONDS = 20.0
+# A process sees off its child in milliseconds.
+END_SECONDS = 1.0
 
 _RETRY = (("Retry-After", "1"),)
 OVERLOADED = Problem(503, "overloaded", "too many requests wait for an answer", "try again in a moment", headers=_RETRY)
@@ -69,10 +72,10 @@ class WorkerBugError(Exception):
 class _Worker:
     """One computing process and the parent's end of its socket."""
 
-    def __init__(self, max_resident_bytes: int) -> None:
+    def __init__(self, max_resident_bytes: int, *, forks: bool) -> None:
         ours, theirs = socket.socketpair()
         with theirs:
-            code = f"from memplan.web.worker import main; main({theirs.fileno()}, {max_resident_bytes})"
+            code = f"from memplan.web.worker import main; main({theirs.fileno()}, {max_resident_bytes}, forks={forks})"
             environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
             # -P: nothing is imported from the directory that the service happens to be started in.
             self.process = subprocess.Popen(
@@ -80,9 +83,11 @@ class _Worker:
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 env=environment,
+                start_new_session=True,  # a group of its own, children included
             )
         ours.setblocking(False)
         self.socket = ours
+        self.forks = forks
         self.is_ready = False
 
     async def ready(self) -> None:
@@ -108,7 +113,12 @@ class _Worker:
 
     def end(self) -> None:
         self.socket.close()
-        self.process.kill()
+        if self.forks:
+            self.process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(END_SECONDS)
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
 
 
@@ -119,13 +129,21 @@ class _Lane:
         processes: how many.
         max_waiting: jobs that may wait.
         max_resident_bytes: a process that has grown beyond is replaced.
+        forks: whether each job is done by a child of the process.
         idle_seconds: after so long without a job its processes end, and start again with the next; None keeps them.
     """
 
     def __init__(
-        self, processes: int, max_waiting: int, max_resident_bytes: int, idle_seconds: float | None = None
+        self,
+        processes: int,
+        max_waiting: int,
+        max_resident_bytes: int,
+        *,
+        forks: bool = False,
+        idle_seconds: float | None = None,
     ) -> None:
         self.processes = processes
+        self.forks = forks
         self.max_resident_bytes = max_resident_bytes
         self.max_waiting = max_waiting
         self.idle_seconds = idle_seconds
@@ -138,7 +156,7 @@ class _Lane:
 
     def start(self) -> None:
         while len(self._all) < self.processes:
-            worker = _Worker(self.max_resident_bytes)
+            worker = _Worker(self.max_resident_bytes, forks=self.forks)
             self._all.add(worker)
             self._give(worker)
 
@@ -255,7 +273,7 @@ class Work:
     def _make_lanes(self) -> None:
         limits = self.settings.max_waiting, self.settings.max_process_bytes
         self._lane = _Lane(self.settings.processes, *limits)
-        self._slow_lane = _Lane(1, *limits, self.settings.slow_idle_seconds)
+        self._slow_lane = _Lane(1, *limits, forks=True, idle_seconds=self.settings.slow_idle_seconds)
 
     def start(self) -> None:
         """Start the processes; `run` does it where nobody did."""

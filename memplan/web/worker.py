@@ -3,6 +3,8 @@
 Answers are computed apart from the process that speaks HTTP, so that whatever a recipe makes of the engine (a pattern that
 backtracks for minutes, a config that fills the memory) can be ended by ending the process, which no thread allows.
 
+A process for jobs of seconds forks a child for each: what a search over hundreds of recipes leaves in memory goes with it.
+
 The socket is one of a pair that the parent made: nobody else can write to it. What a client sent travels through it as
 plain bytes and text.
 """
@@ -10,7 +12,10 @@ plain bytes and text.
 from __future__ import annotations
 
 import contextlib
+import gc
+import math
 import mmap
+import os
 import pickle
 import signal
 import socket
@@ -80,17 +85,61 @@ def answer(function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
         return Bug(traceback.format_exc())
 
 
-def serve(connection: socket.socket, max_resident_bytes: int) -> None:
+def serve(connection: socket.socket, max_resident_bytes: int, *, forks: bool = False) -> None:
     """Answer jobs until the other end is closed.
 
     Says first that it is there; and with an answer that it is the last, where the process has grown.
+
+    Args:
+        connection: to the parent.
+        max_resident_bytes: beyond, the process wants to be replaced.
+        forks: whether each job is done by a child.
     """
     connection.sendall(READY)
     with connection.makefile("rb") as stream:
         while len(head := stream.read(HEAD_BYTES)) == HEAD_BYTES:
-            function, args = pickle.loads(stream.read(frame_length(head)))
-            value = answer(function, args)
-            connection.sendall(frame(Reply(value, is_last=resident_bytes() > max_resident_bytes)))
+            job = stream.read(frame_length(head))
+            if forks:
+                _in_child(connection, job)
+            else:
+                _reply(connection, job, max_resident_bytes)
+
+
+def _reply(connection: socket.socket, job: bytes, max_resident_bytes: float) -> None:
+    function, args = pickle.loads(job)
+    value = answer(function, args)
+    connection.sendall(frame(Reply(value, is_last=resident_bytes() > max_resident_bytes)))
+
+
+def _in_child(connection: socket.socket, job: bytes) -> None:
+    """Reply from a child.
+
+    Raises:
+        SystemExit: the child died, and with it the reply: the parent sees that the connection ends.
+    """
+    global _child
+    _child = child = os.fork()
+    if not child:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        with contextlib.suppress(BaseException):
+            _reply(connection, job, math.inf)
+            os._exit(0)
+        os._exit(1)
+    _, status = os.waitpid(child, 0)
+    _child = 0
+    if status:
+        raise SystemExit(1)
+
+
+_child = 0
+
+
+def _end_with_child(*_: object) -> None:
+    """On SIGTERM: end the child and see it off, which nobody else would."""
+    if _child:
+        os.kill(_child, signal.SIGKILL)
+        os.waitpid(_child, 0)
+    os._exit(0)
 
 
 def resident_bytes() -> int:
@@ -102,7 +151,7 @@ def resident_bytes() -> int:
         return 0
 
 
-def main(descriptor: int, max_resident_bytes: int) -> None:
+def main(descriptor: int, max_resident_bytes: int, *, forks: bool = False) -> None:
     """Run as the child of `memplan.web.work`."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, whose end ends this process
     with contextlib.suppress(ImportError):
@@ -111,5 +160,12 @@ def main(descriptor: int, max_resident_bytes: int) -> None:
         resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY_BYTES, MAX_MEMORY_BYTES))
     import memplan.engine  # noqa: F401  the first answer should not wait for it
 
+    if forks:
+        from memplan.web.tasks import preload
+
+        signal.signal(signal.SIGTERM, _end_with_child)
+        preload()
+        gc.collect()
+        gc.freeze()  # a collection in a child would copy every page that it looks at
     with socket.socket(fileno=descriptor) as connection, contextlib.suppress(ConnectionError):
-        serve(connection, max_resident_bytes)
+        serve(connection, max_resident_bytes, forks=forks)

@@ -43,9 +43,12 @@ class Service:
         return int(self.url.rpartition(":")[2].partition("/")[0])
 
     def processes(self) -> list[int]:
-        """The service's process and its children."""
-        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
-        return [self.process.pid, *map(int, children.split())]
+        """The service's process and all below it."""
+        found = [self.process.pid]
+        for pid in found:
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                found += map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
+        return found
 
     def rss_bytes(self) -> list[int]:
         """Resident memory of each of its processes; what they share is counted in each."""

@@ -4,25 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import json
+import mmap
 import operator
 import os
 import re
 import time
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
 from starlette.testclient import TestClient
 
 from memplan.errors import InvalidValueError
+from memplan.units import MIB
 from memplan.web import tasks
 from memplan.web.answers import Answers
 from memplan.web.app import create_app
 from memplan.web.caching import Cache
+from memplan.web.pages.tasks import methods_html
 from memplan.web.patterns import check_patterns
 from memplan.web.problems import ProblemError
 from memplan.web.settings import Settings
-from memplan.web.work import Work, WorkerBugError
+from memplan.web.work import LOST, Work, WorkerBugError
 from tests.web import aio
 from tests.web.models import SMALL
 
@@ -197,15 +201,60 @@ def test_what_takes_seconds_keeps_nobody_waiting() -> None:
 
 def test_the_process_for_what_takes_seconds_ends_when_idle() -> None:
     async def check(work: Work) -> None:
-        first = await work.run(os.getpid, slow=True)
-        assert await work.run(os.getpid, slow=True) == first
+        first = await work.run(os.getppid, slow=True)
+        assert await work.run(os.getppid, slow=True) == first
         await asyncio.sleep(0.3)
         with pytest.raises(ProcessLookupError):
             os.kill(first, 0)
-        assert await work.run(os.getpid, slow=True) != first
+        assert await work.run(os.getppid, slow=True) != first
         assert await work.run(os.getpid) != first
 
     with_work(check, slow_idle_seconds=0.1)
+
+
+def test_what_takes_seconds_leaves_nothing_in_memory() -> None:
+    async def check(work: Work) -> None:
+        template = await work.run(os.getppid, slow=True)
+        before = resident_bytes(template)
+        child = await work.run(os.getpid, slow=True)
+        assert child != template
+        section = await work.run(methods_html, "model=openai-community/gpt2&gpu=t4&sequence_length=64", "", slow=True)
+        assert section.body
+        assert await work.run(os.getppid, slow=True) == template
+        assert resident_bytes(template) < before + 4 * MIB
+        with pytest.raises(ProcessLookupError):
+            os.kill(child, 0)
+
+    with_work(check)
+
+
+def resident_bytes(process: int) -> int:
+    return int(Path(f"/proc/{process}/statm").read_text().split()[1]) * mmap.PAGESIZE
+
+
+def test_a_child_that_dies_is_lost_and_replaced() -> None:
+    async def check(work: Work) -> None:
+        template = await work.run(os.getppid, slow=True)
+        with pytest.raises(ProblemError) as raised:
+            await work.run(os._exit, 3, slow=True)
+        assert raised.value.problem is LOST
+        assert await work.run(os.getppid, slow=True) != template
+
+    with_work(check)
+
+
+def test_a_child_that_hangs_is_ended_with_its_process() -> None:
+    async def check(work: Work) -> None:
+        template = await work.run(os.getppid, slow=True)
+        job = asyncio.create_task(work.run(time.sleep, 30, slow=True, timeout_seconds=0.3))
+        await asyncio.sleep(0.15)
+        (child,) = Path(f"/proc/{template}/task/{template}/children").read_text().split()
+        with pytest.raises(ProblemError):
+            await job
+        assert [process for process in (template, int(child)) if Path(f"/proc/{process}").exists()] == []
+        assert await work.run(os.getpid, slow=True)
+
+    with_work(check)
 
 
 def test_stopping_leaves_no_process() -> None:
