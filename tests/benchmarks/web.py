@@ -211,6 +211,8 @@ async def measure(service: Service, seconds: float, memory: int) -> None:
     port = service.port
     rss_row(service, "RSS at first")
     visit(port)
+    rss_row(service, "RSS while the last search ends")
+    await asyncio.sleep(1)
     rss_row(service, "RSS after one page")
     await saturated(port, posts("new"), 4, count=1000)  # every model and method, with batches of one and more
     for kind in ("new", "repeated"):
