@@ -210,6 +210,19 @@ RECIPES: dict[str, dict[str, Any]] = {
     "qwen2_moe, amp, checkpointed": {"model": QWEN2_MOE, "precision": "amp", "activation_checkpointing": True},
     "qwen3_moe, padded, foreach": {"model": QWEN3_MOE, "padding": True, "optim": "adamw_torch"},
     "qwen3_moe, LoRA on attention, eager": {"model": QWEN3_MOE, **QUERIES, "attn_implementation": "eager"},
+    "qwen2_moe, eager, amp, with a mask that no layer takes": {
+        "model": QWEN2_MOE, "attn_implementation": "eager", "precision": "amp", "method": "lora",
+        "target_modules": ["q_proj"],
+    },
+    "qwen3_moe on T4, checkpointed, outputs kept": {
+        "model": QWEN3_MOE, "gpu": "t4", "dtype": "float16", "precision": "pure", "activation_checkpointing": True,
+        "keep_outputs": True,
+    },
+    "mixtral on T4, reentrant, LoRA, outputs kept": {
+        "model": MIXTRAL, **QUERIES, "gpu": "t4", "dtype": "float16", "precision": "pure", "keep_outputs": True,
+        "activation_checkpointing": "reentrant",
+    },
+    "deepseek_v3, amp, eager": {"model": DEEPSEEK_V3, "precision": "amp", "attn_implementation": "eager"},
     "deepseek_v2, reentrant": {"model": DEEPSEEK_V2, "activation_checkpointing": "reentrant"},
     "deepseek_v3, amp": {"model": DEEPSEEK_V3, "precision": "amp"},
     "deepseek_v3, LoRA on attention, checkpointed": {

@@ -204,6 +204,7 @@ def _reentrant_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor
     outer, tape.module = tape.module, module
     leaf = Leaf(module, shape, dtype, Component.TEMPORARIES)
     detached = Tensor(tape, shape, dtype, storage, leaf)
+    held = len(tape.held)
     out, *rest = _all(call(detached))
     tape.casts.clear()  # autocast's context around the recomputation ends here
     root, out.node = out.node, None
@@ -216,6 +217,7 @@ def _reentrant_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor
     tape.module = outer
     made = leaf.grad
     del out, rest, zeros, detached, storage
+    del tape.held[held:]  # what the inner graph held goes with it
     return (Tensor(tape, shape, dtype, made) if made is not None else None,)
 
 

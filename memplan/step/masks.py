@@ -52,6 +52,10 @@ def _both(t: AttentionOps, a: Tensor, b: Tensor) -> Tensor:
     return t.new(a.shape, DType.BOOL, "bitwise_and")
 
 
+# Their forward makes the mask of sliding attention whether a layer takes it or not; others look for such a layer first.
+_MAKE_BOTH = frozenset({"gemma2", "gemma3_text", "gpt_oss", "qwen2_moe"})
+
+
 def layer_masks(t: AttentionOps, dtype: DType, config: Mapping[str, Any]) -> list[Tensor | None]:
     """The mask of every layer, as `layer_types` or a window for all layers choose it; layers of one type share one.
 
@@ -69,8 +73,10 @@ def layer_masks(t: AttentionOps, dtype: DType, config: Mapping[str, Any]) -> lis
         mask = sliding_window_mask(t, dtype, window) if window else t.causal_mask(dtype)
         return [mask] * config["num_hidden_layers"]
     masks = {"full_attention": t.causal_mask(dtype)}
-    if "sliding_attention" in types:
-        if not window:  # masking_utils.py, create_sliding_window_causal_mask refuses it as well
+    slide = "sliding_attention" in types
+    if slide or config["model_type"] in _MAKE_BOTH:
+        # masking_utils.py, create_sliding_window_causal_mask refuses it as well.
+        if window is None or (slide and not window):
             raise InvalidValueError("sliding_window", window, "the width of the window: some of its layers slide")
         masks["sliding_attention"] = sliding_window_mask(t, dtype, window)
     # One that no layer takes stands at the end: `causal_mask_mapping` holds it as well.

@@ -8,7 +8,7 @@ tools/autograd/derivatives.yaml (`_grouped_mm`, `index`, `topk`), aten/src/ATen/
 
 Known limits:
     Scratch memory that sorting and indexing take inside their kernels is not on the tape. Below compute capability 8.0 the
-    library's own loop runs instead of `grouped_mm`; its forward allocates the same.
+    library's own loop runs instead of `grouped_mm`.
 """
 
 from __future__ import annotations
@@ -203,14 +203,21 @@ def grouped_linear(
 ) -> Tensor:
     """`_grouped_linear`: each run of rows of x [T, in] times its expert's matrix; autocast does not know it.
 
-    Saves x where the weight is trained, the weight where x needs a gradient, and the offsets; the bias is added in place.
+    Saves x where the weight is trained, the weight where x needs a gradient, and the offsets; the bias is added in place. The
+    library's loop saves x and the weight whatever they are for, and its context keeps the offsets as long as the graph lives.
     """
     x = ops.to(t, x, weight.dtype)
-    saved = (x if weight.node is not None else None, weight if x.node is not None else None, offsets)
+    saved: tuple[Tensor | None, ...] = (
+        x if weight.node is not None else None,
+        weight if x.node is not None else None,
+        offsets,
+    )
     looped = t.settings.compute_capability < (8, 0)
     if looped:
-        saved = (x, weight, offsets)
+        saved = (x, weight)
     node = t.record("_grouped_mm", (x, weight), saved, _grouped_mm_backward, (x.shape, weight.shape, x.dtype, looped))
+    if looped and node is not None:
+        t.hold(offsets)
     out = t.new((x.shape[0], out_features), x.dtype, "_grouped_mm", node)
     if bias is None:
         return out

@@ -113,16 +113,11 @@ def mul(tape: Tape, a: Tensor, b: Tensor) -> Tensor:
 def _mul_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | None]:
     a_shape, a_dtype, b_shape, b_dtype = cast(tuple[Shape, DType, Shape, DType], node.meta)
     kept = _touch(node)
-    left = right = None
-    if node.edges[0] is not None:
-        left = tape.new(grad.shape, grad.dtype, "mul", by_token=grad.by_token)
-    if node.edges[1] is not None:
-        right = tape.new(grad.shape, grad.dtype, "mul", by_token=grad.by_token)
+    made = [tape.new(grad.shape, grad.dtype, "mul", by_token=grad.by_token) for edge in node.edges if edge is not None]
     del kept  # before the engine's `validate_outputs`: what a recomputation made for this node goes with its apply()
-    if left is not None:
-        left = fit_gradient(tape, left, a_shape, a_dtype)
-    if right is not None:
-        right = fit_gradient(tape, right, b_shape, b_dtype)
+    # Each is moved into the call, so that one which is summed is gone before the sum is cast.
+    left = fit_gradient(tape, made.pop(0), a_shape, a_dtype) if node.edges[0] is not None else None
+    right = fit_gradient(tape, made.pop(0), b_shape, b_dtype) if node.edges[1] is not None else None
     return (left, right)
 
 

@@ -9,8 +9,11 @@ Source: tools/autograd/derivatives.yaml and torch/csrc/autograd/FunctionsManual.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import reduce
 from typing import cast
 
+from memplan.dtypes import DType
+from memplan.step import ops
 from memplan.step.attention import AttentionOps
 from memplan.step.tensor import Node, Shape, Tape, Tensor
 
@@ -75,16 +78,19 @@ def _view_back(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | None]:
 
 
 def concatenate(t: Tape, parts: Sequence[Tensor], shape: Shape) -> Tensor:
-    """`torch.cat(parts)` of the given result shape; each part's gradient is a view of the whole one."""
-    node = t.record("cat", tuple(parts), (), _cat_backward, tuple(part.shape for part in parts))
-    return t.new(shape, parts[0].dtype, "cat", node)
+    """`torch.cat(parts)` of the given result shape, in the widest type; each part's gradient is a view of the whole one."""
+    node = t.record("cat", tuple(parts), (), _cat_backward, tuple((part.shape, part.dtype) for part in parts))
+    return t.new(shape, reduce(ops.promote, (part.dtype for part in parts)), "cat", node)
 
 
 def _cat_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | None]:
-    shapes = cast(tuple[Shape, ...], node.meta)
+    kinds = cast(tuple[tuple[Shape, DType], ...], node.meta)
+    views = [
+        Tensor(tape, shape, grad.dtype, grad.storage, None, is_view=True, by_token=grad.by_token) for shape, _ in kinds
+    ]
     return tuple(
-        Tensor(tape, shape, grad.dtype, grad.storage, None, is_view=True, by_token=grad.by_token) if edge else None
-        for shape, edge in zip(shapes, node.edges, strict=True)
+        ops.fit_gradient(tape, view, *kind) if edge else None
+        for view, kind, edge in zip(views, kinds, node.edges, strict=True)
     )
 
 

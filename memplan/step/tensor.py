@@ -268,7 +268,7 @@ class Tape:
         workspaces: cuBLAS's, by the phase whose thread made it.
         casts: autocast's cache of casted parameters; emptied when autocast's context ends.
         held: what the loss's graph keeps until backward is done: tensors made to require a gradient with their gradients, and
-            what reentrant checkpoints call.
+            what the functions of reentrant checkpoints have of their own.
     """
 
     def __init__(self) -> None:
@@ -388,6 +388,16 @@ class Tape:
         return Node(
             op, self.module, self.current_layer, self._sequence, edges, kept, backward, meta, self.scope_component
         )
+
+    def hold(self, tensor: Tensor) -> None:
+        """An attribute of a node's context: it stays with the graph, and no checkpoint sees it.
+
+        The graph of a recomputation goes when that is done.
+        """
+        if self.frame is None or self.frame.total is None:
+            if tensor.storage is not None:
+                self._mark_saved(tensor.storage)
+            self.held.append(tensor)
 
     def _mark_saved(self, storage: Storage) -> None:
         info = storage.info

@@ -254,6 +254,38 @@ def test_a_result_that_nobody_used_gets_zeros_in_a_reentrant_backward(tape: Tape
     ]  # fmt: skip
 
 
+def holding(tape: Tape) -> Callable[[Tensor], Tensor]:
+    """A call whose node keeps a tensor on its context."""
+
+    def call(x: Tensor) -> Tensor:
+        out = ops.silu(tape, x)
+        if out.node is not None:
+            tape.hold(tape.new((1,), DType.INT32, "offsets"))
+        return out * out
+
+    return call
+
+
+@pytest.mark.parametrize(("kind", "held"), [(None, 1), (checkpoint, 1), (checkpoint_reentrant, 0)])
+def test_a_context_keeps_its_attributes_with_the_graph(tape: Tape, kind: Any, held: int) -> None:
+    x = ops.clone(tape, parameter(tape))
+    out = kind(tape, holding(tape), x) if kind else holding(tape)(x)
+    del x
+    assert len(tape.held) - (kind is checkpoint_reentrant) == held
+    run_backward(tape, out)
+    assert len(tape.held) - (kind is checkpoint_reentrant) == held  # a recomputation's own went with its graph
+
+
+def test_a_broadcast_gradient_is_gone_before_its_sum_is_cast(tape: Tape) -> None:
+    wide = ops.clone(tape, parameter(tape))
+    narrow = ops.to(tape, ops.clone(tape, parameter(tape, "row", (SHAPE[0], 1))), DType.BFLOAT16)
+    run_backward(tape, wide * narrow)
+    events = [event for segment in tape.segments if segment.phase == Phase.BACKWARD for event in segment.events]
+    names = [("+" if event >= 0 else "-") + tape.infos[max(event, ~event)].op for event in events]
+    begin = names.index("+sum")
+    assert names[begin : begin + 3] == ["+sum", "-mul", "+_to_copy"]
+
+
 @pytest.mark.parametrize("kind", [checkpoint, checkpoint_reentrant])
 def test_checkpoints_do_nothing_without_gradients(tape: Tape, kind: Any) -> None:
     tape.grad_enabled = False
