@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
+from itertools import chain
 from typing import Any
 
 from memplan.architecture import Architecture
@@ -15,6 +16,7 @@ from memplan.loading import Loading, loading
 from memplan.methods import Adaptation, adapt
 from memplan.model_state import ModelState, model_state, quantized_modules, sites_of
 from memplan.optimizers import Optimizer, get_optimizer
+from memplan.optimizers.low_rank import LowRank
 from memplan.precision import policy_of
 from memplan.quantization import Quantization
 from memplan.recipe import Precision
@@ -29,7 +31,9 @@ class Prepared:
     """Everything that does not depend on batch and sequence.
 
     Attributes:
-        steps: recorded steps, by what besides the numbers in them decides their course (`memplan.training_step`).
+        courses: what steps record, by what besides the numbers in them decides it (`memplan.training_step`); shared by all
+            that differ in the optimizer alone.
+        steps: recorded steps on top of what stays, likewise.
     """
 
     architecture: Architecture
@@ -39,6 +43,7 @@ class Prepared:
     state: ModelState
     loading: Loading
     sites: Mapping[str, Site]
+    courses: dict[Any, list[Any]]
     steps: dict[Any, list[Any]] = field(default_factory=dict)
 
     @cached_property
@@ -79,6 +84,24 @@ def prepare(resolved: Resolved) -> Prepared:
     return _prepare(*key)
 
 
+@dataclass(eq=False)
+class _Adapted:
+    """What does not depend on the optimizer either.
+
+    Attributes:
+        state: with the states of the first optimizer that was asked for.
+        courses: as `Prepared` has them.
+    """
+
+    architecture: Architecture
+    adaptation: Adaptation
+    quantized: frozenset[str]
+    state: ModelState | None = None
+    sites: Mapping[str, Site] = field(default_factory=dict)
+    loading: Loading | None = None
+    courses: dict[Any, list[Any]] = field(default_factory=dict)
+
+
 @lru_cache(maxsize=32)  # an entry is one to two megabytes, a model whose layers differ up to 25
 def _prepare(
     config_json: str,
@@ -95,6 +118,57 @@ def _prepare(
     optim_args_json: str,
     optim_target_modules: str | tuple[str, ...] | None,
 ) -> Prepared:
+    adapted = _adapted(
+        config_json, head, method, peft_json, dtype, precision, quantization, prepare_kbit, autocast_adapter_dtype,
+        trainable,
+    )  # fmt: skip
+    options = json.loads(optim_args_json)
+    if optim_target_modules is not None:
+        options["optim_target_modules"] = optim_target_modules
+    optimizer = get_optimizer(optim, **options)
+    architecture, adaptation, quantized = adapted.architecture, adapted.adaptation, adapted.quantized
+    by_name = isinstance(optimizer, LowRank)
+    if adapted.state is None or by_name:
+        state = model_state(
+            architecture,
+            adaptation,
+            optimizer,
+            policy_of(precision),
+            dtype=dtype,
+            quantization=quantization,
+            quantized=quantized,
+            prepare_kbit=prepare_kbit,
+        )
+    else:
+        state = replace(adapted.state, states=optimizer.state_bytes([*chain(*adapted.state.trained)]))
+    if adapted.state is None and not by_name:
+        adapted.state = state
+    if adapted.loading is None:
+        adapted.sites = sites_of(architecture, adaptation, state, quantization, quantized)
+        adapted.loading = loading(
+            state,
+            quantization,
+            creations(architecture, adapted.sites),
+            prepare_kbit=prepare_kbit and quantization is not None,
+        )
+    return Prepared(
+        architecture, adaptation, optimizer, quantized, state, adapted.loading, adapted.sites, adapted.courses
+    )
+
+
+@lru_cache(maxsize=32)
+def _adapted(
+    config_json: str,
+    head: Head,
+    method: str,
+    peft_json: str,
+    dtype: DType,
+    precision: Precision,
+    quantization: Quantization | None,
+    prepare_kbit: bool,
+    autocast_adapter_dtype: bool,
+    trainable: tuple[str, ...] | None,
+) -> _Adapted:
     architecture = describe(json.loads(config_json), head)
     quantized = quantized_modules(architecture, quantization)
     plain = DType.FLOAT32 if prepare_kbit and quantization is not None else dtype
@@ -110,32 +184,4 @@ def _prepare(
         autocast_adapter_dtype=autocast_adapter_dtype,
         trainable=trainable,
     )
-    options = json.loads(optim_args_json)
-    if optim_target_modules is not None:
-        options["optim_target_modules"] = optim_target_modules
-    optimizer = get_optimizer(optim, **options)
-    state = model_state(
-        architecture,
-        adaptation,
-        optimizer,
-        policy_of(precision),
-        dtype=dtype,
-        quantization=quantization,
-        quantized=quantized,
-        prepare_kbit=prepare_kbit,
-    )
-    sites = sites_of(architecture, adaptation, state, quantization, quantized)
-    return Prepared(
-        architecture,
-        adaptation,
-        optimizer,
-        quantized,
-        state,
-        loading(
-            state,
-            quantization,
-            creations(architecture, sites),
-            prepare_kbit=prepare_kbit and quantization is not None,
-        ),
-        sites,
-    )
+    return _Adapted(architecture, adaptation, quantized)

@@ -9,10 +9,11 @@ Symbols: B micro batch, S sequence length, T target length of encoder-decoder mo
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 from itertools import chain
+from typing import Any
 
 from memplan.catalog.cuda_context import cublas_workspace_bytes
 from memplan.dtypes import DType
@@ -27,9 +28,9 @@ from memplan.step.adapters.adalora import orthogonality
 from memplan.step.adapters.prompts import prompted
 from memplan.step.allocator import AllocatorReport
 from memplan.step.builder import Builder
+from memplan.step.course import Course
 from memplan.step.dim import guards
 from memplan.step.evaluation import Evaluation, record_evaluation
-from memplan.step.forms import guard
 from memplan.step.generation import Generation, record_generation
 from memplan.step.grad_scaler import scaled_update
 from memplan.step.optimizer_step import OptimizerEvent, clipping_events
@@ -39,7 +40,7 @@ from memplan.step.replay import Program
 from memplan.step.run import Run
 from memplan.step.settings import StepSettings
 from memplan.step.tensor import Tensor
-from memplan.step.walk import Resident, Walk, Walker
+from memplan.step.walk import Resident, Sums, Walk, Walker
 
 # Without a GPU in the recipe: the data-centre generation that most published figures come from.
 DEFAULT_COMPUTE_CAPABILITY = (8, 0)
@@ -56,33 +57,25 @@ class RecordedStep:
     """A step for all numbers of B, S and T that take the same course.
 
     Args:
-        recordings: of a step's micro-steps, and of what happens beside them.
-        conditions: what B, S and T were compared with, as expressions that held.
-        resolved, prepared: the recipe that was recorded.
+        course: what is recorded.
+        resolved, prepared: the recipe, for what stays beside it.
     """
 
-    def __init__(
-        self, recordings: tuple[Recording, ...], conditions: Iterable[str], resolved: Resolved, prepared: Prepared
-    ) -> None:
-        self.recordings = recordings
-        self.walker = walker_of(recordings, resolved, prepared)
-        self._holds = guard(conditions)
-        self._evaluate = self.walker.terms.evaluate()
-        self._run = run_of(recordings, resolved, prepared)
+    def __init__(self, course: Course, resolved: Resolved, prepared: Prepared) -> None:
+        self.course = course
+        self.recordings = course.recordings
+        self.walker = walker_of(course.recordings, resolved, prepared, course.sums)
+        self._run = run_of(course.recordings, resolved, prepared)
 
     def sizes(self, settings: StepSettings) -> tuple[int, ...] | None:
-        """The size of every term for the numbers in `settings`; None where the step would take another course."""
-        numbers = (settings.batch, settings.sequence, settings.target_sequence)
-        if not self._holds(*numbers):
-            return None
-        found = self._evaluate(*numbers)
-        return found if min(found) > 0 else None
+        """As `Course.sizes`."""
+        return self.course.sizes(settings)
 
     @cached_property
     def program(self) -> Program | None:
         """The run for the allocator; None where folded layers cannot be told apart."""
         try:
-            return Program(self._run, self.walker.terms)
+            return Program(self._run, self.course.written)
         except CannotUnfold:
             return None
 
@@ -148,13 +141,25 @@ def recorded_step(
         sizes = step.sizes(settings)
         if sizes is not None:
             return step, sizes
-    with guards() as conditions:
-        made = recordings(resolved, prepared, fold=fold)
-    step = RecordedStep(made, conditions, resolved, prepared)
-    if len(known) == KEPT_STEPS:
-        known.pop(0)
-    known.append(step)
-    return step, tuple(step.walker.recorded_sizes)
+    # All micro-steps that find gradients are recorded alike.
+    recorded = replace(course, micro_batches=min(course.micro_batches, 2))
+    courses = prepared.courses.setdefault((recorded, beside, fold), [])
+    found = next(((entry, sizes) for entry in courses if (sizes := entry.sizes(settings)) is not None), None)
+    if found is None:
+        with guards() as conditions:
+            made = recordings(resolved, prepared, fold=fold)
+        fresh = Course(made, conditions)
+        found = fresh, tuple(fresh.sums.recorded_sizes)
+        _keep(courses, fresh)
+    step = RecordedStep(found[0], resolved, prepared)
+    _keep(known, step)
+    return step, found[1]
+
+
+def _keep(entries: list[Any], entry: Any) -> None:
+    if len(entries) == KEPT_STEPS:
+        entries.pop(0)
+    entries.append(entry)
 
 
 def recordings(resolved: Resolved, prepared: Prepared, *, fold: bool | None = None) -> tuple[Recording, ...]:
@@ -226,8 +231,10 @@ def updating(resolved: Resolved, prepared: Prepared) -> tuple[list[OptimizerEven
     return [], scaled_update(clipping, prepared.optimizer_events, is_fused=is_fused)
 
 
-def walker_of(recordings: tuple[Recording, ...], resolved: Resolved, prepared: Prepared) -> Walker:
-    """The walk over a step's recordings, on top of what stays."""
+def walker_of(
+    recordings: tuple[Recording, ...], resolved: Resolved, prepared: Prepared, sums: Sums | None = None
+) -> Walker:
+    """The walk over a step's recordings, on top of what stays; `sums` of an earlier one over the same."""
     state = prepared.state
     clipping, optimizer_events = updating(resolved, prepared)
     micro_steps, moments = _parted(recordings)
@@ -247,6 +254,7 @@ def walker_of(recordings: tuple[Recording, ...], resolved: Resolved, prepared: P
         optimizer_events,
         following=micro_steps[1] if len(micro_steps) > 1 else None,
         moments=moments,
+        sums=sums,
     )
 
 

@@ -22,29 +22,62 @@ from memplan.step.run import Run, RunWriter
 from memplan.step.unfold import Instance, unfold
 
 
+class Written:
+    """Recordings written down, for every program that plays them.
+
+    Attributes:
+        table: each size that occurs, as a term and how many of it.
+    """
+
+    def __init__(self, terms: Terms) -> None:
+        self.table: list[tuple[int, int]] = []
+        self._terms = terms
+        self._numbers: dict[tuple[int, int], int] = {}
+        self._entries = [-1] * len(terms.of)  # of each storage, once it is asked for
+        self._micro_steps: dict[int, _MicroStep] = {}
+
+    def micro_step(self, recording: Recording) -> _MicroStep:
+        """The events of a recording, which must live as long as this.
+
+        Raises:
+            CannotUnfold: folded layers cannot be told apart.
+        """
+        if id(recording) not in self._micro_steps:
+            self._micro_steps[id(recording)] = _MicroStep(recording, self.entry)
+        return self._micro_steps[id(recording)]
+
+    def number(self, size: tuple[int, int]) -> int:
+        """The place of a size in the table."""
+        number = self._numbers.setdefault(size, len(self.table))
+        if number == len(self.table):
+            self.table.append(size)
+        return number
+
+    def entry(self, index: int) -> int:
+        """The place in the table of a recorded storage's size."""
+        if self._entries[index] < 0:
+            self._entries[index] = self.number(self._terms.of[index])
+        return self._entries[index]
+
+
 class Program(RunWriter):
     """The events of a run, with sizes still open.
 
     Args:
         run: what is played.
-        terms: the sizes of its recordings' storages.
+        written: its recordings.
 
     Attributes:
         keys: the storage of each event, numbered from 1; the free of 0 is `EMPTY_CACHE`.
-        sizes: what each event allocates, as an index into `table`; -1 for a free.
-        table: each size as a term and how many of it.
+        sizes: what each event allocates, as an index into `written.table`; -1 for a free.
         phases: names, with the event that each begins at.
     """
 
-    def __init__(self, run: Run, terms: Terms) -> None:
+    def __init__(self, run: Run, written: Written) -> None:
         self.keys, self.sizes = array("i"), array("i")
-        self.table: list[tuple[int, int]] = []
         self.phases: list[tuple[str, int]] = []
-        self._terms = terms
-        self._numbers: dict[tuple[int, int], int] = {}
+        self.written = written
         self._last_key = run.last_key
-        self._table_entries = [-1] * len(terms.of)  # of each storage, once it is asked for
-        self._written: dict[int, _MicroStep] = {}
         self.write(run)
         self.n_keys = self._last_key + 1
 
@@ -58,7 +91,7 @@ class Program(RunWriter):
             expandable_segments: the allocator's mode.
             capacity_bytes: what all segments together may take; None for no limit.
         """
-        table = [sizes[term] * weight for term, weight in self.table]
+        table = [sizes[term] * weight for term, weight in self.written.table]
         unmaps = expandable_segments and EMPTY_CACHE[0] in self.keys  # which the C model does not
         if capacity_bytes is not None or unmaps or native.library() is None:
             return replay(self._events(table), expandable_segments=expandable_segments, capacity_bytes=capacity_bytes)
@@ -77,9 +110,7 @@ class Program(RunWriter):
         self._add(key, size_bytes or None)
 
     def _enter(self, recording: Recording) -> None:
-        if id(recording) not in self._written:
-            self._written[id(recording)] = _MicroStep(recording, self._table_entry)
-        self._played = self._written[id(recording)]
+        self._played = self.written.micro_step(recording)
         self._offset = self._last_key + 1
         self._last_key += self._played.births
 
@@ -113,24 +144,11 @@ class Program(RunWriter):
     def _add(self, key: int, size_bytes: int | None) -> None:
         """An allocation, or a free where the size is None."""
         self.keys.append(key)
-        self.sizes.append(-1 if size_bytes is None else self._number((BYTES, size_bytes)))
+        self.sizes.append(-1 if size_bytes is None else self.written.number((BYTES, size_bytes)))
 
     def _free(self, keys: Iterable[int]) -> None:
         for key in keys:
             self._add(key, None)
-
-    def _number(self, entry: tuple[int, int]) -> int:
-        """The place of a size in the table."""
-        number = self._numbers.setdefault(entry, len(self.table))
-        if number == len(self.table):
-            self.table.append(entry)
-        return number
-
-    def _table_entry(self, index: int) -> int:
-        """The place in the table of a recorded storage's size."""
-        if self._table_entries[index] < 0:
-            self._table_entries[index] = self._number(self._terms.of[index])
-        return self._table_entries[index]
 
     def _events(self, table: Sequence[int]) -> Iterator[tuple[int, int] | str]:
         names = {position: name for name, position in reversed(self.phases)}
@@ -149,7 +167,7 @@ class Program(RunWriter):
 def play(run: Run, *, expandable_segments: bool = False, capacity_bytes: int | None = None) -> AllocatorReport:
     """What the allocator makes of a run as it was recorded (`Program.play`)."""
     terms = Terms(run.micro_steps[0].infos)
-    return Program(run, terms).play(
+    return Program(run, Written(terms)).play(
         terms.recorded(), expandable_segments=expandable_segments, capacity_bytes=capacity_bytes
     )
 

@@ -24,7 +24,7 @@ from memplan.step.forms import BYTES, Form, Terms, added, code, highest, total
 from memplan.step.optimizer_step import OptimizerEvent
 from memplan.step.ports import Ledger
 from memplan.step.recording import Recording
-from memplan.step.tensor import Segment
+from memplan.step.tensor import Segment, StorageInfo
 
 Alive = Counter[int]
 
@@ -153,6 +153,22 @@ class Profile:
     highest: tuple[tuple[Form, int], ...]
 
 
+class Sums:
+    """What walks over the same recordings have in common, whatever stays beside them.
+
+    Attributes:
+        terms: the sizes that storages are made of.
+        recorded_sizes: of each term, as it was recorded.
+        profiles, courses: of segments, by the segment and by what it does.
+    """
+
+    def __init__(self, infos: Sequence[StorageInfo]) -> None:
+        self.terms = Terms(infos)
+        self.recorded_sizes = self.terms.recorded()
+        self.profiles: dict[tuple[int, bool], Profile] = {}
+        self.courses: dict[object, Profile] = {}
+
+
 class Walker:
     """Plays a recording and an optimizer on top of what stays.
 
@@ -165,6 +181,7 @@ class Walker:
         following: a micro-step that adds to gradients, over the same list of storages as `recording` (`joined`).
         moments: what happens after every step, in order, over the same list.
         steps: how many steps to walk; the second one is the steady state.
+        sums: of an earlier walk over the same recordings.
 
     Attributes:
         phases: load and every step's phases, for any sizes.
@@ -181,9 +198,11 @@ class Walker:
         following: Recording | None = None,
         moments: Sequence[Recording] = (),
         steps: int = 2,
+        sums: Sums | None = None,
     ) -> None:
         self.infos = recording.infos
-        self.terms = Terms(self.infos)
+        self.sums = sums or Sums(self.infos)
+        self.terms, self.recorded_sizes = self.sums.terms, self.sums.recorded_sizes
         self.micro_steps = (recording,) if following is None else (recording, following)
         self.all_named = frozenset().union(*(entry.named for entry in self.micro_steps))
         self.workspaces = recording.workspaces
@@ -199,9 +218,6 @@ class Walker:
         self.live: Form = {BYTES: resident.loaded_bytes}
         self.named: Alive = Counter()
         self.skipped: frozenset[int] = frozenset()
-        self.profiles: dict[tuple[int, bool], Profile] = {}
-        self.courses: dict[object, Profile] = {}
-        self.recorded_sizes = self.terms.recorded()
         self._asked = 0
         self.phases = self._walk(steps)
 
@@ -376,7 +392,7 @@ class Walker:
 
     def _profile(self, segment: Segment) -> Profile:
         key = id(segment), bool(self.skipped)
-        known = self.profiles.get(key)
+        known = self.sums.profiles.get(key)
         if known is not None:
             return known
         # Layers of one kind change the same terms in the same order.
@@ -384,9 +400,9 @@ class Walker:
         course = tuple(
             [(of[~event], -1) if event < 0 else (of[event], event not in skipped) for event in segment.events]
         )
-        known = self.courses.get(course)
+        known = self.sums.courses.get(course)
         if known is not None:
-            self.profiles[key] = known
+            self.sums.profiles[key] = known
             return known
         height: Form = {}
         tops: list[tuple[Form, int]] = []
@@ -404,7 +420,7 @@ class Walker:
             tops.append((dict(height), rising))
         kept = highest((form for form, _ in tops), self.recorded_sizes)
         profile = Profile(height, tuple(tops[position] for position in kept))
-        self.profiles[key] = self.courses[course] = profile
+        self.sums.profiles[key] = self.sums.courses[course] = profile
         return profile
 
     def _moment(self, step: int, phase: Phase, segment: Segment, repeat: int, index: int) -> Moment:

@@ -19,7 +19,7 @@ from memplan.prepare import prepare
 from memplan.recipe import Recipe
 from memplan.resolve import resolve
 from memplan.step.forms import Terms
-from memplan.step.replay import Program
+from memplan.step.replay import Program, Written
 from memplan.training_step import recordings, run_of
 from memplan.units import GIB
 
@@ -95,9 +95,9 @@ def test_the_events_are_those_that_the_allocator_plays(keys: dict[str, Any]) -> 
     resolved = resolve(recipe)
     run = run_of(recordings(resolved, prepare(resolved)), resolved, prepare(resolved))
     terms = Terms(run.micro_steps[0].infos)
-    program = Program(run, terms)
+    program = Program(run, Written(terms))
     sizes = terms.recorded()
-    table = [sizes[term] * weight for term, weight in program.table]
+    table = [sizes[term] * weight for term, weight in program.written.table]
     births: dict[int, int] = {}
     played = []
     flushes = []

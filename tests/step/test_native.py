@@ -13,7 +13,7 @@ from memplan.recipe import Recipe
 from memplan.step import native
 from memplan.step.allocator import EMPTY_CACHE, AllocatorReport, Event, replay
 from memplan.step.forms import Terms
-from memplan.step.replay import Program, play
+from memplan.step.replay import Program, Written, play
 from memplan.units import BLOCK_BYTES, MIB
 from tests.step.small_runs import RECIPES, prepared, run_of
 
@@ -85,8 +85,8 @@ def test_random_events(events: list[Event], expandable: bool) -> None:
 def test_runs_of_real_steps(recipe: Recipe, expandable: bool) -> None:
     run = run_of(*prepared(recipe))
     terms = Terms(run.micro_steps[0].infos)
-    program = Program(run, terms)
-    events = program._events([terms.recorded()[term] * weight for term, weight in program.table])
+    program = Program(run, Written(terms))
+    events = program._events([terms.recorded()[term] * weight for term, weight in program.written.table])
     theirs = replay(events, expandable_segments=expandable)
     assert program.play(terms.recorded(), expandable_segments=expandable) == theirs
 
