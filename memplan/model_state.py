@@ -40,6 +40,7 @@ from memplan.quantization import (
     stored_tensors,
 )
 from memplan.quantization import ModuleKind as QuantizedKind
+from memplan.recipe import Task
 from memplan.step.site import Site, SiteParameter
 from memplan.units import round_to_block
 
@@ -50,6 +51,9 @@ _KEEP_IN_FP32 = {
     "gpt_oss": ("post_attention_layernorm", "input_layernorm", "norm"),
 }
 _KEEP_IN_FP32_STRICT = {"deepseek_v3": ("e_score_correction_bias",)}
+
+# Tasks whose head the checkpoint of the pretrained model does not have.
+_NEW_HEADS = frozenset({Task.SEQUENCE_CLASSIFICATION, Task.TOKEN_CLASSIFICATION, Task.IMAGE_CLASSIFICATION})
 
 _NO_WEIGHT_DECAY = re.compile(r"bias|layernorm|rmsnorm|(?:^|\.)norm(?:$|\.)|_norm(?:$|\.)")
 
@@ -206,6 +210,9 @@ def quantized_kind(module: Module) -> QuantizedKind:
 
 
 def _is_new_head(path: str, architecture: Architecture) -> bool:
+    """Whether the task adds this module; the head of a masked language model is in the checkpoint."""
+    if architecture.task not in _NEW_HEADS:
+        return False
     return any(path == head or path.startswith(f"{head}.") for head in architecture.head_modules)
 
 

@@ -276,7 +276,8 @@ def forward(t: Builder, config: Mapping[str, Any], head: Head) -> Tensor:
         logits = t.call("classification_head", lambda t, x: classification_head(t, x, d, head), hidden)
         return t.classification_loss(logits)
     t.buffer("final_logits_bias", (1, d.vocabulary), persistent=True, as_loaded=True)
-    loaded = t.parameter("model.shared", "weight", (d.vocabulary, d.hidden)).dtype
+    # As buffers are: in the type that the model was loaded in, which quantized layers know where other weights are cast.
+    loaded = t.parameter("model.encoder.layers.0.fc1", "weight", (d.encoder.intermediate, d.hidden)).dtype
     logits = t.output_embedding("lm_head", hidden, d.vocabulary, tied_to="model.shared" if d.tied else None)
     with t.component(Component.LOGITS_AND_LOSS):
         logits = logits + Tensor(t, (1, d.vocabulary), loaded, None)

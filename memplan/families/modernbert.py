@@ -182,11 +182,14 @@ def forward(t: Builder, config: Mapping[str, Any], head: Head) -> Tensor:
     if head.task is Task.SEQUENCE_CLASSIFICATION:
         hidden = first_token(t, hidden) if config["classifier_pooling"] == "cls" else mean_over_tokens(t, hidden)
     t.head_modules.append("head")
-    hidden = t.call("head", lambda t, x: prediction_head(t, x, d, config), hidden)
+
+    def predicted() -> Tensor:
+        return t.call("head", lambda t, x: prediction_head(t, x, d, config), hidden)
+
     if head.task is not Task.MASKED_LM:
-        return token_classifier(t, hidden, head, config["classifier_dropout"])
+        return token_classifier(t, predicted(), head, config["classifier_dropout"])
     tied_to = "model.embeddings.tok_embeddings" if config["tie_word_embeddings"] else None
-    logits = t.output_embedding("decoder", hidden, d.vocabulary, tied_to=tied_to, bias=config["decoder_bias"])
+    logits = t.output_embedding("decoder", predicted(), d.vocabulary, tied_to=tied_to, bias=config["decoder_bias"])
     return masked_lm_loss(t, logits, upcast=True)
 
 

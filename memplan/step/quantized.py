@@ -50,7 +50,10 @@ def _matmul_4bit_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tens
 
 def _linear_int8(t: ModuleTape, q: Quantization, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     shape = (*x.shape[:-1], weight.shape[0])
-    node = t.record("matmul_8bit", (x,), (x,), _matmul_8bit_backward, (x.shape, x.dtype, weight.shape, q))
+    # The input is an attribute of the node (`ctx.tensors`): no checkpoint forgets it, and it stays as long as the graph.
+    node = t.record("matmul_8bit", (x,), (), _matmul_8bit_backward, (x.shape, x.dtype, weight.shape, q))
+    if node is not None:
+        t.hold(Tensor(t, x.shape, x.dtype, x.storage))
     moments = forward_temporaries(q, _matrix(weight.shape), count_elements(x.shape[:-1]), x.dtype)
     out = _run_moments(t, moments, shape, x.dtype, "matmul_8bit")
     return Tensor(t, shape, x.dtype, out, node)
@@ -58,10 +61,8 @@ def _linear_int8(t: ModuleTape, q: Quantization, x: Tensor, weight: Tensor, bias
 
 def _matmul_8bit_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | None]:
     x_shape, x_dtype, w_shape, q = cast(tuple[Shape, DType, Shape, Quantization], node.meta)
-    kept = [node.stored(index) for index in range(len(node.saved))]
     moments = backward_temporaries(q, _matrix(w_shape), x_dtype, x_dtype)
     out = _run_moments(tape, moments, x_shape, x_dtype, "matmul_8bit_backward")
-    del kept
     return (Tensor(tape, x_shape, x_dtype, out, is_view=True),)
 
 
