@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from memplan.catalog.gpus import get_gpu
 from memplan.estimate import Component, Estimate, Fits, Provenance, VerdictReport
 from memplan.filler import USER
@@ -74,13 +77,18 @@ def _bar(estimate: Estimate, verdict: VerdictReport) -> Bar:
     return Bar(tuple(segments), verdict.usable_bytes, verdict.upper_bytes)
 
 
-def _facts(estimate: Estimate) -> Facts:
-    recipe, parameters, per = estimate.recipe, estimate.parameters, estimate.bytes_per_parameter
+def run_words(recipe: Mapping[str, Any]) -> str:
+    """A complete recipe in a few words: `gpt2, lora, 4 × 2048 tokens, adamw_torch, no checkpointing`."""
     batch = f"{recipe.get('micro_batch_size')} × {recipe.get('sequence_length')} tokens"
     checkpointing = "activation checkpointing" if recipe.get("activation_checkpointing") else "no checkpointing"
     run = (model_name(recipe), recipe.get("method"), batch, recipe.get("optim"), checkpointing)
+    return ", ".join(str(part) for part in run if part)
+
+
+def _facts(estimate: Estimate) -> Facts:
+    parameters, per = estimate.parameters, estimate.bytes_per_parameter
     rows = [
-        ("run", ", ".join(str(part) for part in run if part)),
+        ("run", run_words(estimate.recipe)),
         ("peak", moment(estimate.peak)),
         (
             "parameters",

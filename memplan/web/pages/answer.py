@@ -10,9 +10,9 @@ from memplan.catalog.gpus import Gpu, get_gpu
 from memplan.engine import estimate as analytic
 from memplan.estimate import Component, Estimate, Fits, Line
 from memplan.filler import USER
-from memplan.report.estimate import headline
+from memplan.report.estimate import headline, run_words
 from memplan.report.tree import Headline
-from memplan.report.wording import component_name, gib, model_name, moment
+from memplan.report.wording import component_name, gib, moment
 from memplan.units import GIB, format_bytes
 from memplan.web.charts import Bar, Timeline, bar_of, timeline_of
 from memplan.web.pages.copying import Copy, copies
@@ -92,9 +92,9 @@ class Answer:
         return sum(source != USER for source in self.estimate.recipe_sources.values())
 
     @property
-    def model(self) -> str:
-        """The model, in a few words."""
-        return model_name(self.estimate.recipe)
+    def run(self) -> str:
+        """What was judged, in a few words, defaults included."""
+        return run_words(self.estimate.recipe)
 
 
 def answer_of(estimate: Estimate, keys: Mapping[str, Any], *, lines: int = _LINES_SHOWN) -> Answer:

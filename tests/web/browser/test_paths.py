@@ -246,7 +246,9 @@ def test_a_config_is_uploaded_and_pasted(page: Page, tmp_path: Path) -> None:
     page.locator("#f-file").set_input_files(file)
     page.get_by_role("button", name="Read it").click()
     expect(page.locator("#verdict")).to_contain_text("Fits on Tesla T4")
-    expect(page.locator(".verdict-sub")).to_contain_text("llama (inline config)")
+    expect(page.locator(".verdict-sub")).to_contain_text(
+        "llama (inline config), full, 1 × 2048 tokens, adamw_torch_fused"
+    )
     assert _device_bytes(page) == estimate(model=LLAMA, gpu="t4").peak.device_bytes
     page.get_by_text("Paste or upload a config").click()
     page.locator("#f-text").fill('{"peft_type": "LORA", "r": 4, "target_modules": ["q_proj"]}')
