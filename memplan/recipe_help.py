@@ -60,7 +60,7 @@ RECIPE_HELP: dict[str, dict[str, str]] = {
         "script's loop), or until backward has ended (`backward`, as in a function that a step calls).",
         "use_cache": "Whether the forward pass fills a key/value cache.",
     },
-    "Evaluation": {
+    "Between and after steps": {
         "eval_strategy": "Whether Trainer evaluates between the steps.",
         "per_device_eval_batch_size": "Sequences of a batch that is evaluated.",
         "prediction_loss_only": "Whether evaluation keeps losses alone, not logits and labels.",
@@ -68,6 +68,7 @@ RECIPE_HELP: dict[str, dict[str, str]] = {
         "max_eval_samples": "Sequences that are evaluated; needed where logits are kept.",
         "max_new_tokens": "Tokens that are generated greedily after a step, with a key/value cache; by default none.",
         "max_prompt_length": "Tokens of the prompts that they follow, as many at a time as are evaluated.",
+        "merge_and_unload": "Whether the adapter is merged into the base after the last step.",
     },
     "Hardware": {
         "gpu": "GPU to judge on (`memplan gpus`).",

@@ -151,7 +151,9 @@ def resolve(recipe: Recipe, *, allow_paths: bool = True, described_only: bool = 
 
 # Keys that become part of another one, and keys whose False changes nothing.
 _FLAT_KEYS = frozenset({"lora_r", "lora_dropout", "target_modules", "num_virtual_tokens"})
-_HARMLESS_WHEN_FALSE = frozenset({"load_in_4bit", "load_in_8bit", "prepare_model_for_kbit_training"})
+_HARMLESS_WHEN_FALSE = frozenset(
+    {"load_in_4bit", "load_in_8bit", "prepare_model_for_kbit_training", "merge_and_unload"}
+)
 
 
 def _refuse_unused(said: Mapping[str, Any], filler: Filler, method: str, task: Task) -> None:

@@ -1,4 +1,4 @@
-"""Evaluation and generation between training steps: the keys, by the names of TrainingArguments, GenerationConfig and TRL.
+"""What happens between and after training steps: keys by the names of TrainingArguments, GenerationConfig, TRL and PEFT.
 
 Source: transformers 5.23 training_args.py; trainer.py (`evaluate`: without `compute_metrics` only losses are collected).
 """
@@ -19,13 +19,14 @@ HINTS = {
     **dict.fromkeys(EVALUATION_KEYS, "nothing is evaluated: say eval_strategy=steps or epoch"),
     ROWS: "nothing is evaluated or generated: say eval_strategy=steps or epoch, or max_new_tokens",
     PROMPT: "nothing is generated: say max_new_tokens",
+    "merge_and_unload": "there is no adapter to merge",
 }
 # Without a number of samples: losses take four bytes each, and from the second batch on all are alike.
 DEFAULT_BATCHES = 2
 
 
 def fill_evaluation(filler: Filler, *, limit: int | None = None) -> None:
-    """Fill the keys of evaluation and generation in; without `eval_strategy` and `max_new_tokens` there are none.
+    """Fill the keys of evaluation, generation and merging in, where anything is evaluated, generated or merged.
 
     Args:
         filler: has the length of the sequence already.
@@ -36,6 +37,8 @@ def fill_evaluation(filler: Filler, *, limit: int | None = None) -> None:
     """
     if "max_new_tokens" in filler.said:
         _fill_generation(filler, limit)
+    if filler.said.get("merge_and_unload") and "peft" in filler.values:
+        filler.fill("merge_and_unload", None, USER)
     strategy = filler.fill("eval_strategy", "no", "TrainingArguments")
     if strategy == "no":
         return

@@ -33,6 +33,7 @@ from memplan.step.dim import guards
 from memplan.step.evaluation import Evaluation, record_evaluation
 from memplan.step.generation import Generation, record_generation
 from memplan.step.grad_scaler import scaled_update
+from memplan.step.merging import merging_events
 from memplan.step.optimizer_step import OptimizerEvent, clipping_events
 from memplan.step.ports import CannotUnfold
 from memplan.step.recording import Recording, joined, record
@@ -135,7 +136,8 @@ def recorded_step(
         micro_batches=min(settings.micro_batches, PLAYED_MICRO_STEPS),
     )
     beside = evaluation_of(resolved), generation_of(resolved)
-    key = (course, beside, resolved.values["max_grad_norm"], _empties_cache(resolved), fold)
+    merges = bool(resolved.values.get("merge_and_unload"))
+    key = (course, beside, merges, resolved.values["max_grad_norm"], _empties_cache(resolved), fold)
     known = prepared.steps.setdefault(key, [])
     for step in known:
         sizes = step.sizes(settings)
@@ -254,8 +256,15 @@ def walker_of(
         optimizer_events,
         following=micro_steps[1] if len(micro_steps) > 1 else None,
         moments=moments,
+        merging=merging_of(resolved, prepared),
         sums=sums,
     )
+
+
+def merging_of(resolved: Resolved, prepared: Prepared) -> tuple[OptimizerEvent, ...] | None:
+    """What merging the adapter after the last step borrows; None where it is not merged."""
+    merges = resolved.values.get("merge_and_unload")
+    return merging_events(prepared.architecture, prepared.sites) if merges else None
 
 
 def _parted(recordings: Sequence[Recording]) -> tuple[tuple[Recording, ...], tuple[Recording, ...]]:
@@ -287,6 +296,7 @@ def run_of(recordings: tuple[Recording, ...], resolved: Resolved, prepared: Prep
         optimizer_events=optimizer_events,
         empties_cache=_empties_cache(resolved),
         moments=moments,
+        merging=merging_of(resolved, prepared),
     )
 
 

@@ -14,7 +14,7 @@ from memplan.prepare import Prepared
 from memplan.recipe import Precision, Stack, Task
 from memplan.resolve import Resolved
 from memplan.unsupported_losses import unsupported_losses
-from memplan.unsupported_moments import unplayed_growth, unsupported_generation
+from memplan.unsupported_moments import unplayed_growth, unsupported_generation, unsupported_merging
 from memplan.unsupported_packing import unsupported_packing
 
 # Model types whose step with the flash-attn package is equal to the trace.
@@ -67,6 +67,7 @@ def unsupported_parts(resolved: Resolved, prepared: Prepared) -> Unsupported:
         step.append(f"the step under stack {values['stack']}")
     step += unsupported_losses(resolved, prepared)
     step += unsupported_generation(resolved, prepared)
+    step += unsupported_merging(resolved, prepared)
     step += unsupported_packing(resolved, prepared)
     if resolved.quantization is not None and resolved.task is Task.TOKEN_CLASSIFICATION and prepared.adaptation.added:
         # PEFT copies the quantized `score`, and autograd takes no integers.

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 
+from memplan.methods import AddedKind, get_method
 from memplan.prepare import Prepared
 from memplan.recipe import Task
 from memplan.resolve import Resolved
 from memplan.step.generation import EXECUTED_TOKENS
+from memplan.step.merging import PLAIN
 
 # Model types whose generation is equal to the trace.
 GENERATES = frozenset(
@@ -34,6 +36,28 @@ def unsupported_generation(resolved: Resolved, prepared: Prepared) -> list[str]:
         found.append("generation (max_new_tokens) with flash_attention_2")
     if values["max_prompt_length"] + values["max_new_tokens"] > (config.get("sliding_window") or math.inf):
         found.append(f"generation (max_new_tokens) beyond the window of {config['sliding_window']} tokens")
+    return found
+
+
+def unsupported_merging(resolved: Resolved, prepared: Prepared) -> list[str]:
+    """What keeps merging from being walked."""
+    if not resolved.values.get("merge_and_unload"):
+        return []
+    adapters = [site.adapter for site in prepared.sites.values() if site.adapter is not None]
+    plain = all(entry.name in PLAIN for adapter in adapters for entry in adapter.tensors)
+    variants = [
+        key for key, value in resolved.peft.items() if value and (key.startswith("use_") and key != "use_rslora")
+    ]
+    found = []
+    if get_method(resolved.method).peft_type != "LORA" or not adapters or not plain or variants:
+        detail = f" with {', '.join(variants)}" if variants else ""
+        found.append(f"merging {resolved.method}{detail} into the base (merge_and_unload)")
+    if any(entry.kind is not AddedKind.ADAPTER for entry in prepared.adaptation.added):
+        found.append("merging (merge_and_unload) with modules_to_save, whose copies take the place of the base's")
+    if resolved.peft.get("target_parameters"):
+        found.append("merging (merge_and_unload) with target_parameters")
+    if resolved.quantization is not None:
+        found.append("merging (merge_and_unload) into quantized weights, which are quantized anew")
     return found
 
 

@@ -27,6 +27,7 @@ class Run:
         construction: states that the optimizer makes when it is constructed.
         clipping, optimizer_events: what clipping and the optimizer allocate and free.
         moments: what happens after each step, in order.
+        merging: what merging the adapter borrows after the last step; None where it is not merged.
         steps: how many steps.
         empties_cache: whether `torch.cuda.empty_cache()` is called after each update, with the gradients still there.
     """
@@ -40,6 +41,7 @@ class Run:
     steps: int = 2
     empties_cache: bool = False
     moments: Sequence[Recording] = ()
+    merging: Sequence[OptimizerEvent] | None = None
 
 
 class RunWriter(ABC):
@@ -81,6 +83,9 @@ class RunWriter(ABC):
             self._free(gradients)
             for moment in run.moments:
                 self._moment(moment, step)
+            if step == run.steps and run.merging is not None:
+                self._begin(step, Phase.MERGE)
+                self._optimizer(run.merging, step)
             self._free(batch)
 
     def _moment(self, recording: Recording, step: int) -> None:

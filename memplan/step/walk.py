@@ -180,6 +180,7 @@ class Walker:
         optimizer_events: the optimizer's states and what its step borrows, in order.
         following: a micro-step that adds to gradients, over the same list of storages as `recording` (`joined`).
         moments: what happens after every step, in order, over the same list.
+        merging: what merging the adapter into the base borrows after the last step; None where it is not merged.
         steps: how many steps to walk; the second one is the steady state.
         sums: of an earlier walk over the same recordings.
 
@@ -197,6 +198,7 @@ class Walker:
         optimizer_events: Iterable[OptimizerEvent] = (),
         following: Recording | None = None,
         moments: Sequence[Recording] = (),
+        merging: Iterable[OptimizerEvent] | None = None,
         steps: int = 2,
         sums: Sums | None = None,
     ) -> None:
@@ -207,6 +209,7 @@ class Walker:
         self.all_named = frozenset().union(*(entry.named for entry in self.micro_steps))
         self.workspaces = recording.workspaces
         self.moments = tuple(moments)
+        self.merging = None if merging is None else tuple(merging)
         played = (*self.micro_steps, *self.moments)
         self.ledgers = {id(entry): Ledger(self.infos, entry.ports) for entry in played}
         self.resident = resident
@@ -281,6 +284,8 @@ class Walker:
             for moment in self.moments:
                 assert moment.moment is not None
                 phases.append(self._play(moment, step, moment.moment))
+            if step == steps and self.merging is not None:
+                phases.append(self._merge(step, self.merging))
             self._next_batch()
         return tuple(phases)
 
@@ -371,6 +376,24 @@ class Walker:
                 top = now(event.label.partition("#")[0])
         self._add(Component.GRADIENTS, -self.base[Component.GRADIENTS])
         return PhaseForms((top,), dict(self.live))
+
+    def _merge(self, step: int, events: Iterable[OptimizerEvent]) -> PhaseForms:
+        """The adapter's layers one by one; then the training's variables go, and with the optimizer the adapter."""
+        alive = Counter(self.alive)
+
+        def now(label: str) -> Candidate:
+            op, _, module = label.partition(" in ")
+            return Candidate(dict(self.live), Moment(step, Phase.MERGE, op, module), Counter(self.base), lambda: alive)
+
+        top = now("start")
+        for event in events:
+            self._add(event.component, event.change_bytes)
+            if self.live[BYTES] > top.form[BYTES]:
+                top = now(event.label)
+        for component in (Component.ADAPTERS, Component.OPTIMIZER_STATES):
+            self._add(component, -self.base[component])
+        gone = Counter({index: count for index, count in self.alive.items() if index not in self.workspaces})
+        return PhaseForms((top,), added(self.live, self.terms.form(gone), -1))
 
     def _next_batch(self) -> None:
         """The batch gives way to the next one; what the loop's variables name stays until they are bound again."""

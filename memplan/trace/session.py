@@ -8,7 +8,7 @@ import sys
 import time
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -82,6 +82,14 @@ class Session:
                 self.evaluate(step, model)
             if self.spec.max_new_tokens:
                 self.generate(step, model)
+        if self.spec.merges:
+            self.recorder.mark(self.spec.num_steps, "merge")
+            self._enter("merging the adapter into the base")
+            model = cast(Any, model).merge_and_unload()
+            # The trainer goes, and with its optimizer what was unloaded.
+            del optimizer, scaler
+            self.batch, self.outputs, self.loss = {}, None, None
+            gc.collect()
         self.recorder.stop()
 
     def load(self, model: nn.Module) -> nn.Module:
