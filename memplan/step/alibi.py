@@ -45,8 +45,11 @@ def _counted_alibi(t: AttentionOps, heads: int, dtype: DType) -> Tensor:
     return out
 
 
-def baddbmm(t: Tape, bias: Tensor, a: Tensor, b: Tensor, shape: Shape) -> Tensor:
-    """`bias.baddbmm(a, b)` with a bias that needs no gradient; saves both factors."""
+def baddbmm(t: AttentionOps, bias: Tensor, a: Tensor, b: Tensor, shape: Shape) -> Tensor:
+    """`bias.baddbmm(a, b)` under the step's autocast, with a bias that needs no gradient; saves both factors."""
+    autocast = t.settings.autocast
+    if autocast is not None:
+        b, a, bias = (ops.to(t, x, autocast) for x in (b, a, bias))
     saved = (b if a.node is not None else None, a if b.node is not None else None)
     node = t.record("baddbmm", (a, b), saved, _baddbmm_backward, (a.shape, b.shape, a.dtype))
     return t.new(shape, a.dtype, "baddbmm", node)
