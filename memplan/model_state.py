@@ -332,6 +332,8 @@ class _Storing:
         state_bytes = 0
         if is_packed:
             assert self.quantization is not None
+            if module.kind is ModuleKind.CONV1D:  # the layer that replaces it is a linear one
+                shape = shape[::-1]
             tensors = stored_tensors(self.quantization, shape, dtype)
             blocks = tuple(tensor.block_bytes for tensor in tensors)
             state_bytes = sum(tensor.block_bytes for tensor in tensors if tensor.role == "state")
