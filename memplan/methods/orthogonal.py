@@ -139,13 +139,16 @@ def _check_road(config: Config) -> None:
 
 def _oft_rewrite(target: Target, config: Config) -> Rewrite | None:
     special = config["coft"] or config["block_share"] or config["module_dropout"] or not config["use_cayley_neumann"]
-    return adapters.oft if target.kind is ModuleKind.LINEAR and not special else None
+    # DeepSeek's latents have four dimensions, which PEFT takes for an image's: the run stops (OFTRotationModule.forward).
+    stops = target.path.endswith(".kv_b_proj")
+    return adapters.oft if target.kind is ModuleKind.LINEAR and not special and not stops else None
 
 
 OFT = Tuner(
     frozenset({*LINEAR_OR_CONV, ModuleKind.EMBEDDING}),
     oft,
-    "OFT on other than linear layers, or with coft, block_share, module_dropout or an exact Cayley transform",
+    "OFT on other than linear layers, on kv_b_proj (whose input PEFT 0.21 takes for an image: the run stops), or with coft, "
+    "block_share, module_dropout or an exact Cayley transform",
     check=_check_oft,
     rewrite=_oft_rewrite,
     options=lambda target, config: {"terms": config["num_cayley_neumann_terms"]},

@@ -7,9 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from peft.tuners.oft.layer import OFTLayer
 
+import memplan
 from memplan.errors import InvalidValueError, UnsupportedError
 from memplan.methods import adapt
 from memplan.methods.orthogonal import nearest_divisor
+from memplan.recipe import Recipe
 from tests.methods.matrix import architecture, assert_equals_peft
 from tests.methods.small import LLAMA, VIT
 
@@ -67,3 +69,30 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
 def test_refusals(peft_type: str, options: dict[str, Any], message: str) -> None:
     with pytest.raises(InvalidValueError, match=message):
         adapt(architecture(LLAMA, "causal-lm"), None, {**options, "peft_type": peft_type})
+
+
+@pytest.mark.parametrize("model_type", ["deepseek_v2", "deepseek_v3"])
+def test_a_run_that_stops_on_latents_is_not_walked(model_type: str) -> None:
+    sizes = {
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "vocab_size": 64,
+    }
+    latents = {"kv_lora_rank": 32, "q_lora_rank": 32, "qk_rope_head_dim": 8, "qk_nope_head_dim": 16, "v_head_dim": 16}
+    experts = {"n_routed_experts": 8, "moe_intermediate_size": 32, "n_shared_experts": 1, "first_k_dense_replace": 1}
+    model = {
+        "model_type": model_type,
+        **sizes,
+        **latents,
+        **experts,
+        "num_experts_per_tok": 2,
+        "n_group": 2,
+        "topk_group": 1,
+    }
+    run: dict[str, Any] = {"model": model, "method": "oft", "micro_batch_size": 2, "sequence_length": 16, "gpu": "h100"}
+    assert not memplan.estimate(Recipe(**run, target_modules=["q_b_proj"])).unsupported
+    stopped = memplan.estimate(Recipe(**run, target_modules=["kv_b_proj"]))
+    assert [text for text in stopped.unsupported if "kv_b_proj" in text]
+    assert stopped.verdict("h100").fits == "uncertain"
