@@ -9,7 +9,7 @@ Known limits:
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import cast
 
 from memplan.dtypes import DType
@@ -53,6 +53,15 @@ def fit_gradient(tape: Tape, grad: Tensor, shape: Shape, dtype: DType) -> Tensor
     if grad.dtype is not dtype:
         grad = tape.new(shape, dtype, "_to_copy", by_token=grad.by_token)
     return grad
+
+
+def fitted(tape: Tape, grads: list[Tensor | None], inputs: Sequence[tuple[Shape, DType]]) -> list[Tensor | None]:
+    """`grads` as `validate_outputs` hands them on, one after the other: a gradient that was summed goes before the cast."""
+    for position, (shape, dtype) in enumerate(inputs):
+        given, grads[position] = [grads[position]], None
+        if given[0] is not None:
+            grads[position] = fit_gradient(tape, cast(Tensor, given.pop()), shape, dtype)
+    return grads
 
 
 # -- casts and elementwise --------------------------------------------------------------------------------
@@ -113,12 +122,12 @@ def mul(tape: Tape, a: Tensor, b: Tensor) -> Tensor:
 def _mul_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | None]:
     a_shape, a_dtype, b_shape, b_dtype = cast(tuple[Shape, DType, Shape, DType], node.meta)
     kept = _touch(node)
-    made = [tape.new(grad.shape, grad.dtype, "mul", by_token=grad.by_token) for edge in node.edges if edge is not None]
+    grads: list[Tensor | None] = [None, None]
+    for position in (1, 0):  # autograd computes the gradient of `other` first
+        if node.edges[position] is not None:
+            grads[position] = tape.new(grad.shape, grad.dtype, "mul", by_token=grad.by_token)
     del kept  # before the engine's `validate_outputs`: what a recomputation made for this node goes with its apply()
-    # Each is moved into the call, so that one which is summed is gone before the sum is cast.
-    left = fit_gradient(tape, made.pop(0), a_shape, a_dtype) if node.edges[0] is not None else None
-    right = fit_gradient(tape, made.pop(0), b_shape, b_dtype) if node.edges[1] is not None else None
-    return (left, right)
+    return fitted(tape, grads, ((a_shape, a_dtype), (b_shape, b_dtype)))
 
 
 def _touch(node: Node) -> list[Storage | None]:

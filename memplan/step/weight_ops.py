@@ -93,16 +93,14 @@ def div(tape: Tape, a: Tensor, b: Tensor) -> Tensor:
 def _div_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | None]:
     a_shape, a_dtype, b_shape, b_dtype = cast(tuple[Shape, DType, Shape, DType], node.meta)
     kept = [node.stored(index) for index in range(len(node.saved))]
-    left = right = None
+    grads: list[Tensor | None] = [None, None]
     if node.edges[1] is not None:  # -grad * ((a / b) / b)
         quotient = tape.alloc(grad.shape, a_dtype, "div")
         twice = tape.alloc(grad.shape, a_dtype, "div")
         negative = tape.alloc(grad.shape, grad.dtype, "neg")
-        right = tape.new(grad.shape, grad.dtype, "mul")
+        grads[1] = tape.new(grad.shape, grad.dtype, "mul")
         del negative, twice, quotient
     if node.edges[0] is not None:
-        left = ops.fit_gradient(tape, tape.new(grad.shape, grad.dtype, "div"), a_shape, a_dtype)
+        grads[0] = tape.new(grad.shape, grad.dtype, "div")
     del kept  # what a recomputation made for this node goes before the engine's `validate_outputs`
-    if right is not None:
-        right = ops.fit_gradient(tape, right, b_shape, b_dtype)
-    return (left, right)
+    return ops.fitted(tape, grads, ((a_shape, a_dtype), (b_shape, b_dtype)))
