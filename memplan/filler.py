@@ -10,10 +10,16 @@ USER = "user"
 
 
 class Filler:
-    """Collects values with their sources; a key that the user gave keeps its value."""
+    """Collects values with their sources; a key that the user gave keeps its value.
 
-    def __init__(self, said: Mapping[str, Any]) -> None:
+    Args:
+        said: the user's keys.
+        own: defaults of the run's framework with their sources, in the place of those that `fill` is given.
+    """
+
+    def __init__(self, said: Mapping[str, Any], own: Mapping[str, tuple[Any, str]] | None = None) -> None:
         self.said = said
+        self.own = own or {}
         self.values: dict[str, Any] = {}
         self.sources: dict[str, str] = {}
 
@@ -21,6 +27,8 @@ class Filler:
         """The key's value, now recorded with where it comes from."""
         if key in self.said:
             self.values[key], self.sources[key] = self.said[key], USER
+        elif key in self.own:
+            self.values[key], self.sources[key] = self.own[key]
         else:
             self.values[key], self.sources[key] = default, source
         return self.values[key]

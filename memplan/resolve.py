@@ -29,6 +29,7 @@ from memplan.resolve_dtypes import (
     with_compute_dtype,
 )
 from memplan.resolve_evaluation import HINTS, fill_evaluation
+from memplan.stack_defaults import stack_defaults
 
 DEFAULT_SEQUENCE_LENGTH = 2048
 
@@ -103,7 +104,7 @@ def resolve(recipe: Recipe, *, allow_paths: bool = True, described_only: bool = 
         InvalidValueError, InputError: keys that contradict each other.
     """
     said = recipe.said()
-    filler = Filler(said)
+    filler = Filler(said, stack_defaults(recipe))
     model = resolve_model(recipe.model, allow_paths=allow_paths, described_only=described_only)
     filler.values["model"], filler.sources["model"] = recipe.model, USER
     method = canonical_method(recipe.method, recipe.peft)

@@ -21,7 +21,7 @@ from memplan.estimate import Component
 from memplan.families import Head, family_of
 from memplan.optimizers.torch_optim import TorchOptimizer
 from memplan.prepare import Prepared
-from memplan.recipe import Task
+from memplan.recipe import Stack, Task
 from memplan.resolve import Resolved
 from memplan.resolve_evaluation import eval_batches
 from memplan.step.adapters.adalora import orthogonality
@@ -107,6 +107,8 @@ def settings_of(resolved: Resolved, prepared: Prepared) -> StepSettings:
         grad_scaler=resolved.autocast is DType.FLOAT16,
         labels_by_row=resolved.task is Task.SEQUENCE_CLASSIFICATION,
         packing=packs,
+        attention_mask=values["stack"] is Stack.TRL and not packs,
+        stack=str(values["stack"]),
         loss=str(values["loss"]),
     )
 

@@ -11,11 +11,12 @@ from memplan.errors import UnsupportedError
 from memplan.families import family_of
 from memplan.methods import AddedKind
 from memplan.prepare import Prepared
-from memplan.recipe import Precision, Stack, Task
+from memplan.recipe import Precision, Task
 from memplan.resolve import Resolved
 from memplan.unsupported_losses import unsupported_losses
 from memplan.unsupported_moments import unplayed_growth, unsupported_generation, unsupported_merging
 from memplan.unsupported_packing import unsupported_packing
+from memplan.unsupported_stacks import unsupported_stacks
 
 # Model types whose step with the flash-attn package is equal to the trace.
 FLASH_ATTENTION_2 = frozenset(
@@ -63,8 +64,7 @@ def unsupported_parts(resolved: Resolved, prepared: Prepared) -> Unsupported:
         step.append(f"the step under precision {resolved.precision}; model states are exact")
     if resolved.quantization is not None and not resolved.quantization.scheme.is_bitsandbytes:
         step.append(f"the step on {resolved.quantization.scheme} weights; their storage is exact")
-    if values["stack"] is not Stack.TRANSFORMERS:
-        step.append(f"the step under stack {values['stack']}")
+    step += unsupported_stacks(resolved, prepared)
     step += unsupported_losses(resolved, prepared)
     step += unsupported_generation(resolved, prepared)
     step += unsupported_merging(resolved, prepared)

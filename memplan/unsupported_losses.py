@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from memplan.prepare import Prepared
-from memplan.recipe import Loss, Task
+from memplan.recipe import Loss, Stack, Task
 from memplan.resolve import Resolved
 
 # Model types whose step with Liger's fused loss is equal to the trace (liger-kernel 0.8.5).
@@ -21,8 +21,8 @@ CHUNKED = (FUSED_LINEAR - {"gemma2"}) | {"starcoder2", "stablelm", "olmo"}
 def unsupported_losses(resolved: Resolved, prepared: Prepared) -> list[str]:
     """What keeps the recipe's loss from being walked."""
     loss = resolved.values["loss"]
-    if loss is Loss.DEFAULT:
-        return []
+    if loss is Loss.DEFAULT or resolved.values["stack"] is not Stack.TRANSFORMERS:
+        return []  # another stack's loss is the stack's
     model_type = str(resolved.config["model_type"])
     if resolved.task is not Task.CAUSAL_LM:
         return [f"the {loss} loss of a {resolved.task} model: it is one over the tokens of a causal language model"]

@@ -11,11 +11,12 @@ from typing import Any
 from memplan.dtypes import DType
 from memplan.estimate import Component
 from memplan.families import Head
-from memplan.recipe import Loss
+from memplan.recipe import Loss, Stack
 from memplan.step.attention import detached
 from memplan.step.builder import Builder
 from memplan.step.chunked_loss import chunked_loss
 from memplan.step.fused_loss import fused_linear_loss
+from memplan.step.sft_loss import sft_loss
 from memplan.step.split import narrow, take
 from memplan.step.tensor import Dim, Tensor
 
@@ -59,6 +60,9 @@ def _loss_without_logits(t: Builder, hidden: Tensor, vocabulary: Dim, tied_to: s
     if tied_to is not None:
         t.tie("lm_head.weight", f"{tied_to}.weight")
     weight = t.parameter("lm_head", "weight", (vocabulary, hidden.shape[-1]))
+    if t.settings.stack == Stack.TRL:
+        assert not bias, "no walked decoder has a head with bias"
+        return sft_loss(t, hidden, weight)
     if t.settings.loss == Loss.CHUNKED:
         assert not bias, "no walked decoder has a head with bias"
         return chunked_loss(t, hidden, weight, "lm_head")

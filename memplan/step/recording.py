@@ -107,7 +107,7 @@ def feed(tape: Builder) -> tuple[Tensor, ...]:
         fed = [tape.new(tokens, DType.INT64, "input_ids"), tape.new(labelled, DType.INT64, "labels")]
         if settings.packing:
             fed.append(tape.new(tokens, DType.INT64, "position_ids"))
-        if settings.padding:
+        if settings.padding or settings.attention_mask:
             fed.append(tape.new(tokens, DType.INT64, "attention_mask"))
     return tuple(fed)
 

@@ -33,6 +33,8 @@ class StepSettings:
         labels_by_row: one label for each sequence instead of one for each token.
         virtual_tokens: positions that a prompt method puts in front of every sequence.
         packing: the batch is one row of several texts, told apart by position ids that come with it.
+        attention_mask: the batch holds a mask of ones, as TRL's collator makes it.
+        stack: whose training loop computes the loss (`transformers` or `trl`).
         loss: the model's own (`default`), Liger's `fused_linear` or torchtune's `chunked`.
     """
 
@@ -56,4 +58,6 @@ class StepSettings:
     grad_scaler: bool = False
     labels_by_row: bool = False
     packing: bool = False
+    attention_mask: bool = False
+    stack: str = "transformers"
     loss: str = "default"

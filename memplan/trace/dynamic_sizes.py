@@ -47,6 +47,9 @@ RULES: dict[tuple[str, str], Rule] = {
     # Tokens that are not padding: all of them, as the upper bound.
     ("transformers/modeling_flash_attention_utils.py", "_get_unpad_data"): _everything,
     ("transformers/modeling_flash_attention_utils.py", "_unpad_input"): _everything,
+    # Positions that have a label: all of them, as the upper bound.
+    ("trl/trainer/utils.py", "_fused_forward"): _everything,
+    ("torch/autograd/graph.py", "_engine_run_backward"): _everything,
     # Virtual tokens whose delta is still zero are the exception; CPU masks of a few tokens.
     ("peft/tuners/cpt/model.py", "get_projection"): _everything,
     ("peft/tuners/cpt/model.py", "get_epsilon"): _everything,

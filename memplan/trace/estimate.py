@@ -77,6 +77,7 @@ def spec_of(resolved: ResolvedRecipe) -> TraceSpec:
     values = resolved.values
     _refuse_what_cannot_be_traced(values)
     peft, packs = values.get("peft") or None, bool(values.get("packing"))
+    trl = str(values.get("stack")) == "trl"
     checkpointing = values.get("activation_checkpointing")
     if checkpointing is True:
         checkpointing = Checkpointing.NON_REENTRANT  # modeling_utils.py, _activation_checkpointing_enable
@@ -114,6 +115,8 @@ def spec_of(resolved: ResolvedRecipe) -> TraceSpec:
         use_cache=bool(values.get("use_cache", False)),
         expandable_segments=bool(values["expandable_segments"]),
         empty_cache_steps=int(values.get("empty_cache_steps") or 0),
+        attention_mask=trl and not packs,
+        stack="trl" if trl else "transformers",
         loss=str(values.get("loss", "default")),  # type: ignore[arg-type]
         eval_batches=eval_batches(values),
         prediction_loss_only=bool(values.get("prediction_loss_only", True)),

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import torch
 from accelerate.utils.operations import convert_to_fp32
 
+from memplan.trace import trl
 from memplan.trace.spec import TraceSpec
 
 
@@ -27,8 +28,17 @@ def forward(held: Held, model: Any, scaler: Any, device_type: str) -> None:
     """
     spec = held.spec
     dtype = getattr(torch, spec.autocast) if spec.autocast else None
-    with torch.autocast(device_type, dtype=dtype) if dtype else nullcontext():
-        outputs = model(**held.batch)
+
+    def run(**inputs: Any) -> Any:
+        with torch.autocast(device_type, dtype=dtype) if dtype else nullcontext():
+            return model(**inputs)
+
+    if spec.stack == "trl":
+        # Its loss is already divided by the tokens of all micro-steps.
+        loss = trl.compute_loss(model, held.batch, run)
+        held.loss = scaler.scale(loss) if scaler is not None else loss
+        return
+    outputs = run(**held.batch)
     if spec.outputs_fp32:
         outputs = convert_to_fp32(outputs)
     loss = outputs.loss

@@ -1,4 +1,4 @@
-"""Losses that a library puts in the place of the model's own: Liger's fused one, torchtune's over chunks."""
+"""Losses that a library puts in the place of the model's own: Liger's fused one, torchtune's over chunks, TRL's."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import nn
 from transformers.modeling_outputs import CausalLMOutput
 
 from memplan.errors import UnsupportedError
-from memplan.trace import liger, versions
+from memplan.trace import liger, trl, versions
 from memplan.trace.spec import TraceSpec
 
 _IGNORED = -100
@@ -26,7 +26,9 @@ def install(spec: TraceSpec) -> None:
     """
     if spec.liger_kernels or spec.loss == "fused_linear":
         liger.install(spec)
-    if spec.loss == "chunked":
+    if spec.stack == "trl":
+        trl.install(spec)
+    elif spec.loss == "chunked":
         versions.check_package("torchtune", "0.6.1", "0.6.2", extra="torchtune==0.6.1")
 
 
@@ -38,7 +40,9 @@ def apply(spec: TraceSpec, model: Any) -> None:
     """
     if spec.liger_kernels or spec.loss == "fused_linear":
         liger.apply(spec, model)
-    if spec.loss == "chunked":
+    if spec.stack == "trl":
+        trl.apply(model)
+    elif spec.loss == "chunked":
         if spec.task != "causal-lm":
             raise UnsupportedError(f"the chunked loss is one over tokens, not of {spec.task}", code="not_traceable")
         _compute_in_chunks(model)
@@ -46,7 +50,8 @@ def apply(spec: TraceSpec, model: Any) -> None:
 
 def guesses(spec: TraceSpec) -> list[tuple[str, str, Any]]:
     """Values that follow from the spec where a library asks for them."""
-    return liger.guesses(spec) if spec.loss == "fused_linear" else []
+    found = liger.guesses(spec) if spec.loss == "fused_linear" else []
+    return found + (trl.GUESSES if spec.stack == "trl" else [])
 
 
 def equal(first: torch.Tensor, second: torch.Tensor) -> bool:

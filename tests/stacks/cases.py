@@ -63,8 +63,8 @@ COURSES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def _of_types(names: Iterable[str]) -> dict[str, dict[str, Any]]:
-    courses = {"full": {}, "amp": AMP, "LoRA, reentrant": {"method": "lora", "target_modules": ("q_proj", "o_proj"),
+def _of_types(names: Iterable[str], lora: str | tuple[str, ...] = ("q_proj", "o_proj")) -> dict[str, dict[str, Any]]:
+    courses = {"full": {}, "amp": AMP, "LoRA, reentrant": {"method": "lora", "target_modules": lora,
                "activation_checkpointing": "reentrant"}}  # fmt: skip
     return {
         f"{name}, {text}": {"model": {"model_type": name, **DECODER}, **keys}
@@ -91,6 +91,21 @@ PACKED_RUNS = (
     }
 )
 
+TRL_RUNS = {
+    name: keys for name, keys in COURSES.items()
+    if not name.startswith("QLoRA") and "outputs" not in name and "prompt" not in name and "position" not in name
+} | {
+    "nothing said": {},
+    "vocabulary of several tiles": {"model": {**LLAMA, "vocab_size": 70000}},
+    "tokens of several tiles": {"micro_batch_size": 6, "sequence_length": 1501, **ADAPTED},
+    "padded": {"padding": True},
+    "eager": {"attn_implementation": "eager", **ADAPTED},
+    "flash-attn": {"attn_implementation": "flash_attention_2"},
+} | _of_types((
+    "mistral", "qwen2", "qwen3", "smollm3", "granite", "gemma", "gemma2", "gemma3_text", "phi3", "olmo", "olmo2", "cohere",
+    "starcoder2", "stablelm",
+), lora="all-linear")  # fmt: skip
+
 # By library: the recipe keys that make it run, and its runs.
 LIBRARIES: dict[str, tuple[dict[str, Any], dict[str, dict[str, Any]]]] = {
     "liger-kernel": (
@@ -99,6 +114,7 @@ LIBRARIES: dict[str, tuple[dict[str, Any], dict[str, dict[str, Any]]]] = {
         | _of_types(("mistral", "qwen2", "qwen3", "smollm3", "gemma", "gemma2", "gemma3_text", "olmo2", "mixtral")),
     ),
     "transformers": ({"packing": True}, PACKED_RUNS),
+    "trl": ({"stack": "trl"}, TRL_RUNS),
     "torchtune": (
         {"loss": "chunked"},
         COURSES | _of_types(("mistral", "qwen3", "gemma", "olmo2", "mixtral", "starcoder2", "stablelm", "olmo")),

@@ -1,0 +1,49 @@
+"""What a training loop sets where the recipe says nothing, as its version has it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from memplan.catalog.framework_defaults import FrameworkDefault, framework_default, in_range, reference_version
+from memplan.recipe import Loss, Precision, Recipe, Stack
+
+# Before, the checkpoint's own type decides, as under transformers.
+LOADS_IN_FLOAT32 = ">=1.0"
+
+Defaults = dict[str, tuple[Any, str]]
+
+
+def stack_defaults(recipe: Recipe) -> Defaults:
+    """Values and sources of the keys in which the recipe's stack differs from transformers' Trainer.
+
+    Raises:
+        InputError, InvalidValueError: the defaults of the recipe's `stack_version` are not known.
+    """
+    if recipe.stack is Stack.LIGER:
+        return {
+            "loss": (Loss.FUSED_LINEAR, "Liger's patches switch fused_linear_cross_entropy on (liger-kernel 0.8.5)")
+        }
+    if recipe.stack is Stack.TRL:
+        return _trl(recipe)
+    return {}
+
+
+def _trl(recipe: Recipe) -> Defaults:
+    version = recipe.stack_version or reference_version("trl")
+
+    def row(key: str) -> FrameworkDefault:
+        return framework_default("trl", key, version)
+
+    def sourced(value: Any, found: FrameworkDefault) -> tuple[Any, str]:
+        return value, f"TRL {version}: {found.source}"
+
+    chunked = not row("full_logits").value or row("loss_type").value == "chunked_nll"
+    found = {
+        "loss": sourced(Loss.CHUNKED if chunked else Loss.DEFAULT, row("full_logits")),
+        "activation_checkpointing": sourced(row("gradient_checkpointing").value, row("gradient_checkpointing")),
+    }
+    if recipe.precision is None and row("bf16").value:
+        found["precision"] = sourced(Precision.AMP, row("bf16"))
+        if in_range(version, LOADS_IN_FLOAT32):
+            found["dtype"] = sourced(row("dtype").value, row("dtype"))
+    return found

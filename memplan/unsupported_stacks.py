@@ -1,0 +1,54 @@
+"""Which training loops are walked, for which runs: those that are equal to the trace of the loop's own library."""
+
+from __future__ import annotations
+
+from memplan.prepare import Prepared
+from memplan.recipe import Loss, Stack, Task
+from memplan.resolve import Resolved
+
+# Model types whose step under TRL's SFTTrainer is equal to the trace (trl 1.16.0). Experts are not among them: the trainer
+# adds their routers' loss.
+TRL = frozenset(
+    {
+        "llama", "mistral", "qwen2", "qwen3", "smollm3", "granite", "gemma", "gemma2", "gemma3_text", "phi3", "olmo", "olmo2",
+        "cohere", "starcoder2", "stablelm",
+    }
+)  # fmt: skip
+TRL_VERSION = "1.16"
+
+
+def unsupported_stacks(resolved: Resolved, prepared: Prepared) -> list[str]:
+    """What keeps the recipe's stack from being walked."""
+    stack = resolved.values["stack"]
+    if stack is Stack.TRANSFORMERS:
+        return []
+    if stack is Stack.TRL:
+        return _trl(resolved, prepared)
+    return [f"the step under stack {stack}"]
+
+
+def _trl(resolved: Resolved, prepared: Prepared) -> list[str]:
+    values = resolved.values
+    model_type, version = str(resolved.config["model_type"]), values.get("stack_version")
+    found = []
+    if version is not None and ".".join(str(version).split(".")[:2]) != TRL_VERSION:
+        found.append(f"TRL {version}: what is walked is the SFTTrainer of {TRL_VERSION}")
+    if values["loss"] is not Loss.CHUNKED:
+        found.append(
+            f"the {values['loss']} loss under TRL, whose SFTTrainer always puts its own fused head on the model"
+        )
+    if model_type not in TRL or resolved.task is not Task.CAUSAL_LM:
+        found.append(f"TRL's SFTTrainer on {model_type} models under a {resolved.task} head")
+    if resolved.quantization is not None:
+        found.append("a quantized base under TRL, which leaves its norms 16-bit and makes the adapters bfloat16")
+    if values["packing"]:
+        found.append("packed sequences under TRL")
+    if values["keep_outputs"]:
+        found.append("kept outputs under TRL, whose compute_loss keeps none")
+    if prepared.adaptation.virtual_tokens:
+        found.append(f"the virtual tokens of {resolved.method} under TRL")
+    if any(entry.module.partition(".")[0] == "lm_head" for entry in prepared.adaptation.added):
+        found.append("an adapter on lm_head under TRL, whose fused head multiplies with the base weight")
+    if values.get("eval_strategy", "no") != "no":
+        found.append("evaluation under TRL")
+    return found
