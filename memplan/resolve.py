@@ -17,7 +17,7 @@ from memplan.families import WITHOUT_SDPA, check_task, family_of, model_types
 from memplan.families.positions import max_positions
 from memplan.filler import USER, Filler
 from memplan.methods import canonical_method, get_method
-from memplan.methods.targets import compile_pattern
+from memplan.methods.targets import compile_pattern, is_plain
 from memplan.quantization import Quantization
 from memplan.quantization_config import is_names
 from memplan.recipe import Attention, Loss, Precision, Recipe, Stack, Task
@@ -224,7 +224,8 @@ def _check_peft(config: Mapping[str, Any]) -> None:
             if not isinstance(value, Mapping) or not all(isinstance(number, int | float) for number in value.values()):
                 raise InvalidValueError(name, value, 'patterns of module names with a number each, like {"q_proj": 16}')
             for pattern in value:
-                compile_pattern(name, pattern)
+                if not is_plain(pattern):
+                    compile_pattern(name, pattern)
         elif key.endswith("dropout") and (isinstance(value, bool) or not isinstance(value, int | float)):
             raise InvalidValueError(name, value, "a number from 0 to 1")
         elif key == "task_type" and not isinstance(value, str):

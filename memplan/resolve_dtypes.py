@@ -26,8 +26,9 @@ def quantization_and_checkpoint_dtype(
     loaded_as = parse_dtype(named) if isinstance(named, str) and named != "auto" else DType.FLOAT32
     is_qlora = method == "qlora"
     is_8bit = bool(recipe.load_in_8bit)
-    is_4bit = recipe.load_in_4bit if recipe.load_in_4bit is not None else is_qlora and not is_8bit
-    if is_qlora and not is_4bit and not is_8bit and not recipe.quantization_config:
+    arrives = bool(model.config.get("quantization_config"))
+    is_4bit = recipe.load_in_4bit if recipe.load_in_4bit is not None else is_qlora and not is_8bit and not arrives
+    if is_qlora and not is_4bit and not is_8bit and not recipe.quantization_config and not arrives:
         raise InvalidValueError("load_in_4bit", False, "qlora stores the base in 4 bits; use method = lora")
     if is_4bit and is_8bit:
         raise InputError("load_in_4bit and load_in_8bit exclude each other")
@@ -138,8 +139,9 @@ def autocast_dtype(recipe: Recipe, precision: Precision, dtype: DType, gpu: Gpu 
 def with_compute_dtype(
     recipe: Recipe, method: str, quantization: Quantization | None, half: DType, filler: Filler
 ) -> Quantization | None:
-    """`quantization` with `bnb_4bit_compute_dtype`, where it has one."""
-    if quantization is None or not quantization.scheme.is_4bit_bitsandbytes or recipe.quantization_config:
+    """`quantization` with `bnb_4bit_compute_dtype`, where it has one; a config that says how it is quantized says that too."""
+    is_4bit = quantization is not None and quantization.scheme.is_4bit_bitsandbytes
+    if quantization is None or not is_4bit or "quantization_config" in filler.values:
         return quantization
     default, source = (half, "the autocast dtype") if method == "qlora" else (DType.FLOAT32, "BitsAndBytesConfig")
     compute = parse_dtype(filler.fill("bnb_4bit_compute_dtype", str(default), source))

@@ -225,6 +225,17 @@ def test_a_quantization_config_says_what_the_flat_keys_say() -> None:
     assert given.sources["quantization_config"] == USER
 
 
+@pytest.mark.parametrize("method", ["lora", "qlora"])
+def test_a_checkpoint_in_4_bits_says_its_compute_dtype(method: str) -> None:
+    config = {
+        "quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4",
+        "bnb_4bit_compute_dtype": "bfloat16",
+    }  # fmt: skip
+    found = resolved(method=method, model={**LLAMA, "quantization_config": config})
+    assert found.quantization == Quantization(Scheme.NF4, compute_dtype=DType.BFLOAT16)
+    assert "bnb_4bit_compute_dtype" not in found.values
+
+
 def test_the_checkpoints_own_quantization_is_named_as_its_source() -> None:
     found = resolved(method="lora", model={**LLAMA, "quantization_config": {"quant_method": "fp8"}})
     assert found.sources["quantization_config"] == "the checkpoint's config"

@@ -58,7 +58,7 @@ class MemplanGroup(TyperGroup):
     def main(self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any) -> Any:  # type: ignore[override]
         """Run a command line; exits when `standalone_mode` (the default), else returns the exit code."""
         standalone = extra.pop("standalone_mode", True)
-        arguments = spelled_out(list(sys.argv[1:] if args is None else args))
+        arguments = list(sys.argv[1:] if args is None else args)
         code = self._run(arguments, prog_name or "memplan", extra)
         if standalone:
             sys.exit(code)
@@ -66,7 +66,7 @@ class MemplanGroup(TyperGroup):
 
     def _run(self, arguments: list[str], prog_name: str, extra: dict[str, Any]) -> int:
         try:
-            code = super().main(arguments, prog_name=prog_name, standalone_mode=False, **extra)
+            code = super().main(spelled_out(arguments), prog_name=prog_name, standalone_mode=False, **extra)
         except MemplanError as error:
             write_error(error)
             return error.exit_code

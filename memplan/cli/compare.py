@@ -60,7 +60,7 @@ def compare(
     if matrix:
         if recipe is not None:
             raise InputError("--matrix takes no recipe", hint="memplan compare RECIPE compares one")
-        return _matrix(cells, jobs or 2, write)
+        return _matrix(cells, jobs or 2, write, as_json)
     if cells is not None or jobs is not None or write:
         raise InputError("--cells, --jobs and --write belong to --matrix", hint="memplan compare --matrix --cells 600")
     if recipe is None:
@@ -82,7 +82,8 @@ def _one(recipe: Recipe, as_json: bool, markdown: bool) -> int:
     return 0 if comparison.is_equal else 1
 
 
-def _matrix(cells: int | None, jobs: int, write: bool) -> int:
+def _matrix(cells: int | None, jobs: int, write: bool, as_json: bool) -> int:
+    """The sample; its page is Markdown in any case."""
     from memplan.agreement import CELLS, meets_goal, run, sample, to_markdown
 
     chosen = sample(cells or CELLS)
@@ -91,5 +92,10 @@ def _matrix(cells: int | None, jobs: int, write: bool) -> int:
     page = to_markdown(results)
     if write:
         _PAGE.write_text(page, encoding="utf-8")
-    write_text(page)
+    if as_json:
+        from memplan.report.agreement import sample_json
+
+        write_json(sample_json(results, meets_goal=meets_goal(results)))
+    else:
+        write_text(page)
     return 0 if meets_goal(results) else 1

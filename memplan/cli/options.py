@@ -111,6 +111,9 @@ def spelled_out(arguments: list[str]) -> list[str]:
     """`arguments` with `--activation-checkpointing` given a value where it stands alone, and old names renewed.
 
     It is a flag with kinds: alone, with `=reentrant`, with ` reentrant` and as `--no-activation-checkpointing`.
+
+    Raises:
+        InputError: a value after a switch, which would be taken for the recipe's file.
     """
     found: list[str] = []
     rest = iter(range(len(arguments)))
@@ -120,7 +123,12 @@ def spelled_out(arguments: list[str]) -> list[str]:
             return found + arguments[index:]
         positive = word.replace("--no-", "--", 1)
         name = _OLD_NAMES.get(positive, positive)
-        if name not in _flags_with_kinds():
+        following = arguments[index + 1] if index + 1 < len(arguments) else "-"
+        if name in _flags():
+            if equals or (following.isalnum() and not _looks_like_file(following)):
+                raise _no_value(word, value if equals else following)
+            found.append(arguments[index])
+        elif name not in _flags_with_kinds():
             found.append(arguments[index])
         elif positive != word and not equals:
             found.append(f"{name}=false")
@@ -129,12 +137,23 @@ def spelled_out(arguments: list[str]) -> list[str]:
         elif equals:
             found.append(f"{name}={value}")
         else:
-            following = arguments[index + 1] if index + 1 < len(arguments) else "-"
             is_value = not following.startswith("-") and not _looks_like_file(following)
             found.append(f"{name}={following}" if is_value else f"{name}=true")
             if is_value:
                 next(rest)
     return found
+
+
+def _no_value(option: str, value: str) -> InputError:
+    name = option.replace("--no-", "--", 1)[2:]
+    return InputError(
+        f"{option} is a switch and takes no value, not {value!r}", hint=f"say --{name} or --no-{name}, or leave it out"
+    )
+
+
+@cache
+def _flags() -> frozenset[str]:
+    return frozenset(option_name(key) for key in Recipe.model_fields if kind_of(key) is Kind.FLAG)
 
 
 @cache

@@ -59,11 +59,9 @@ HARMLESS = _TRAINER_HARMLESS | {
     "is_qwen_derived_model",
     "tokenizer_config",
     "total_num_tokens",
-    "special_tokens",
     "curriculum_sampling",
     "multipack_real_batches",
     "pretrain_multipack_buffer_size",
-    "tokens",
     "eot_tokens",
     "group_by_length",
     "ddp",
@@ -134,10 +132,25 @@ _REFUSED = {
     "device_map": "a device map",
     "fused_attn_kernel": "a fused attention kernel",
     "merge_lora": "a merged adapter",
+    "use_ema": "a moving average of the weights beside them",
+    "auto_find_batch_size": "batches that become smaller whenever memory runs out",
     "sdpa_varlen": "attention over flattened batches",
     "freeze_mm_modules": "a frozen vision tower",
     "overrides_of_model_config": "another config of the model",
     "overrides_of_model_kwargs": "other options while the model is loaded",
+}
+# Special tokens that a base model's vocabulary has, by a part of its name in lower case (tokenizer_config.json of each).
+_IN_VOCABULARY = {
+    "llama-3": ("<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>", "<|finetune_right_pad_id|>"),
+    "llama-2": ("<s>", "</s>", "<unk>"),
+    "mistral": ("<s>", "</s>", "<unk>"),
+    "mixtral": ("<s>", "</s>", "<unk>"),
+    "tinyllama": ("<s>", "</s>", "<unk>"),
+    "qwen": ("<|endoftext|>", "<|im_start|>", "<|im_end|>"),
+    "gemma": ("<bos>", "<eos>", "<pad>", "<unk>", "<start_of_turn>", "<end_of_turn>"),
+    "phi": ("<|endoftext|>",),
+    "pythia": ("<|endoftext|>",),
+    "gpt2": ("<|endoftext|>",),
 }
 _DEGREES = {
     "dp_shard_size": "sharded data parallelism",
@@ -168,6 +181,7 @@ def read(source: Source, draft: Draft) -> None:
     source.take("base_model_config")
     if "Classification" in (source.text("model_type") or ""):
         draft.refuse(source, "model_type", f"the head of {source.get('model_type')}")
+    _read_tokens(source, draft)
     _read_precision(source, draft)
     _read_batch(source, draft)
     _read_optimizer(source, draft)
@@ -179,6 +193,25 @@ def read(source: Source, draft: Draft) -> None:
     for key, text in _DEGREES.items():
         if (source.integer(key) or 1) > 1:
             draft.refuse(source, key, f"{text} over {source.get(key)} GPUs")
+
+
+def _read_tokens(source: Source, draft: Draft) -> None:
+    """Tokens that are added to the vocabulary, for which the embeddings grow (loaders/{tokenizer,model}.py)."""
+    added = source.names("tokens")
+    if added:
+        draft.use(source, "tokens", "num_added_tokens", 1 if isinstance(added, str) else len(dict.fromkeys(added)))
+    special = source.sub("special_tokens")
+    wanted = [str(name) for key in special.data for name in _flat(special.get(key))]
+    model = str(source.get("base_model") or "").lower()
+    known = {name for part, names in _IN_VOCABULARY.items() if part in model for name in names}
+    unknown = [name for name in dict.fromkeys(wanted) if name not in known]
+    if unknown:
+        shown = ", ".join(unknown[:8])
+        draft.refuse(source, "special_tokens", f"special tokens that the vocabulary may not have yet: {shown}")
+
+
+def _flat(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list | tuple) else [] if value is None else [value]
 
 
 def _read_precision(source: Source, draft: Draft) -> None:

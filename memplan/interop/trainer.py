@@ -13,8 +13,8 @@ from memplan.interop.draft import Draft, Source
 
 # Known, and without any bearing on the memory of a training step.
 HARMLESS = frozenset({
-    "accelerator_config", "adam_beta1", "adam_beta2", "adam_epsilon", "auto_find_batch_size",
-    "average_tokens_across_devices", "batch_eval_metrics", "bf16_full_eval", "data_seed", "dataloader_drop_last",
+    "accelerator_config", "adam_beta1", "adam_beta2", "adam_epsilon", "average_tokens_across_devices",
+    "batch_eval_metrics", "bf16_full_eval", "data_seed", "dataloader_drop_last",
     "dataloader_num_workers", "dataloader_persistent_workers", "dataloader_pin_memory", "dataloader_prefetch_factor",
     "ddp_broadcast_buffers", "ddp_bucket_cap_mb", "ddp_find_unused_parameters", "ddp_static_graph", "ddp_timeout",
     "eval_accumulation_steps", "eval_do_concat_batches",
@@ -55,6 +55,7 @@ def read_training(source: Source, draft: Draft) -> None:
         ("torch_compile", "torch.compile, which fuses kernels and keeps other tensors"),
         ("use_cpu", "training on the CPU"),
         ("no_cuda", "training on the CPU"),
+        ("auto_find_batch_size", "batches that become smaller whenever memory runs out"),
     ):
         if source.flag(key):
             draft.refuse(source, key, text)

@@ -15,7 +15,7 @@ from memplan.methods.adaptation import Adaptation
 from memplan.methods.config import config_class, default_target_modules, tables
 from memplan.methods.experts import inject_parameters, rename_experts
 from memplan.methods.state import ModelState, Weight
-from memplan.methods.targets import Matcher, all_linear, is_all_linear, module_paths, no_match
+from memplan.methods.targets import Matcher, all_linear, is_all_linear, module_paths, no_layer, no_match
 from memplan.methods.tokens import save_token_rows, tied_to_embedding
 from memplan.methods.tuner import Config, Target, Tuner
 from memplan.step.site import AdapterSite, AdapterTensor, LoraSite, adapter_tensor_name
@@ -84,7 +84,7 @@ def apply_tuner(method: str, tuner: Tuner, state: ModelState, config: dict[str, 
     if tuner is lora.TUNER and inject_parameters(state, config):
         unwalked.append("LoRA on expert parameters")
     elif not targets:
-        raise no_match("peft.target_modules", config["target_modules"], architecture)
+        raise no_layer(config, architecture) or no_match("peft.target_modules", config["target_modules"], architecture)
     state.train_biases(config.get("bias") or "none")
     saved = finish(state, config, given_saves)
     if config.get("trainable_token_indices") is not None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from typing import Any
 
 from memplan.architecture import Architecture, ModuleKind
@@ -21,6 +22,7 @@ _MAX_PATTERN_LENGTH = 4096
 _SEQUENCE_CLASSIFIER_HEADS = ("score", "classifier")  # peft/utils/constants.py, SEQ_CLS_HEAD_NAMES
 
 _LAYER_INDEX = re.compile(r".*?\.[^.]*\.(?P<idx>\d+)\.")
+_PLAIN = re.compile(r"[\w.]+")
 
 
 def module_paths(architecture: Architecture) -> tuple[str, ...]:
@@ -56,10 +58,58 @@ def ends_with_name(path: str, names: frozenset[str] | set[str]) -> bool:
 
 def pattern_value(patterns: Mapping[str, Any] | None, path: str, default: Any) -> Any:
     """The value of the first pattern that matches the end of a path (`rank_pattern` and the like)."""
-    for pattern, value in (patterns or {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", path):
-            return value
-    return default
+    if not patterns:
+        return default
+    place = _pattern_places(tuple(patterns)).first(path)
+    return default if place is None else patterns[list(patterns)[place]]
+
+
+def is_plain(pattern: str) -> bool:
+    """Whether a regular expression is a module path: names with dots, each of which stands for any one character."""
+    return _PLAIN.fullmatch(pattern) is not None
+
+
+class _PatternPlaces:
+    """Finds the first of many patterns that matches the end of a path.
+
+    Paths written as patterns are looked up by their length and dots, so that thousands of them cost no more than a few.
+    """
+
+    def __init__(self, patterns: tuple[str, ...]) -> None:
+        self._plain: dict[tuple[int, tuple[int, ...]], dict[str, int]] = {}
+        self._others: list[tuple[int, re.Pattern[str]]] = []
+        for place, pattern in enumerate(patterns):
+            if is_plain(pattern):
+                shape = (len(pattern), tuple(at for at, letter in enumerate(pattern) if letter == "."))
+                self._plain.setdefault(shape, {}).setdefault(pattern, place)
+            else:
+                self._others.append((place, re.compile(rf"(.*\.)?({pattern})$")))
+
+    def first(self, path: str) -> int | None:
+        """The place of the first pattern that matches; None where none does."""
+        found: list[int] = []
+        for (length, dots), places in self._plain.items():
+            start = len(path) - length
+            if start < 0 or (start and path[start - 1] != "."):
+                continue
+            letters = list(path[start:])
+            for at in dots:
+                letters[at] = "."
+            place = places.get("".join(letters))
+            if place is not None:
+                found.append(place)
+        before = min(found, default=None)
+        for place, pattern in self._others:
+            if before is not None and place > before:
+                break
+            if pattern.match(path):
+                return place
+        return before
+
+
+@lru_cache(maxsize=16)
+def _pattern_places(patterns: tuple[str, ...]) -> _PatternPlaces:
+    return _PatternPlaces(patterns)
 
 
 def is_all_linear(targets: object) -> bool:
@@ -126,14 +176,35 @@ class Matcher:
             return True
         if not ends_with_name(path, self._names):
             return False
-        return self._indexes is None or self._layer_index(path) in self._indexes
+        return self._indexes is None or self.layer_index(path) in self._indexes
 
-    def _layer_index(self, path: str) -> int | None:
+    def layer_index(self, path: str) -> int | None:
+        """The number of the layer that a path lies in, as PEFT reads it off; None where it finds none."""
         for pattern in self._layer_patterns:
             match = pattern.match(path)
             if match is not None:
                 return int(match.group("idx"))
         return None
+
+
+def no_layer(config: Mapping[str, Any], architecture: Architecture) -> InvalidValueError | None:
+    """The error for `layers_to_transform` where modules of these names exist, in other layers only; None otherwise."""
+    without = {key: value for key, value in config.items() if key not in ("layers_to_transform", "layers_pattern")}
+    chosen = config.get("layers_to_transform")
+    if chosen is None or chosen == []:
+        return None
+    matcher, whole = Matcher(config, ()), Matcher(without, ())
+    named = [path for path in module_paths(architecture) if whole.targets(path)]
+    if not named or any(matcher.targets(path) for path in named):
+        return None
+    layers = sorted({index for path in named if (index := matcher.layer_index(path)) is not None})
+    if not layers:
+        return InvalidValueError(
+            "peft.layers_pattern", config.get("layers_pattern"), "no path of the target modules has it before a number"
+        )
+    return InvalidValueError(
+        "peft.layers_to_transform", chosen, f"the target modules are in layers {layers[0]} to {layers[-1]}"
+    )
 
 
 def no_match(key: str, value: object, architecture: Architecture) -> InvalidValueError:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from memplan.compare import Comparison, PhaseDifference
 from memplan.report.tree import Block, Bullets, Column, Headline, Paragraph, Report, Table
 from memplan.report.wording import model_name, phase_name
+
+if TYPE_CHECKING:
+    from memplan.agreement import Result
 
 _COLUMNS = (
     Column("Step"),
@@ -60,6 +64,19 @@ def comparison_json(comparison: Comparison) -> dict[str, Any]:
                 },
             }
             for phase in comparison.phases
+        ],
+    }
+
+
+def sample_json(results: Sequence[Result], *, meets_goal: bool) -> dict[str, Any]:
+    """The answers of a sample for programs, every cell with its choices."""
+    return {
+        "cells": len(results),
+        "exact": sum(result.comparison.is_equal for result in results),
+        "meets_goal": meets_goal,
+        "results": [
+            {"model_type": entry.cell.model_type, "choices": entry.cell.choices, **comparison_json(entry.comparison)}
+            for entry in results
         ],
     }
 

@@ -53,6 +53,20 @@ CASES: dict[str, tuple[tuple[str, ...], str]] = {
         ("estimat",),
         "error: no such command 'estimat'. Did you mean 'estimate'?\n  `memplan --help` lists the options\n",
     ),
+    "a value after a switch": (
+        (*ESTIMATE, "--padding", "maybe"),
+        "error: --padding is a switch and takes no value, not 'maybe'\n"
+        "  say --padding or --no-padding, or leave it out\n",
+    ),
+    "a value of a switch": (
+        (*ESTIMATE, "--no-packing=1"),
+        "error: --no-packing is a switch and takes no value, not '1'\n"
+        "  say --packing or --no-packing, or leave it out\n",
+    ),
+    "layers that are not there": (
+        (*LORA, "--peft", '{"target_modules": ["q_proj"], "layers_to_transform": [40, 41]}'),
+        "error: peft.layers_to_transform = [40, 41] is not allowed: the target modules are in layers 0 to 31\n",
+    ),
     "unknown precision": (
         (*ESTIMATE, "--precision", "half"),
         "error: unknown precision 'half'\n  allowed: amp, fp32, master, master-fp32-grads, pure\n",

@@ -78,3 +78,8 @@ def test_the_sample_exits_by_its_goal(run: Run, monkeypatch: pytest.MonkeyPatch,
     result = run("compare", "--matrix", "--cells", "5", "--jobs", "3")
     assert (result.code, asked) == (code, {"cells": 5, "jobs": 3})
     assert result.out.startswith("# How the walk agrees with the trace")
+    assert run("compare", "--matrix", "--cells", "5", "--markdown").out == result.out.replace("jobs=3", "jobs=2")
+    answer = json.loads(run("compare", "--matrix", "--cells", "2", "--json").out)
+    assert (answer["cells"], answer["exact"], answer["meets_goal"]) == (2, 2 * (not difference), not code)
+    assert [entry["equal"] for entry in answer["results"]] == [not difference] * 2
+    assert answer["results"][0]["choices"] == dict(row)

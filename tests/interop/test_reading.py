@@ -377,3 +377,33 @@ def test_an_estimate_says_whose_default_a_value_is() -> None:
 def test_a_config_of_axolotl_that_changes_the_model_is_not_covered() -> None:
     text = "base_model: gpt2\nadapter: lora\nbf16: true\noverrides_of_model_config:\n  n_layer: 48\n"
     assert any("another config of the model" in entry for entry in yaml(text).unsupported)
+
+
+AXOLOTL = "base_model: meta-llama/Llama-3.2-1B\nadapter: lora\nlora_target_linear: true\nbf16: true\n"
+TRL = "model_name_or_path: meta-llama/Llama-3.2-1B\ndataset_name: d\nmax_length: 512\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        (AXOLOTL + "use_ema: true\n", "a moving average of the weights"),
+        (
+            AXOLOTL + "special_tokens:\n  pad_token: <|pad|>\n",
+            "special tokens that the vocabulary may not have yet: <|pad|>",
+        ),
+        (AXOLOTL + "special_tokens:\n  additional_special_tokens: [<a>, <b>]\n", "<a>, <b>"),
+        (AXOLOTL + "auto_find_batch_size: true\n", "smaller whenever memory runs out"),
+        (TRL + "auto_find_batch_size: true\n", "smaller whenever memory runs out"),
+    ],
+)
+def test_what_changes_the_memory_in_a_way_of_its_own_is_not_covered(text: str, part: str) -> None:
+    reading = yaml(text)
+    (found,) = [entry for entry in reading.uncovered if part in entry]
+    assert found.startswith("run.yaml:")
+    assert reading.estimate(gpu="h200").verdict().fits is not Fits.FITS
+
+
+def test_tokens_that_are_added_make_the_vocabulary_larger() -> None:
+    reading = yaml(AXOLOTL + "tokens: [<a>, <b>, <a>]\nspecial_tokens:\n  pad_token: <|end_of_text|>\nuse_ema: false\n")
+    assert reading.keys["num_added_tokens"] == 2
+    assert not [entry for entry in reading.uncovered if "token" in entry or "average" in entry]

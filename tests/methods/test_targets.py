@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import re
+import time
 from typing import Any
 
 import pytest
@@ -93,3 +95,29 @@ def test_absurd_patterns_are_refused() -> None:
         compile_pattern("peft.target_modules", "[")
     with pytest.raises(InvalidValueError, match="at most 4096 characters"):
         compile_pattern("peft.target_modules", "a" * 5000)
+
+
+def test_the_first_of_many_patterns_is_found() -> None:
+    """Looked up at once, they are matched as PEFT does it: one by one, at the end of the path, behind a dot."""
+    paths = [f"model.layers.{index}.{name}" for index in range(12) for name in ("self_attn.q_proj", "mlp.down_proj")]
+    patterns: dict[str, int] = {
+        "q.proj": 1,
+        r"layers\.1.*": 2,
+        "layers.1.self_attn.q_proj": 3,
+        "down_proj": 4,
+        "proj": 5,
+    }
+    patterns |= {f"layers.{index}.mlp.down_proj": 10 + index for index in range(12)} | {r".*\.3\..*": 6}
+    for count in range(len(patterns) + 1):
+        chosen = dict(list(patterns.items())[::-1][:count])
+        for path in paths:
+            one_by_one = next((v for p, v in chosen.items() if re.match(rf"(.*\.)?({p})$", path)), 0)
+            assert pattern_value(chosen, path, 0) == one_by_one, (path, chosen)
+
+
+def test_thousands_of_patterns_take_no_longer_than_a_few() -> None:
+    patterns = {f"nothing.{index}.x_proj": 4 for index in range(5_000)} | {"q_proj": 16}
+    started = time.process_time()
+    for index in range(500):
+        assert pattern_value(patterns, f"model.layers.{index}.self_attn.q_proj", 8) == 16
+    assert time.process_time() - started < 2
