@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from peft.tuners.oft.layer import OFTLayer
 
 import memplan
+from memplan.agreement.cases import small_config
 from memplan.errors import InvalidValueError, UnsupportedError
 from memplan.methods import adapt
 from memplan.methods.orthogonal import nearest_divisor
@@ -73,25 +74,7 @@ def test_refusals(peft_type: str, options: dict[str, Any], message: str) -> None
 
 @pytest.mark.parametrize("model_type", ["deepseek_v2", "deepseek_v3"])
 def test_a_run_that_stops_on_latents_is_not_walked(model_type: str) -> None:
-    sizes = {
-        "hidden_size": 64,
-        "intermediate_size": 96,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "vocab_size": 64,
-    }
-    latents = {"kv_lora_rank": 32, "q_lora_rank": 32, "qk_rope_head_dim": 8, "qk_nope_head_dim": 16, "v_head_dim": 16}
-    experts = {"n_routed_experts": 8, "moe_intermediate_size": 32, "n_shared_experts": 1, "first_k_dense_replace": 1}
-    model = {
-        "model_type": model_type,
-        **sizes,
-        **latents,
-        **experts,
-        "num_experts_per_tok": 2,
-        "n_group": 2,
-        "topk_group": 1,
-    }
-    run: dict[str, Any] = {"model": model, "method": "oft", "micro_batch_size": 2, "sequence_length": 16, "gpu": "h100"}
+    run: dict[str, Any] = {"model": small_config(model_type), "method": "oft", "sequence_length": 16}
     assert not memplan.estimate(Recipe(**run, target_modules=["q_b_proj"])).unsupported
     stopped = memplan.estimate(Recipe(**run, target_modules=["kv_b_proj"]))
     assert [text for text in stopped.unsupported if "kv_b_proj" in text]
