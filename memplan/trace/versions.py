@@ -13,7 +13,7 @@ from memplan.errors import UnavailableError
 TESTED: dict[str, tuple[str, str]] = {
     "torch": ("2.11", "2.15"),
     "transformers": ("5.17", "5.24"),
-    "peft": ("0.21", "0.22"),
+    "peft": ("0.20", "0.22"),
 }
 TESTED_IF_USED: dict[str, tuple[str, str]] = {"bitsandbytes": ("0.50", "0.51")}
 
