@@ -25,6 +25,7 @@ from memplan.recipe import Stack, Task
 from memplan.resolve import Resolved
 from memplan.resolve_evaluation import eval_batches
 from memplan.step.adapters.adalora import orthogonality
+from memplan.step.adapters.prefix import prefixed
 from memplan.step.adapters.prompts import prompted
 from memplan.step.allocator import AllocatorReport
 from memplan.step.builder import Builder
@@ -178,13 +179,15 @@ def recordings(resolved: Resolved, prepared: Prepared, *, fold: bool | None = No
     def forward(tape: Builder) -> Tensor:
         adaptation = prepared.adaptation
         if adaptation.prompt is not None:
-            return prompted(tape, adaptation.prompt, lambda t: family.forward(t, resolved.config, head))
+            put = prompted if adaptation.prompt.key_values is None else prefixed
+            return put(tape, adaptation.prompt, lambda t: family.forward(t, resolved.config, head))
         loss = family.forward(tape, resolved.config, head)
         regularized = adaptation.method == "adalora" and tape.cache is None
         return orthogonality(tape, adaptation.adapters, loss) if regularized else loss
 
-    # AdaLoRA's term of the loss looks at every layer's factors.
-    folds = family.folds and prepared.adaptation.method != "adalora" if fold is None else fold
+    # AdaLoRA's term of the loss looks at every layer's factors; each layer's prefix is its own.
+    alone = prepared.adaptation.method == "adalora" or prepared.adaptation.prefix_key_values > 0
+    folds = family.folds and not alone if fold is None else fold
     made = [record(forward, prepared.sites, settings, fold=folds)]
     if settings.micro_batches > 1:
         made.append(record(forward, prepared.sites, replace(settings, accumulating=True), fold=folds))

@@ -126,7 +126,7 @@ UNSUPPORTED: list[dict[str, Any]] = [
     {"task": "sequence-classification"},
     {"optim": "lomo"},
     {"method": "oft"},
-    {"method": "prefix_tuning", "num_virtual_tokens": 4},
+    {"method": "cartridge", "num_virtual_tokens": 4},
 ]
 
 

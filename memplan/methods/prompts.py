@@ -22,6 +22,7 @@ from memplan.methods.apply import finish
 from memplan.methods.state import ModelState, Weight
 from memplan.model_config.schema import config_class
 from memplan.step.adapters import prompts as encoders
+from memplan.step.adapters.prefix import prefix_tuning as prefix_tuning_step
 from memplan.step.site import AdapterTensor, PromptSite, Rewrite
 
 Encoder = Callable[[Mapping[str, Any]], list[Weight]]
@@ -29,6 +30,14 @@ Encoder = Callable[[Mapping[str, Any]], list[Weight]]
 _LAYER_KEYS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers", "encoder_layers")
 _WIDTH_KEYS = ("hidden_size", "n_embd", "d_model")
 _HEAD_KEYS = ("num_attention_heads", "n_head", "num_heads", "encoder_attention_heads")
+
+# Decoders whose step behind a prefix is equal to the trace.
+_PREFIXED = frozenset(
+    {
+        "llama", "mistral", "qwen2", "qwen3", "smollm3", "granite", "phi3", "olmo", "olmo2", "stablelm", "starcoder2", "phi",
+        "cohere", "gemma", "gpt2", "gpt_neox", "opt", "mixtral", "qwen2_moe", "qwen3_moe",
+    }
+)  # fmt: skip
 
 _UNWALKED = {
     "PROMPT_TUNING": "prompt tuning's longer sequence",
@@ -182,7 +191,11 @@ def apply_prompts(method: str, state: ModelState, config: dict[str, Any]) -> Ada
         created = replace(weight, dtype=DType.FLOAT32, autocast=False)
         state.add("prompt_encoder.default", "", created, DType.FLOAT32, AddedKind.PROMPT)
     finish(state, config, config.get("modules_to_save"))
-    encode = _encoder(config)
+    key_values = None
+    if peft_type == "PREFIX_TUNING":
+        heads = config["num_attention_heads"]
+        key_values = (config["num_layers"], heads, config["token_dim"] // heads)
+    encode = _encoder(config, state.architecture)
     tensors = tuple(AdapterTensor(w.name, w.shape, DType.FLOAT32, w.trainable) for w in ENCODERS[peft_type](config))
     cached = peft_type in ("PREFIX_TUNING", "CARTRIDGE")
     tokens = config["num_virtual_tokens"]
@@ -193,12 +206,12 @@ def apply_prompts(method: str, state: ModelState, config: dict[str, Any]) -> Ada
         added=state.added(),
         virtual_tokens=0 if cached else tokens,
         prefix_key_values=tokens if cached else 0,
-        prompt=PromptSite(encode, tensors, tokens) if encode is not None else None,
+        prompt=PromptSite(encode, tensors, tokens, state.layer_dtype(embedding), key_values) if encode else None,
         unwalked=() if encode is not None else (_UNWALKED[peft_type],),
     )
 
 
-def _encoder(config: Mapping[str, Any]) -> Rewrite | None:
+def _encoder(config: Mapping[str, Any], architecture: Architecture) -> Rewrite | None:
     """What makes the virtual tokens in the step, where they stand before one decoder's sequence."""
     if config["task_type"] != "CAUSAL_LM" or config["num_transformer_submodules"] != 1:
         return None
@@ -206,6 +219,8 @@ def _encoder(config: Mapping[str, Any]) -> Rewrite | None:
         return encoders.prompt_tuning
     if config["peft_type"] == "P_TUNING" and config["encoder_reparameterization_type"] == "MLP":
         return encoders.p_tuning
+    if config["peft_type"] == "PREFIX_TUNING" and architecture.model_type in _PREFIXED:
+        return prefix_tuning_step
     return None
 
 

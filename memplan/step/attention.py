@@ -62,6 +62,8 @@ class AttentionOps(LayerOps):
         """
         if self.cache is not None:
             return self.cache.update(self, self.path, k, v, slides=slides)
+        if self.prefix is not None:
+            return self.prefix.update(self, k, v)
         if not self.settings.use_cache:
             return k, v
         if slides:
@@ -83,8 +85,8 @@ class AttentionOps(LayerOps):
         padded = padding and settings.padding
         if settings.attn_implementation == "flash_attention_2":
             return None
-        if settings.attn_implementation == "sdpa" and not padded and not settings.packing:
-            return None
+        if settings.attn_implementation == "sdpa" and not padded and not settings.packing and self.prefix is None:
+            return None  # the kernel is causal by itself; not where there are more keys than queries
         return _causal_mask(self, dtype, padded)
 
     def attention(
@@ -130,6 +132,8 @@ def _rotary_table(t: AttentionOps, dtype: DType, head_size: int, length: int) ->
 def _causal_mask(t: AttentionOps, dtype: DType, padded: bool) -> Tensor:
     length = t.sequence
     keys = length if t.cache is None else length + t.cache.length
+    if t.prefix is not None:
+        keys = length + t.prefix.tokens
     square = (1, 1, length, keys)
     texts = t.alloc((1, length), DType.INT64, "cumsum") if t.settings.packing else None
     positions = [t.alloc((length,), DType.INT64, "add") for _ in range(2)]
@@ -141,12 +145,13 @@ def _causal_mask(t: AttentionOps, dtype: DType, padded: bool) -> Tensor:
     if padded:
         both = t.new(square, DType.BOOL, "bitwise_and")
         del allowed
-        allowed = t.new((t.batch, 1, length, length), DType.BOOL, "bitwise_and")
+        allowed = t.new((t.batch, 1, length, keys), DType.BOOL, "bitwise_and")
         del both
     del positions
     if t.settings.attn_implementation == "eager":
         return t.new((t.batch, 1, length, keys), dtype, "where")
-    return allowed
+    # Expanded over the batch; what sdpa makes of it is as large as its shape says.
+    return Tensor(t, (t.batch, 1, length, keys), DType.BOOL, allowed.storage, is_view=True)
 
 
 def same_text(t: AttentionOps) -> Tensor:

@@ -26,9 +26,11 @@ def sliding_window_mask(t: AttentionOps, dtype: DType, window: int) -> Tensor | 
     settings = t.settings
     if settings.attn_implementation == "flash_attention_2":
         return None
-    if settings.attn_implementation == "sdpa" and t.sequence < window and not settings.packing:
+    keys = t.sequence if t.prefix is None else t.sequence + t.prefix.tokens
+    plain = t.prefix is None and not settings.packing
+    if settings.attn_implementation == "sdpa" and plain and keys < window:
         return t.causal_mask(dtype)
-    square = (1, 1, t.sequence, t.sequence)
+    square = (1, 1, t.sequence, keys)
     texts = t.alloc((1, t.sequence), DType.INT64, "cumsum") if settings.packing else None
     positions = [t.alloc((t.sequence,), DType.INT64, "add") for _ in range(2)]
     block = same_text(t) if texts is not None else None
@@ -37,15 +39,15 @@ def sliding_window_mask(t: AttentionOps, dtype: DType, window: int) -> Tensor | 
         allowed = _both(t, allowed, block)
     del texts, block
     if settings.padding:
-        batched = t.new((t.batch, 1, t.sequence, t.sequence), DType.BOOL, "bitwise_and")
+        batched = t.new((t.batch, 1, t.sequence, keys), DType.BOOL, "bitwise_and")
         del allowed
         allowed = batched
         del batched
     del positions
     if settings.attn_implementation == "eager":
-        return t.new((t.batch, 1, t.sequence, t.sequence), dtype, "where")
+        return t.new((t.batch, 1, t.sequence, keys), dtype, "where")
     # Expanded over the batch; what sdpa makes of it is as large as its shape says.
-    return Tensor(t, (t.batch, 1, t.sequence, t.sequence), DType.BOOL, allowed.storage, is_view=True)
+    return Tensor(t, (t.batch, 1, t.sequence, keys), DType.BOOL, allowed.storage, is_view=True)
 
 
 def _both(t: AttentionOps, a: Tensor, b: Tensor) -> Tensor:

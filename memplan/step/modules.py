@@ -9,7 +9,7 @@ Symbols: B micro batch, S sequence length (virtual tokens included).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from memplan.architecture import Buffer, Module, ModuleKind, Parameter
 from memplan.dtypes import DType
@@ -17,6 +17,9 @@ from memplan.step.key_value_cache import KeyValueCache
 from memplan.step.settings import StepSettings
 from memplan.step.site import Site
 from memplan.step.tensor import Dim, Leaf, Shape, Tape, Tensor
+
+if TYPE_CHECKING:
+    from memplan.step.adapters.prefix import Prefix
 
 Output = TypeVar("Output")
 
@@ -35,6 +38,7 @@ class ModuleTape(Tape):
         outputs: what the model's output object holds besides the loss: logits, past key/values.
         tokens: length of the batch, without what a prompt method puts in front.
         prompt: puts it there, given the embedded batch.
+        prefix: keys and values that a method puts in every layer's cache.
         cache: of a model that generates; its head makes the last token's logits alone, and no loss.
         layer_locals: attention weights that eager attention returns and that a variable of the layer holds until its end.
     """
@@ -62,6 +66,7 @@ class ModuleTape(Tape):
         self.tokens = Dim.variable(settings.sequence, "S")
         self.sequence = self.tokens + settings.virtual_tokens
         self.prompt: Callable[[Tensor], Tensor] | None = None
+        self.prefix: Prefix | None = None
         self.cache: KeyValueCache | None = None
         target = settings.target_sequence
         self.target_sequence = Dim.variable(target, "T") if target else self.sequence

@@ -81,17 +81,22 @@ class AdapterSite:
 
 @dataclass(frozen=True, slots=True)
 class PromptSite:
-    """Virtual tokens before every sequence.
+    """Virtual tokens before every sequence, or in every layer's cache.
 
     Attributes:
-        encode: makes their embeddings [B, N, H] (`memplan.step.adapters.prompts`): called with the tape and this.
+        encode: makes their embeddings [B, N, H] (`memplan.step.adapters.prompts`), or all keys and values
+            (`memplan.step.adapters.prefix`): called with the tape and this.
         tensors: the encoder's parameters.
         tokens: N.
+        dtype: of the base model, to which keys and values are cast.
+        key_values: layers, key/value heads and head size of a prefix; None for embeddings.
     """
 
     encode: Rewrite
     tensors: tuple[AdapterTensor, ...]
     tokens: int
+    dtype: DType = DType.FLOAT32
+    key_values: tuple[int, int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,17 +50,24 @@ def prompted(t: Builder, site: PromptSite, forward: Callable[[Builder], Tensor])
 def prompt_tuning(t: Builder, site: PromptSite) -> Tensor:
     """The rows of an embedding, [1, N, H]."""
     indices = t.new((t.batch, site.tokens), DType.INT64, "_to_copy")
-    return lookup(t, _parameter(t, site, "embedding.weight"), indices, (1, site.tokens))
+    return lookup(t, parameter(t, site, "embedding.weight"), indices, (1, site.tokens))
 
 
 def p_tuning(t: Builder, site: PromptSite) -> Tensor:
     """The rows of an embedding through three linear layers."""
-    x = prompt_tuning(t, site)
-    for index in (0, 2, 4):
-        weight, bias = (_parameter(t, site, f"mlp_head.{index}.{name}") for name in ("weight", "bias"))
+    return through_layers(t, site, prompt_tuning(t, site), "mlp_head", (0, 2, 4), "relu")
+
+
+def through_layers(
+    t: Builder, site: PromptSite, x: Tensor, name: str, indices: tuple[int, ...], activation: str
+) -> Tensor:
+    """Linear layers `{name}.{index}` with an activation between each two."""
+    backward = {"relu": "threshold_backward"}.get(activation)
+    for index in indices:
+        weight, bias = (parameter(t, site, f"{name}.{index}.{leaf}") for leaf in ("weight", "bias"))
         x = t.matmul(x, weight, bias)
-        if index < 4:
-            x = ops.unary(t, "relu", x, save="output", backward_op="threshold_backward")
+        if index < indices[-1]:
+            x = ops.unary(t, activation, x, save="output", backward_op=backward)
     return x
 
 
@@ -75,7 +82,8 @@ def _repeat_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | 
     return (tape.new(shape, dtype, "sum"),)
 
 
-def _parameter(t: Builder, site: PromptSite, name: str) -> Tensor:
+def parameter(t: Builder, site: PromptSite, name: str) -> Tensor:
+    """A parameter of the prompt encoder."""
     entry = next(entry for entry in site.tensors if entry.name == name)
     known = t.parameters.get(f"prompt_encoder.{name}")
     if known is None:
