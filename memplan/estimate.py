@@ -44,6 +44,7 @@ class Phase(StrEnum):
     OPTIMIZER_STEP = "optimizer_step"
     EVALUATION = "evaluation"  # after a step, where the recipe evaluates
     GENERATION = "generation"  # after a step, where the recipe generates
+    SAVE = "save"  # of a checkpoint, after a step
     MERGE = "merge"  # of an adapter into the base, after the last step
 
 

@@ -156,6 +156,7 @@ class Recipe(BaseModel):
     max_eval_samples: Annotated[int, Field(strict=True, ge=1, le=1_000_000)] | None = None
     max_new_tokens: SequenceLength | None = None
     max_prompt_length: SequenceLength | None = None
+    save_strategy: Literal["no", "steps", "epoch"] | None = None
     merge_and_unload: Flag | None = None
 
     gpu: str | None = None

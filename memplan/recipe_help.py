@@ -68,6 +68,7 @@ RECIPE_HELP: dict[str, dict[str, str]] = {
         "max_eval_samples": "Sequences that are evaluated; needed where logits are kept.",
         "max_new_tokens": "Tokens that are generated greedily after a step, with a key/value cache; by default none.",
         "max_prompt_length": "Tokens of the prompts that they follow, as many at a time as are evaluated.",
+        "save_strategy": "Whether Trainer saves checkpoints between the steps.",
         "merge_and_unload": "Whether the adapter is merged into the base after the last step.",
     },
     "Hardware": {

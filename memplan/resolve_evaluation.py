@@ -37,6 +37,8 @@ def fill_evaluation(filler: Filler, *, limit: int | None = None) -> None:
     """
     if "max_new_tokens" in filler.said:
         _fill_generation(filler, limit)
+    if "save_strategy" in filler.said:
+        filler.fill("save_strategy", None, USER)
     if filler.said.get("merge_and_unload") and "peft" in filler.values:
         filler.fill("merge_and_unload", None, USER)
     strategy = filler.fill("eval_strategy", "no", "TrainingArguments")

@@ -17,7 +17,7 @@ from typing import Any
 
 from memplan.catalog.cuda_context import cublas_workspace_bytes
 from memplan.dtypes import DType
-from memplan.estimate import Component
+from memplan.estimate import Component, Phase
 from memplan.families import Head, family_of
 from memplan.optimizers.torch_optim import TorchOptimizer
 from memplan.prepare import Prepared
@@ -138,7 +138,7 @@ def recorded_step(
         target_sequence=min(settings.target_sequence, 1),
         micro_batches=min(settings.micro_batches, PLAYED_MICRO_STEPS),
     )
-    beside = evaluation_of(resolved), generation_of(resolved)
+    beside = evaluation_of(resolved), generation_of(resolved), saves(resolved)
     merges = bool(resolved.values.get("merge_and_unload"))
     key = (course, beside, merges, resolved.values["max_grad_norm"], _empties_cache(resolved), fold)
     known = prepared.steps.setdefault(key, [])
@@ -197,7 +197,14 @@ def recordings(resolved: Resolved, prepared: Prepared, *, fold: bool | None = No
     generation = generation_of(resolved)
     if generation is not None:
         made.append(record_generation(forward, prepared.sites, settings, generation, fold=folds))
+    if saves(resolved):
+        made.append(Recording([], [], frozenset(), frozenset(), (), Phase.SAVE))  # nothing is copied on the device
     return joined(*made)
+
+
+def saves(resolved: Resolved) -> bool:
+    """Whether a checkpoint is saved after every step."""
+    return str(resolved.values.get("save_strategy", "no")) != "no"
 
 
 def generation_of(resolved: Resolved) -> Generation | None:

@@ -14,7 +14,7 @@ from memplan.prepare import Prepared
 from memplan.recipe import Precision, Task
 from memplan.resolve import Resolved
 from memplan.unsupported_losses import unsupported_losses
-from memplan.unsupported_moments import unplayed_growth, unsupported_generation, unsupported_merging
+from memplan.unsupported_moments import unplayed_growth, unsupported_generation, unsupported_merging, unsupported_saving
 from memplan.unsupported_packing import unsupported_packing
 from memplan.unsupported_stacks import unsupported_stacks
 
@@ -68,6 +68,7 @@ def unsupported_parts(resolved: Resolved, prepared: Prepared) -> Unsupported:
     step += unsupported_losses(resolved, prepared)
     step += unsupported_generation(resolved, prepared)
     step += unsupported_merging(resolved, prepared)
+    step += unsupported_saving(resolved)
     step += unsupported_packing(resolved, prepared)
     if resolved.quantization is not None and resolved.task is Task.TOKEN_CLASSIFICATION and prepared.adaptation.added:
         # PEFT copies the quantized `score`, and autograd takes no integers.

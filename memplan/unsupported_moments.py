@@ -19,6 +19,29 @@ GENERATES = frozenset(
     }
 )  # fmt: skip
 
+# Model types of which saving everything copies nothing on the device, in the trace. Those whose checkpoints hold experts one
+# by one do copy: their stacked weights are taken apart there (transformers 5.23 core_model_loading.py,
+# `revert_weight_conversion`, then `contiguous` of every tensor of a shard).
+SAVES = frozenset(
+    {
+        "bart", "bert", "bloom", "cohere", "distilbert", "gemma", "gemma2", "gemma3_text", "gpt2", "gpt_bigcode",
+        "gpt_neox", "gpt_oss", "gptj", "granite", "llama", "mbart", "mistral", "modernbert", "mt5", "olmo", "olmo2", "opt",
+        "phi", "phi3", "qwen2", "qwen3", "roberta", "smollm3", "stablelm", "starcoder2", "t5", "xlm-roberta",
+    }
+)  # fmt: skip
+
+
+def unsupported_saving(resolved: Resolved) -> list[str]:
+    """What keeps saving from being walked."""
+    if str(resolved.values.get("save_strategy", "no")) == "no":
+        return []
+    if resolved.quantization is not None:
+        return ["saving (save_strategy) beside quantized weights, whose state dict copies some of their state"]
+    model_type = str(resolved.config["model_type"])
+    if resolved.peft or model_type in SAVES:
+        return []
+    return [f"saving (save_strategy) the whole of a {model_type} model: what is copied on the device is not known"]
+
 
 def unsupported_generation(resolved: Resolved, prepared: Prepared) -> list[str]:
     """What keeps generation from being walked."""

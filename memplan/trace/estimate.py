@@ -124,6 +124,7 @@ def spec_of(resolved: ResolvedRecipe) -> TraceSpec:
         max_new_tokens=int(values.get("max_new_tokens") or 0),
         prompt_batch=int(values.get("per_device_eval_batch_size") or 0),
         prompt_length=int(values.get("max_prompt_length") or 0),
+        saves=str(values.get("save_strategy", "no")) != "no",
         merges=bool(values.get("merge_and_unload")),
     )
 

@@ -26,6 +26,7 @@ from memplan.trace.quantized import QuantizedLoader
 from memplan.trace.recorder import Recorder
 from memplan.trace.result import TraceResult
 from memplan.trace.runner import PROGRESS_MARK
+from memplan.trace.saving import save
 from memplan.trace.spec import TraceSpec
 from memplan.trace.temporaries import KernelTemporaries
 
@@ -82,6 +83,10 @@ class Session:
                 self.evaluate(step, model)
             if self.spec.max_new_tokens:
                 self.generate(step, model)
+            if self.spec.saves:
+                self.recorder.mark(step, "save")
+                self._enter(f"saving after step {step}")
+                save(self.spec, model, optimizer)
         if self.spec.merges:
             self.recorder.mark(self.spec.num_steps, "merge")
             self._enter("merging the adapter into the base")

@@ -102,6 +102,7 @@ class TraceSpec:
         eval_accumulation_steps: after how many of its batches an evaluation moves what it keeps to the host, 0 for never.
         max_new_tokens: how many tokens are generated greedily after every step, 0 for none.
         prompt_batch, prompt_length: shape of the prompts that they follow.
+        saves: whether a checkpoint is saved after every step.
         merges: whether `merge_and_unload` is called after the last step.
     """
 
@@ -155,6 +156,7 @@ class TraceSpec:
     max_new_tokens: int = 0
     prompt_batch: int = 0
     prompt_length: int = 0
+    saves: bool = False
     merges: bool = False
     num_layers: int | None = None
     train_mode: bool = True

@@ -1,0 +1,55 @@
+"""Saving between two steps: that the trace copies nothing on the device where the walk says so, and where it does copy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+import memplan
+from memplan.resolve import resolve
+from memplan.trace.estimate import spec_of
+from memplan.trace.runner import run_many
+from tests.methods.agreement import GPT2, LLAMA, Agreement, recipe
+
+SAVES: dict[str, Any] = {"save_strategy": "steps"}
+MIXTRAL = {**LLAMA, "model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 2}
+CASES: dict[str, dict[str, Any]] = {
+    name: {**SAVES, **keys}
+    for name, keys in {
+        "full, bf16": {},
+        "full, amp, evaluated": {"precision": "amp", "eval_strategy": "steps"},
+        "lora, fp32": {"method": "lora", "precision": "fp32"},
+        "gpt2, merged at the end": {"model": GPT2, "method": "lora", "merge_and_unload": True},
+        "an adapter beside experts": {
+            "model": MIXTRAL,
+            "method": "lora",
+            "peft": {"target_modules": ["q_proj", "o_proj"]},
+        },
+    }.items()
+}
+COMMON = Agreement(CASES)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_walk_equals_trace(name: str) -> None:
+    COMMON.check(name)
+    saved = [phase for phase in COMMON.compared[name].phases if phase.phase == "save"]
+    assert [phase.step for phase in saved] == [1, 2]
+    assert all(phase.trace_peak_bytes == phase.trace_end_bytes for phase in saved)
+
+
+def test_experts_are_taken_apart_on_the_device() -> None:
+    asked = recipe(model=MIXTRAL, **SAVES)
+    assert any("the whole of a mixtral model" in text for text in memplan.estimate(asked).unsupported)
+    (result,) = run_many([spec_of(resolve(asked))])
+    saved = next(phase for phase in result.phases if phase.phase == "save")
+    experts = (
+        2 * 4 * 2 * 384 * 1000 * 2
+    )  # two layers, four experts, gate and up, which are one stacked weight, in 16 bits
+    assert saved.peak_bytes - saved.end_bytes == experts
+
+
+def test_quantized_weights_are_not_walked() -> None:
+    found = memplan.estimate(recipe(method="qlora", load_in_4bit=True, **SAVES))
+    assert any("save_strategy" in text for text in found.unsupported)
