@@ -122,9 +122,11 @@ def loading(
     added = [entry for entry in state.stored if entry.component is Component.ADAPTERS]
     recorder.free(recorder.alloc(round_to_block(sum(_warmup_bytes(entry, quantization) for entry in base) // 2 * 2)))
     code_books = [state.shared_code_book_bytes]
+    recorder.alloc(state.first_buffers_bytes)
     arrived = [_load(recorder, entry, quantization, code_books) for entry in base]
     recorder.alloc(sum(code_books))
-    recorder.alloc(state.buffers_bytes - sum(buffer.data_bytes for buffer in state.added_buffers))
+    others = sum(buffer.data_bytes for buffer in state.added_buffers) + state.first_buffers_bytes
+    recorder.alloc(state.buffers_bytes - others)
     loaded = _cast(recorder, base, arrived)
     if prepare_kbit:
         recorder.empty_cache()

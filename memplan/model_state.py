@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from math import prod
 
-from memplan.architecture import Architecture, Module, ModuleKind, Parameter
+from memplan.architecture import Architecture, Buffer, Module, ModuleKind, Parameter
 from memplan.dtypes import DType
 from memplan.estimate import BytesPerParameter, Component, Parameters
 from memplan.methods.adaptation import Adaptation, AddedKind, AddedParameter
@@ -116,6 +116,7 @@ class ModelState:
         stored: every parameter, base model first.
         buffers_bytes: buffers of the model and of the method, rounded per tensor.
         added_buffers: the method's among them.
+        first_buffers_bytes: those that the checkpoint has beside all modules; they are loaded before any of them.
         shared_code_book_bytes: what bitsandbytes keeps once a process for nested quantization.
         gradients_bytes: of the trained parameters, rounded per tensor.
         master_bytes: fp32 copies that the precision policy keeps.
@@ -132,6 +133,7 @@ class ModelState:
     trained: tuple[tuple[ParamInfo, ...], tuple[ParamInfo, ...]]
     policy: Policy
     added_buffers: tuple[AddedBufferBytes, ...] = ()
+    first_buffers_bytes: int = 0
 
     @cached_property
     def parameters(self) -> Parameters:
@@ -259,7 +261,11 @@ def model_state(
         groups[0 if has_weight_decay(entry, architecture) else 1].append(param)
     return ModelState(
         stored=tuple(stored),
-        buffers_bytes=_buffers_bytes(architecture, adaptation, dtype),
+        buffers_bytes=_buffers_bytes(architecture.buffers, dtype)
+        + sum(buffer.data_bytes for buffer in _added_buffers(adaptation)),
+        first_buffers_bytes=_buffers_bytes(
+            [buffer for buffer in architecture.buffers if buffer.persistent and "." not in buffer.path], dtype
+        ),
         shared_code_book_bytes=PROCESS_CODE_BOOK_BYTES if quantization is not None and quantization.double_quant else 0,
         gradients_bytes=gradients,
         master_bytes=master,
@@ -398,10 +404,9 @@ class _Storing:
         return layer if layer.is_half else dtype
 
 
-def _buffers_bytes(architecture: Architecture, adaptation: Adaptation, dtype: DType) -> int:
-    held = [(buffer.shape, dtype if buffer.as_loaded else buffer.dtype) for buffer in architecture.buffers]
-    added = sum(buffer.data_bytes for buffer in _added_buffers(adaptation))
-    return added + sum(round_to_block(prod(shape) * DType(dtype).itemsize_bytes) for shape, dtype in held)
+def _buffers_bytes(buffers: Iterable[Buffer], dtype: DType) -> int:
+    held = [(buffer.shape, dtype if buffer.as_loaded else buffer.dtype) for buffer in buffers]
+    return sum(round_to_block(prod(shape) * DType(dtype).itemsize_bytes) for shape, dtype in held)
 
 
 def _added_buffers(adaptation: Adaptation) -> Iterator[AddedBufferBytes]:

@@ -148,7 +148,7 @@ def _prepare(
         adapted.loading = loading(
             state,
             quantization,
-            creations(architecture, adapted.sites),
+            creations(architecture, adapted.sites, DType.FLOAT32 if prepare_kbit and quantization else dtype),
             prepare_kbit=prepare_kbit and quantization is not None,
         )
     return Prepared(

@@ -33,8 +33,14 @@ class Creation:
     made: Mapping[str, int]
 
 
-def creations(architecture: Architecture, sites: Mapping[str, Site]) -> dict[str, Creation]:
-    """For each adapted layer that computes something when its adapter is made: what it allocates."""
+def creations(architecture: Architecture, sites: Mapping[str, Site], plain: DType) -> dict[str, Creation]:
+    """For each adapted layer that computes something when its adapter is made: what it allocates.
+
+    Args:
+        architecture: the modules.
+        sites: what stands at each of them.
+        plain: type of what is not quantized then: a 4-bit layer's bias is rewritten only by its first forward.
+    """
     known: dict[object, Creation] = {}
     found: dict[str, Creation] = {}
     for module in architecture.modules:
@@ -44,12 +50,12 @@ def creations(architecture: Architecture, sites: Mapping[str, Site]) -> dict[str
         shape = (module.out_features, module.in_features)
         key = (site, shape)
         if key not in known:
-            known[key] = _run(site, shape)
+            known[key] = _run(site, shape, plain)
         found[module.path] = known[key]
     return found
 
 
-def _run(site: Site, shape: tuple[int, int]) -> Creation:
+def _run(site: Site, shape: tuple[int, int], plain: DType) -> Creation:
     assert site.adapter is not None
     assert site.adapter.creation is not None
     tape = LayerOps(StepSettings(1, 1), {"layer": site})
@@ -64,7 +70,8 @@ def _run(site: Site, shape: tuple[int, int]) -> Creation:
         replace(entry, dtype=dtype) if entry.dtype is DType.FLOAT32 else entry for entry in site.adapter.tensors
     )
     started = replace(site, adapter=replace(site.adapter, tensors=tensors))
-    layer = AdaptedLayer(tape, "layer", started, weight, None, lambda x: x)
+    bias = Tensor(tape, shape[:1], plain, None) if site.parameter("bias") is not None else None
+    layer = AdaptedLayer(tape, "layer", started, weight, bias, lambda x: x)
     made: dict[str, Tensor] = site.adapter.creation(layer)
     indices = {name: tensor.storage.info.index for name, tensor in made.items() if tensor.storage is not None}
     events = tuple(tape.events)

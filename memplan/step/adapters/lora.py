@@ -111,9 +111,12 @@ def dora_creation(layer: AdaptedLayer) -> dict[str, Tensor]:
 
 
 def _copy_of_4bit_layer(layer: AdaptedLayer) -> list[Storage]:
-    """`deepcopy(base_layer)`: the weight, and its quantization state as held by the weight and by the module."""
+    """`deepcopy(base_layer)`: weight and bias, and the quantization state as held by the weight and by the module."""
     assert layer.site.quantized is not None
     stored = stored_tensors(layer.site.quantized, layer.weight.shape, layer.weight.dtype)
     states = [tensor for tensor in stored if tensor.role == "state"]
     copied = [*(tensor for tensor in stored if tensor.role != "state"), *states, *states]
-    return [layer.t.alloc(tensor.shape, tensor.dtype, f"deepcopy: {tensor.name}") for tensor in copied]
+    made = [layer.t.alloc(tensor.shape, tensor.dtype, f"deepcopy: {tensor.name}") for tensor in copied]
+    if layer.bias is not None:
+        made.append(layer.t.alloc(layer.bias.shape, layer.bias.dtype, "deepcopy: bias"))
+    return made
