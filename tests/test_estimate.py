@@ -77,7 +77,8 @@ def test_without_a_gpu_the_verdict_is_null() -> None:
 
 def test_the_closed_sets() -> None:
     assert [component.value for component in Component] == COMPONENTS
-    assert [phase.value for phase in Phase] == ["load", "forward", "backward", "optimizer_step"]
+    steps = ["load", "forward", "backward", "optimizer_step"]
+    assert [phase.value for phase in Phase] == [*steps, "evaluation", "generation", "save", "merge"]
     assert [fits.value for fits in Fits] == ["fits", "uncertain", "does_not_fit"]
     assert [provenance.value for provenance in Provenance] == ["analytic", "trace", "measured"]
 

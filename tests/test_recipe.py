@@ -76,7 +76,7 @@ def test_both_names_at_once_are_refused() -> None:
 
 
 MESSAGES: list[tuple[dict[str, Any], str]] = [
-    ({"bacth": 4}, "unknown recipe key 'bacth'\ndid you mean micro_batch_size?"),
+    ({"bacth": 4}, "unknown recipe key 'bacth'\ndid you mean micro_batch_size or per_device_eval_batch_size?"),
     ({"Model": "gpt2"}, "unknown recipe key 'Model'\ndid you mean model?"),
     (
         {"micro_batch_size": -1},
@@ -141,6 +141,11 @@ NUMBERS = {
     "gradient_accumulation_steps": (1, 1_000_000),
     "empty_cache_steps": (1, 1_000_000),
     "micro_batch_size": (1, 65_536),
+    "per_device_eval_batch_size": (1, 65_536),
+    "eval_accumulation_steps": (1, 1_000_000),
+    "max_eval_samples": (1, 1_000_000),
+    "max_new_tokens": (1, 16_777_216),
+    "max_prompt_length": (1, 16_777_216),
     "sequence_length": (1, 16_777_216),
     "target_length": (1, 16_777_216),
     "gpus": (1, 65_536),

@@ -46,6 +46,7 @@ ALWAYS: dict[str, tuple[object, str]] = {
     "torch_version": ("2.13", "default: the version that memplan's tests trace"),
     "keep_outputs": (False, "Trainer drops the outputs before backward"),
     "use_cache": (False, "TrainingArguments"),
+    "eval_strategy": ("no", "TrainingArguments"),
     "gpus": (1, "default: one GPU"),
     "expandable_segments": (False, "default: PyTorch's allocator as it comes"),
     "num_added_tokens": (0, "default: the vocabulary as it is"),
@@ -108,7 +109,7 @@ def test_what_the_user_says_wins_and_is_marked(key: str) -> None:
         "attn_implementation": "eager", "expandable_segments": True, "gpus": 2, "gradient_accumulation_steps": 3,
         "keep_outputs": True, "loss": "chunked", "max_grad_norm": 0.5, "micro_batch_size": 5, "num_added_tokens": 7,
         "optim": "sgd", "packing": True, "padding": True, "sequence_length": 33, "stack": "torchtune",
-        "torch_version": "2.12", "use_cache": True,
+        "torch_version": "2.12", "use_cache": True, "eval_strategy": "epoch",
     }[key]  # fmt: skip
     found = resolved(**{key: other})
     assert (found.values[key], found.sources[key]) == (other, USER)

@@ -51,6 +51,19 @@ def measured_spec(resolved: ResolvedRecipe, *, steps: int = DEFAULT_STEPS, devic
             raise
         message = error.message.replace("a trace does not", "a measurement does not")
         raise UnsupportedError(message, hint=error.hint, code="not_measurable") from None
+    beside = {
+        "eval_strategy": bool(spec.eval_batches),
+        "max_new_tokens": bool(spec.max_new_tokens),
+        "save_strategy": spec.saves,
+        "merge_and_unload": spec.merges,
+    }
+    asked = [key for key, is_asked in beside.items() if is_asked]
+    if asked:
+        raise UnsupportedError(
+            f"a measurement does not cover {', '.join(asked)}: it runs training steps alone",
+            hint="leave it out; the estimate and the trace cover it",
+            code="not_measurable",
+        )
     return dataclasses.replace(spec, num_steps=steps, device="cpu" if device == "cpu" else "cuda")
 
 

@@ -22,7 +22,8 @@ _COLUMNS = (
 _STACKED = ((3,), (4,), (5, 6))
 # Symbols as memplan.step.tensor names the dimensions.
 _LEGEND = (
-    "B batch, S sequence, H hidden, I intermediate, V vocabulary, A heads, K key/value heads, D head size; "
+    "B batch, S sequence, H hidden, I intermediate, V vocabulary, A heads, K key/value heads, D head size, "
+    "E rows evaluated or generated, P prompt, T targets or cached tokens; "
     "× bytes per element; every storage is rounded up to 512 bytes."
 )
 

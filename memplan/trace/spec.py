@@ -174,6 +174,7 @@ class TraceSpec:
         for name in ("batch", "sequence", "gradient_accumulation_steps", "num_steps"):
             if getattr(self, name) < 1:
                 raise InvalidValueError(name, getattr(self, name), "a positive integer")
+        object.__setattr__(self, "eval_batches", tuple(self.eval_batches))
         if self.load_in_4bit and self.load_in_8bit:
             raise InvalidValueError("load_in_8bit", True, "only one of load_in_4bit and load_in_8bit")
         if self.peft is not None and "peft_type" not in self.peft:

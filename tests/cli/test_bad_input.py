@@ -43,7 +43,8 @@ CASES: dict[str, tuple[tuple[str, ...], str]] = {
     ),
     "unknown option": (
         (*ESTIMATE, "--bacth", "3"),
-        f"error: memplan estimate has no option --bacth\n  did you mean --micro-batch-size?\n{OPTIONS}",
+        "error: memplan estimate has no option --bacth\n"
+        f"  did you mean --micro-batch-size or --per-device-eval-batch-size?\n{OPTIONS}",
     ),
     "unknown option that is like nothing": (
         (*ESTIMATE, "--zzzz"),
@@ -189,7 +190,7 @@ FILES = {
     "run.ini": ("", "error: {path}: unknown ending '.ini'\n  allowed: .json, .toml, .yaml, .yml\n"),
     "key.yaml": (
         "model: gpt2\nbacth: 3\n",
-        "error: unknown recipe key 'bacth'\n  did you mean micro_batch_size?\n",
+        "error: unknown recipe key 'bacth'\n  did you mean micro_batch_size or per_device_eval_batch_size?\n",
     ),
     "text.yaml": (
         "model: gpt2\nmicro_batch_size: '3'\n",
