@@ -16,6 +16,7 @@ from itertools import chain
 from typing import Any
 
 from memplan.catalog.cuda_context import cublas_workspace_bytes
+from memplan.catalog.multiprocessors import DEFAULT_MULTIPROCESSORS, multiprocessors
 from memplan.dtypes import DType
 from memplan.estimate import Component, Phase
 from memplan.families import Head, family_of
@@ -110,6 +111,8 @@ def settings_of(resolved: Resolved, prepared: Prepared) -> StepSettings:
         packing=packs,
         attention_mask=values["stack"] is Stack.TRL and not packs,
         stack=str(values["stack"]),
+        liger_kernels=values["stack"] is Stack.LIGER,
+        multiprocessors=multiprocessors(gpu) or DEFAULT_MULTIPROCESSORS,
         loss=str(values["loss"]),
     )
 

@@ -21,7 +21,7 @@ CHUNKED = (FUSED_LINEAR - {"gemma2"}) | {"starcoder2", "stablelm", "olmo"}
 def unsupported_losses(resolved: Resolved, prepared: Prepared) -> list[str]:
     """What keeps the recipe's loss from being walked."""
     loss = resolved.values["loss"]
-    if loss is Loss.DEFAULT or resolved.values["stack"] is not Stack.TRANSFORMERS:
+    if loss is Loss.DEFAULT or resolved.values["stack"] not in (Stack.TRANSFORMERS, Stack.LIGER):
         return []  # another stack's loss is the stack's
     model_type = str(resolved.config["model_type"])
     if resolved.task is not Task.CAUSAL_LM:

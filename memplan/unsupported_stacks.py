@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from memplan.catalog.multiprocessors import multiprocessors
 from memplan.prepare import Prepared
 from memplan.recipe import Loss, Stack, Task
 from memplan.resolve import Resolved
@@ -15,6 +16,11 @@ TRL = frozenset(
     }
 )  # fmt: skip
 TRL_VERSION = "1.16"
+# Model types whose step with Liger's layers is equal to the trace (liger-kernel 0.8.5), with its fused loss or their own.
+LIGER = frozenset({"llama", "mistral", "qwen2", "qwen3", "smollm3"})
+# Those for which Liger refuses its fused loss.
+LIGER_WITHOUT_FUSED_LOSS = frozenset({"granite"})
+LIGER_VERSION = "0.8"
 
 
 def unsupported_stacks(resolved: Resolved, prepared: Prepared) -> list[str]:
@@ -24,7 +30,37 @@ def unsupported_stacks(resolved: Resolved, prepared: Prepared) -> list[str]:
         return []
     if stack is Stack.TRL:
         return _trl(resolved, prepared)
+    if stack is Stack.LIGER:
+        return _liger(resolved, prepared)
     return [f"the step under stack {stack}"]
+
+
+def _liger(resolved: Resolved, prepared: Prepared) -> list[str]:
+    values = resolved.values
+    model_type, version = str(resolved.config["model_type"]), values.get("stack_version")
+    found = []
+    if version is not None and ".".join(str(version).split(".")[:2]) != LIGER_VERSION:
+        found.append(f"liger-kernel {version}: what is walked is {LIGER_VERSION}")
+    if model_type not in LIGER | LIGER_WITHOUT_FUSED_LOSS or resolved.task is not Task.CAUSAL_LM:
+        found.append(f"Liger's kernels in {model_type} models under a {resolved.task} head")
+    if values["loss"] is Loss.FUSED_LINEAR and model_type in LIGER_WITHOUT_FUSED_LOSS:
+        found.append(f"Liger's fused loss of {model_type} models, which Liger refuses: say loss=default")
+    if values["loss"] is Loss.CHUNKED:
+        found.append("the chunked loss with Liger's layers")
+    if resolved.config.get("hidden_act") not in ("silu", "swish"):
+        found.append(f"Liger's gated MLP with {resolved.config.get('hidden_act')}: it computes silu")
+    norms = [entry.name for entry in prepared.state.stored if entry.trainable and "norm" in entry.name]
+    if norms and multiprocessors(resolved.gpu) is None:
+        found.append(
+            f"the gradients of Liger's norms on {values['gpu']}: how many multiprocessors it has is not recorded"
+        )
+    if any("norm" in entry.module.rpartition(".")[2] for entry in prepared.adaptation.added):
+        found.append("adapters on Liger's norms")
+    if values["use_cache"]:
+        found.append("use_cache with Liger's layers")
+    if values.get("eval_strategy", "no") != "no":
+        found.append("evaluation with Liger's layers")
+    return found
 
 
 def _trl(resolved: Resolved, prepared: Prepared) -> list[str]:

@@ -17,6 +17,7 @@ from memplan.dtypes import DType
 from memplan.families import Head
 from memplan.families.heads import Finish, causal_lm, sequence_classification, token_classification
 from memplan.recipe import Task
+from memplan.step import liger
 from memplan.step.builder import Builder, PerLayer
 from memplan.step.masks import layer_masks, mask_kind, slides
 from memplan.step.tensor import Dim, Tensor
@@ -189,6 +190,11 @@ def split_normed_heads(t: Builder, x: Tensor, heads: Dim, head_size: Dim, norm: 
 def gated_mlp(t: Builder, x: Tensor, d: Dims, *, width: int | None = None, bias: bool = False) -> Tensor:
     """`LlamaMLP`: down(act(gate(x)) * up(x)), x [..., H] to [..., H]; `width` is I unless given."""
     width = width or d.intermediate
+    if t.settings.liger_kernels:
+        gate = t.linear("gate_proj", x, width, bias=bias)
+        return t.linear(
+            "down_proj", liger.silu_mul(t, gate, t.linear("up_proj", x, width, bias=bias)), d.hidden, bias=bias
+        )
     return t.linear(
         "down_proj",
         t.activation(d.activation, t.linear("gate_proj", x, width, bias=bias))

@@ -12,7 +12,7 @@ from typing import cast
 
 from memplan.dtypes import DType
 from memplan.estimate import Component
-from memplan.step import ops
+from memplan.step import liger, ops
 from memplan.step.attention_kernels import sdpa
 from memplan.step.layers import LayerOps
 from memplan.step.matmul import expand_kv, matmul, merge_heads, require_contiguous_gradient, softmax, transpose_last
@@ -46,6 +46,8 @@ class AttentionOps(LayerOps):
 
     def apply_rotary_pos_emb(self, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
         """Both through `rotary`; the originals live until both are done."""
+        if self.settings.liger_kernels:
+            return liger.rope(self, q, k, cos, sin)
         return self.rotary(q, cos, sin), self.rotary(k, cos, sin)
 
     def rotary(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from __future__ import annotations
 from memplan.architecture import Module, ModuleKind, Parameter
 from memplan.dtypes import DType
 from memplan.estimate import Component
-from memplan.step import ops
+from memplan.step import liger, ops
 from memplan.step.adapters.layer import AdaptedLayer
 from memplan.step.modules import ModuleTape
 from memplan.step.quantized import quantized_linear
@@ -203,7 +203,10 @@ class LayerOps(ModuleTape):
             self.declare(Module(path, ModuleKind.NORM, (Parameter("weight", (size,)),), class_name=class_name))
         outer, self.module = self.module, path
         weight = self.parameter(path, "weight", (size,))
-        out = _rms_norm(self, x, weight, weight_in_float)
+        if self.settings.liger_kernels:
+            out = liger.rms_norm(self, x, weight, self.settings.multiprocessors)
+        else:
+            out = _rms_norm(self, x, weight, weight_in_float)
         self.module = outer
         return out
 

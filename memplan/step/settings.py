@@ -35,6 +35,8 @@ class StepSettings:
         packing: the batch is one row of several texts, told apart by position ids that come with it.
         attention_mask: the batch holds a mask of ones, as TRL's collator makes it.
         stack: whose training loop computes the loss (`transformers` or `trl`).
+        liger_kernels: norms, gated MLP and rotary embedding are Liger's.
+        multiprocessors: of the GPU.
         loss: the model's own (`default`), Liger's `fused_linear` or torchtune's `chunked`.
     """
 
@@ -60,4 +62,6 @@ class StepSettings:
     packing: bool = False
     attention_mask: bool = False
     stack: str = "transformers"
+    liger_kernels: bool = False
+    multiprocessors: int = 108
     loss: str = "default"

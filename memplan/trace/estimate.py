@@ -13,6 +13,7 @@ from memplan.blind_spots import blind_spots
 from memplan.catalog.calibration import run_of
 from memplan.catalog.cuda_context import UNNAMED_GPU_CONTEXT_BYTES, cuda_context
 from memplan.catalog.gpus import Gpu
+from memplan.catalog.multiprocessors import DEFAULT_MULTIPROCESSORS, multiprocessors
 from memplan.errors import UnsupportedError
 from memplan.estimate import (
     BytesPerParameter,
@@ -117,6 +118,8 @@ def spec_of(resolved: ResolvedRecipe) -> TraceSpec:
         empty_cache_steps=int(values.get("empty_cache_steps") or 0),
         attention_mask=trl and not packs,
         stack="trl" if trl else "transformers",
+        liger_kernels=str(values.get("stack")) == "liger",
+        multiprocessors=multiprocessors(resolved.gpu) or DEFAULT_MULTIPROCESSORS,
         loss=str(values.get("loss", "default")),  # type: ignore[arg-type]
         eval_batches=eval_batches(values),
         prediction_loss_only=bool(values.get("prediction_loss_only", True)),
@@ -130,9 +133,10 @@ def spec_of(resolved: ResolvedRecipe) -> TraceSpec:
 
 
 def _refuse_what_cannot_be_traced(values: Mapping[str, Any]) -> None:
+    trl = str(values.get("stack")) == "trl"
     reasons = {
         "more than one GPU": values.get("gpus", 1) != 1,
-        f"stack={values.get('stack')}": str(values.get("stack", "transformers")) not in ("transformers", "trl"),
+        f"stack={values.get('stack')}": str(values.get("stack", "transformers")) not in ("transformers", "trl", "liger"),
         f"precision={values.get('precision')}": str(values.get("precision")) not in ("fp32", "amp", "pure"),
         f"method={values.get('method')}": not values.get("peft")
         and values.get("method", "full") not in ("full", "bitfit"),
@@ -142,6 +146,10 @@ def _refuse_what_cannot_be_traced(values: Mapping[str, Any]) -> None:
         "llm_int8_skip_modules": bool(values.get("llm_int8_skip_modules")),
         "bnb_4bit_quant_storage other than uint8": values.get("bnb_4bit_quant_storage", "uint8") != "uint8",
         "optim_target_modules": bool(values.get("optim_target_modules")),
+        f"stack=trl with loss={values.get('loss')}": trl and str(values.get("loss")) != "chunked",
+        f"TRL {values.get('stack_version')}": trl and not str(values.get("stack_version") or "1.16").startswith("1.16"),
+        "a quantized base under TRL": trl and bool(values.get("load_in_4bit") or values.get("load_in_8bit")),
+        "packing under TRL": trl and bool(values.get("packing")),
         "packing with padding": bool(values.get("packing")) and bool(values.get("padding")),
     }
     found = [reason for reason, applies in reasons.items() if applies]

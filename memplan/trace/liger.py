@@ -6,6 +6,8 @@ what liger_kernel's autograd functions allocate and save around it is real.
 
 from __future__ import annotations
 
+import sys
+from contextlib import nullcontext
 from importlib import import_module
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +21,8 @@ from memplan.trace.spec import TraceSpec
 
 # What TrainingArguments.liger_kernel_config switches; the functions of liger_kernel/transformers/monkey_patch.py take these.
 _KERNELS = ("rope", "rms_norm", "swiglu", "geglu", "layer_norm")
+# What the last trace replaced: module, name, value before.
+_replaced: list[tuple[Any, str, Any]] = []
 
 
 def install(spec: TraceSpec) -> None:
@@ -32,6 +36,8 @@ def install(spec: TraceSpec) -> None:
     silence_triton()
     # It looks for a GPU when it is imported, and autocast in its functions is of the device that it found.
     import_module("liger_kernel.utils").infer_device = lambda: "cuda"  # type: ignore[attr-defined]
+    # Kernels are launched with their device made current, which asks the driver.
+    torch.cuda.device = lambda *_: nullcontext()
     torch.cuda.get_device_properties = lambda *_: SimpleNamespace(multi_processor_count=spec.multiprocessors)
 
 
@@ -61,9 +67,20 @@ def apply(spec: TraceSpec, model: nn.Module) -> None:
             f"liger-kernel has no kernels for {model_type} under a {spec.task} head", code="not_traceable"
         )
     kernels = dict.fromkeys(_KERNELS, spec.liger_kernels)
+    base: Any = model
+    modeling = sys.modules[type(base.get_base_model() if hasattr(base, "get_base_model") else base).__module__]
+    before = dict(vars(modeling))
     apply_liger_kernel(
         model, {**kernels, "cross_entropy": False, "fused_linear_cross_entropy": spec.loss == "fused_linear"}
     )
+    _replaced.extend((modeling, name, before[name]) for name in before if getattr(modeling, name) is not before[name])
+
+
+def restore() -> None:
+    """Takes out of transformers' modules what `apply` put into them: a worker traces one spec after another."""
+    while _replaced:
+        module, name, value = _replaced.pop()
+        setattr(module, name, value)
 
 
 def guesses(spec: TraceSpec) -> list[tuple[str, str, Any]]:

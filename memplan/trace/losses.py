@@ -24,6 +24,7 @@ def install(spec: TraceSpec) -> None:
     Raises:
         UnavailableError: one is missing, or of a version that no trace was tested with.
     """
+    liger.restore()
     if spec.liger_kernels or spec.loss == "fused_linear":
         liger.install(spec)
     if spec.stack == "trl":

@@ -106,12 +106,28 @@ TRL_RUNS = {
     "starcoder2", "stablelm",
 ), lora="all-linear")  # fmt: skip
 
+FUSED_RUNS = COURSES | _of_types(
+    ("mistral", "qwen2", "qwen3", "smollm3", "gemma", "gemma2", "gemma3_text", "olmo2", "mixtral")
+)
+LIGER_RUNS = (
+    {name: keys for name, keys in COURSES.items() if "prompt" not in name}
+    | {
+        "padded": {"padding": True},
+        "eager": {"attn_implementation": "eager", **ADAPTED},
+        "packed": {"packing": True},
+        "own loss": {"loss": "default"},
+        "own loss, LoRA": {"loss": "default", **ADAPTED},
+        "granite": {"model": {"model_type": "granite", **DECODER}, "loss": "default"},
+    }
+    | _of_types(("mistral", "qwen2", "qwen3", "smollm3"), lora="all-linear")
+)
+
 # By library: the recipe keys that make it run, and its runs.
 LIBRARIES: dict[str, tuple[dict[str, Any], dict[str, dict[str, Any]]]] = {
     "liger-kernel": (
-        {"loss": "fused_linear"},
-        COURSES
-        | _of_types(("mistral", "qwen2", "qwen3", "smollm3", "gemma", "gemma2", "gemma3_text", "olmo2", "mixtral")),
+        {},
+        {f"fused loss: {name}": {"loss": "fused_linear", **keys} for name, keys in FUSED_RUNS.items()}
+        | {f"layers: {name}": {"stack": "liger", **keys} for name, keys in LIGER_RUNS.items()},
     ),
     "transformers": ({"packing": True}, PACKED_RUNS),
     "trl": ({"stack": "trl"}, TRL_RUNS),
