@@ -22,7 +22,7 @@ from memplan.step import ops
 from memplan.step.alibi import alibi_bias, baddbmm, bloom_gelu
 from memplan.step.attention import autocast_matmul
 from memplan.step.builder import Builder
-from memplan.step.matmul import merge_heads, softmax
+from memplan.step.matmul import merge_heads, require_contiguous_gradient, softmax
 from memplan.step.split import copy, narrow
 from memplan.step.tensor import Dim, Shape, Tensor
 from memplan.step.written_masks import additive_causal_mask
@@ -78,7 +78,7 @@ def attention(t: Builder, x: Tensor, residual: Tensor, d: Dims, alibi: Tensor, m
     probabilities = t.dropout(probabilities, d.attention_dropout)
     t.layer_locals.append(probabilities)  # which the block returns
     heads = (batch, d.heads, length, d.head_size)
-    out = autocast_matmul(t, probabilities, t.view(v, heads), heads)
+    out = require_contiguous_gradient(t, autocast_matmul(t, probabilities, t.view(v, heads), heads))
     out = t.view(merge_heads(t, out), x.shape)
     out = t.linear("dense", out, d.hidden, bias=True)
     return residual + t.dropout(out, d.hidden_dropout)

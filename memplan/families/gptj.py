@@ -19,7 +19,7 @@ from memplan.recipe import Task
 from memplan.step import ops
 from memplan.step.attention import autocast_matmul
 from memplan.step.builder import Builder, given
-from memplan.step.matmul import merge_heads, softmax, transpose_last
+from memplan.step.matmul import merge_heads, require_contiguous_gradient, softmax, transpose_last
 from memplan.step.split import concatenate, parts
 from memplan.step.tensor import Dim, Tensor
 from memplan.step.written_masks import additive_causal_mask
@@ -114,7 +114,7 @@ def attend(t: Builder, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, d: Dims) -
     weights = ops.to(t, weights, v.dtype)
     weights = t.dropout(weights, d.attention_dropout)
     t.layer_locals.append(weights)  # which the block returns
-    return autocast_matmul(t, weights, v, q.shape)
+    return require_contiguous_gradient(t, autocast_matmul(t, weights, v, q.shape))
 
 
 def mlp(t: Builder, x: Tensor, d: Dims) -> Tensor:

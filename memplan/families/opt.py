@@ -95,6 +95,8 @@ def layer(t: Builder, x: Tensor, d: Dims, mask: Tensor | None) -> Tensor:
     x = residual + x
     if not d.norm_before:
         x = norm(t, "self_attn_layer_norm", x, d)
+    shape = x.shape
+    x = t.view(x, (shape[0] * shape[1], shape[2]))
     residual = x
     if d.norm_before:
         x = norm(t, "final_layer_norm", x, d)
@@ -102,7 +104,7 @@ def layer(t: Builder, x: Tensor, d: Dims, mask: Tensor | None) -> Tensor:
     x = t.activation(d.activation, x)
     x = t.linear("fc2", x, d.hidden, bias=d.bias)
     x = t.dropout(x, d.dropout)
-    x = residual + x
+    x = t.view(residual + x, shape)
     if not d.norm_before:
         x = norm(t, "final_layer_norm", x, d)
     return x

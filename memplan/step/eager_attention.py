@@ -55,7 +55,7 @@ def attention_with_sinks(
         weights = weights + mask
     sink_column = _expand(t, t.view(sinks, (1, heads, 1, 1)), (batch, heads, length, 1))
     combined = concatenate(t, (weights, sink_column), (batch, heads, length, columns + 1))
-    combined = combined + _max_last(t, combined)  # a difference allocates and saves like a sum
+    combined = ops.sub(t, combined, _max_last(t, combined))
     probabilities = softmax(t, combined, combined.dtype)
     scores = narrow(t, probabilities, (batch, heads, length, columns))
     weights = ops.to(t, ops.dropout(t, scores, dropout), value.dtype)

@@ -23,7 +23,7 @@ def rotate_interleaved(t: AttentionOps, x: Tensor, cos: Tensor, sin: Tensor) -> 
     half = (*x.shape[:-1], x.shape[-1] // 2)
     cos, sin = (narrow(t, table, (*table.shape[:-1], half[-1])) for table in (cos, sin))
     even, odd = narrow(t, x, half), narrow(t, x, half)
-    first = (even * cos) + (odd * sin)  # a difference allocates and saves like a sum
+    first = ops.sub(t, even * cos, odd * sin)
     second = (odd * cos) + (even * sin)
     return concatenate(t, (first, second), x.shape)
 

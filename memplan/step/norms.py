@@ -42,8 +42,8 @@ def layer_norm_in_float(t: LayerOps, name: str, x: Tensor, weight_shape: Shape, 
         weight = _weight(t, weight_shape, class_name)
         hidden = ops.to(t, x, DType.FLOAT32)
         mean = ops.mean_last(t, hidden)
-        variance = ops.mean_last(t, ops.pow2(t, hidden + mean))  # a difference allocates and saves like a sum
-        hidden = (hidden + mean) * ops.rsqrt(t, ops.add_scalar(t, variance))
+        variance = ops.mean_last(t, ops.pow2(t, ops.sub(t, hidden, mean)))
+        hidden = ops.sub(t, hidden, mean) * ops.rsqrt(t, ops.add_scalar(t, variance))
         hidden = ops.to(t, weight, DType.FLOAT32) * hidden
         return ops.to(t, hidden, x.dtype)
 

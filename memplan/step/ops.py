@@ -110,6 +110,21 @@ def _add_in_place_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Ten
     return (grad if node.edges[0] is not None else None, right)
 
 
+def sub(tape: Tape, a: Tensor, b: Tensor) -> Tensor:
+    """`a - b`: like a sum, but the gradient of `b` is negated first."""
+    meta = (a.shape, a.dtype, b.shape, b.dtype)
+    node = tape.record("sub", (a, b), (), _sub_backward, meta)
+    return tape.new(broadcast(a.shape, b.shape), promote(a.dtype, b.dtype), "sub", node, by_token=a.by_token)
+
+
+def _sub_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | None]:
+    a_shape, a_dtype, b_shape, b_dtype = cast(tuple[Shape, DType, Shape, DType], node.meta)
+    grads: list[Tensor | None] = [grad if node.edges[0] is not None else None, None]
+    if node.edges[1] is not None:
+        grads[1] = tape.new(grad.shape, grad.dtype, "neg", by_token=grad.by_token)
+    return fitted(tape, grads, ((a_shape, a_dtype), (b_shape, b_dtype)))
+
+
 def mul(tape: Tape, a: Tensor, b: Tensor) -> Tensor:
     """`a * b`: saves each operand that the other's gradient needs."""
     dtype = promote(a.dtype, b.dtype)

@@ -165,6 +165,13 @@ def test_saved_tensors_go_when_their_node_has_run(tape: Tape) -> None:
     assert left(tape) == [("", Component.TEMPORARIES), ("weight", Component.GRADIENTS)]  # `x`, and the gradient
 
 
+def test_the_gradient_of_a_subtrahend_is_negated_before_it_is_summed(tape: Tape) -> None:
+    x, mean = parameter(tape, "x"), Tensor(tape, (SHAPE[0], 1), DType.FLOAT16, None)
+    mean.node = Leaf("mean", mean.shape, mean.dtype)
+    run_backward(tape, ops.sub(tape, x, mean))
+    assert made_in_backward(tape) == ["ones_like", "neg", "sum", "_to_copy", "clone"]
+
+
 # -- checkpointing ----------------------------------------------------------------------------------------
 
 

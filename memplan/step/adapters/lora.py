@@ -79,7 +79,7 @@ def _dora_update(layer: AdaptedLayer, x: Tensor, base_result: Tensor | None) -> 
     if base_result is None:
         base_result = t.matmul(x, weight, None)
     elif layer.bias is not None:
-        base_result = base_result + layer.bias  # a difference allocates and saves like a sum
+        base_result = ops.sub(t, base_result, layer.bias)
     return ops.add_scalar(t, scale) * base_result + ops.scale(t, scale * lora_result)
 
 
