@@ -20,13 +20,15 @@ def trace_records(
 ) -> int:
     """Trace every configuration of `source` that has no answer yet (with `again`, every one); say how many were run.
 
-    Answers are written as they come, so that an interrupted run goes on where it stopped.
+    Answers are written as they come, so that an interrupted run goes on where it stopped; those to recipes that no record
+    has any more are dropped.
 
     Raises:
         UnavailableError: the trace extra is not installed.
         UnknownNameError: no such source.
     """
-    answers = dict(traced_answers())
+    asked = {key for key, _ in _configurations(None)}
+    answers = {key: answer for key, answer in traced_answers().items() if key in asked}
     count = 0
     for key, record in _configurations(source):
         if key not in answers or again:
