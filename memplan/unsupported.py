@@ -6,11 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from memplan.architecture import ModuleKind
 from memplan.blind_spots import blind_spots
 from memplan.errors import UnsupportedError
 from memplan.families import family_of
 from memplan.methods import AddedKind
 from memplan.prepare import Prepared
+from memplan.quantization import Scheme
 from memplan.recipe import Precision, Task
 from memplan.resolve import Resolved
 from memplan.unsupported_losses import unsupported_losses
@@ -44,6 +46,7 @@ def unsupported_parts(resolved: Resolved, prepared: Prepared) -> Unsupported:
     """Everything in the recipe that the walk has no rule for; where there is any, no verdict says `fits`."""
     values = resolved.values
     model_type = str(resolved.config["model_type"])
+    scheme = resolved.quantization.scheme if resolved.quantization is not None else None
     step: list[str] = []
     if model_type not in family_of(model_type).walked:
         step.append(
@@ -54,8 +57,8 @@ def unsupported_parts(resolved: Resolved, prepared: Prepared) -> Unsupported:
     elif not family_of(model_type).folds and values["activation_checkpointing"] == "reentrant":
         step.append(f"reentrant checkpointing of {model_type}, whose decoder layers read the encoder's result")
     step += [f"the step of {resolved.method}: {text}" for text in prepared.adaptation.unwalked]
-    if resolved.quantization is not None and not family_of(model_type).walked_quantized:
-        step.append(f"the step of {model_type} on quantized weights; their storage is exact")
+    if scheme is Scheme.INT8 and not family_of(model_type).walked_int8:
+        step.append(f"the step of {model_type} on weights in 8 bits, whose biases take their inputs' type")
     copied = {entry.module for entry in prepared.adaptation.added if entry.kind is AddedKind.COPY}
     tied = {name.rpartition(".")[0] for pair in prepared.architecture.tied.items() for name in pair}
     if copied & tied:
@@ -70,9 +73,10 @@ def unsupported_parts(resolved: Resolved, prepared: Prepared) -> Unsupported:
     step += unsupported_merging(resolved, prepared)
     step += unsupported_saving(resolved)
     step += unsupported_packing(resolved, prepared)
-    if resolved.quantization is not None and resolved.task is Task.TOKEN_CLASSIFICATION and prepared.adaptation.added:
-        # PEFT copies the quantized `score`, and autograd takes no integers.
-        step.append("an adapter for token classification on quantized weights, which torch refuses in the traced run")
+    if resolved.quantization is not None and prepared.adaptation.added and _quantizes_new_head(resolved, prepared):
+        # PEFT copies the quantized head, and autograd takes no integers.
+        task = str(resolved.task).replace("-", " ")
+        step.append(f"an adapter for {task} on quantized weights, which torch refuses in the traced run")
     if values["attn_implementation"] == "flash_attention_2":
         step += _flash_attention_2(resolved, model_type)
     if not prepared.state.parameters.trainable:
@@ -101,9 +105,20 @@ def unsupported_parts(resolved: Resolved, prepared: Prepared) -> Unsupported:
         other.append("bitfit under a classification head: no trace confirms it")
     if values["gpus"] > 1:
         other.append(f"parallelism over {values['gpus']} GPUs: the figures are those of one GPU that holds everything")
-    scheme = resolved.quantization.scheme if resolved.quantization is not None else None
     other += blind_spots(resolved.method, model_type, scheme, resolved.peft)
     return Unsupported((*step, *other), bool(step))
+
+
+def _quantizes_new_head(resolved: Resolved, prepared: Prepared) -> bool:
+    """Whether transformers replaces a classification head: it leaves the last parameter's module, known by its weight alone."""
+    if resolved.task not in (Task.SEQUENCE_CLASSIFICATION, Task.TOKEN_CLASSIFICATION):
+        return False
+    heads = prepared.architecture.head_modules
+    return any(
+        len(module.parameters) > 1
+        for module in prepared.architecture.modules
+        if module.path.partition(".")[0] in heads and module.kind is ModuleKind.LINEAR
+    )
 
 
 def _flash_attention_2(resolved: Resolved, model_type: str) -> list[str]:

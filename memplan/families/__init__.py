@@ -47,7 +47,8 @@ class Family:
         tasks: heads that the family has, its usual one first.
         walked: model types (within this family) whose step is verified against the trace of the real model.
         walked_tasks: heads for which it is.
-        walked_quantized: whether it is on weights that bitsandbytes quantized, too.
+        walked_int8: whether it is on weights in 8 bits, too; not where 8-bit layers have biases beside half-precision inputs,
+            whose type the first forward gives them.
         folds: whether equal layers may be executed once; not where all of them read one tensor that needs a gradient.
         missing: heads that transformers does not have for a model type of this family.
     """
@@ -57,7 +58,7 @@ class Family:
     tasks: tuple[Task, ...]
     walked: frozenset[str] = frozenset()
     walked_tasks: frozenset[Task] = frozenset({Task.CAUSAL_LM, Task.SEQUENCE_CLASSIFICATION, Task.TOKEN_CLASSIFICATION})
-    walked_quantized: bool = True
+    walked_int8: bool = True
     folds: bool = True
     missing: Mapping[str, frozenset[Task]] = field(default_factory=dict)
 

@@ -298,6 +298,6 @@ FAMILY = Family(
     missing={"mbart": frozenset({Task.PRE_TRAINING})},
     walked=frozenset({"bart", "mbart"}),
     walked_tasks=frozenset({Task.SEQ2SEQ_LM}),
-    walked_quantized=False,
+    walked_int8=False,
     folds=False,
 )

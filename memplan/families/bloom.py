@@ -134,5 +134,5 @@ FAMILY = Family(
     DECODER_TASKS,
     walked=frozenset({"bloom"}),
     walked_tasks=frozenset({Task.CAUSAL_LM}),
-    walked_quantized=False,
+    walked_int8=False,
 )

@@ -140,5 +140,5 @@ FAMILY = Family(
     ),
     walked=frozenset({"distilbert"}),
     walked_tasks=frozenset({Task.MASKED_LM, Task.SEQUENCE_CLASSIFICATION, Task.TOKEN_CLASSIFICATION}),
-    walked_quantized=False,
+    walked_int8=False,
 )

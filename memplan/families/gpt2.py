@@ -159,5 +159,5 @@ FAMILY = Family(
     DECODER_TASKS,
     walked=frozenset({"gpt2", "gpt_bigcode"}),
     walked_tasks=frozenset({Task.CAUSAL_LM}),
-    walked_quantized=False,
+    walked_int8=False,
 )

@@ -124,5 +124,5 @@ FAMILY = Family(
     DECODER_TASKS,
     walked=frozenset({"gpt_neox"}),
     walked_tasks=frozenset({Task.CAUSAL_LM}),
-    walked_quantized=False,
+    walked_int8=False,
 )

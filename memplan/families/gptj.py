@@ -159,5 +159,5 @@ FAMILY = Family(
     (Task.CAUSAL_LM, Task.SEQUENCE_CLASSIFICATION, Task.FEATURE_EXTRACTION),
     walked=frozenset({"gptj"}),
     walked_tasks=frozenset({Task.CAUSAL_LM}),
-    walked_quantized=False,
+    walked_int8=False,
 )

@@ -199,5 +199,4 @@ FAMILY = Family(
     (Task.MASKED_LM, Task.SEQUENCE_CLASSIFICATION, Task.TOKEN_CLASSIFICATION, Task.FEATURE_EXTRACTION),
     walked=frozenset({"modernbert"}),
     walked_tasks=frozenset({Task.MASKED_LM}),
-    walked_quantized=False,
 )

@@ -101,5 +101,5 @@ FAMILY = Family(
     ),
     walked=frozenset({"roberta", "xlm-roberta"}),
     walked_tasks=frozenset({Task.MASKED_LM, Task.SEQUENCE_CLASSIFICATION, Task.TOKEN_CLASSIFICATION}),
-    walked_quantized=False,
+    walked_int8=False,
 )

@@ -301,6 +301,5 @@ FAMILY = Family(
     missing={"mt5": frozenset({Task.PRE_TRAINING})},
     walked=frozenset({"t5", "mt5"}),
     walked_tasks=frozenset({Task.SEQ2SEQ_LM}),
-    walked_quantized=False,
     folds=False,
 )
