@@ -24,7 +24,6 @@ from memplan.dtypes import DType
 from memplan.estimate import BytesPerParameter, Component, Parameters
 from memplan.methods.adaptation import Adaptation, AddedKind, AddedParameter
 from memplan.optimizers import Optimizer, ParamInfo, StateBytes
-from memplan.optimizers.low_rank import LowRank
 from memplan.precision import Policy
 from memplan.quantization import (
     PROCESS_CODE_BOOK_BYTES,
@@ -247,7 +246,7 @@ def model_state(
     storing = _Storing(architecture, adaptation, dtype, quantization, quantized, prepare_kbit)
     stored = [storing.base(name, module, parameter) for name, module, parameter in architecture.named_parameters()]
     stored += [storing.added(entry) for entry in adaptation.added]
-    by_name = isinstance(optimizer, LowRank)
+    by_name = optimizer.reads_names
     groups: tuple[list[ParamInfo], list[ParamInfo]] = ([], [])
     gradients = master = 0
     for entry in in_registration_order(stored, architecture):

@@ -16,7 +16,6 @@ from memplan.loading import Loading, loading
 from memplan.methods import Adaptation, adapt
 from memplan.model_state import ModelState, model_state, quantized_modules, sites_of
 from memplan.optimizers import Optimizer, get_optimizer
-from memplan.optimizers.low_rank import LowRank
 from memplan.precision import policy_of
 from memplan.quantization import Quantization
 from memplan.recipe import Precision
@@ -127,7 +126,7 @@ def _prepare(
         options["optim_target_modules"] = optim_target_modules
     optimizer = get_optimizer(optim, **options)
     architecture, adaptation, quantized = adapted.architecture, adapted.adaptation, adapted.quantized
-    by_name = isinstance(optimizer, LowRank)
+    by_name = optimizer.reads_names
     if adapted.state is None or by_name:
         state = model_state(
             architecture,

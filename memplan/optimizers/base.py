@@ -169,6 +169,9 @@ class Optimizer(ABC):
     covers_frozen_parameters: ClassVar[bool] = False
     """Whether the library allocates state for frozen parameters too; then pass those as well."""
 
+    reads_names: ClassVar[bool] = False
+    """Whether what it does with a parameter depends on its name; then infos without a name are not enough."""
+
     @property
     def name(self) -> str:
         """The name by which it was asked for."""

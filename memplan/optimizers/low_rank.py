@@ -99,6 +99,8 @@ class LowRank(Optimizer):
     proj_type: str = "std"
     update_proj_gap: int = 200
 
+    reads_names: ClassVar[bool] = True
+
     OPTIONS: ClassVar[Mapping[str, Callable[[str, object], object]]] = {
         "optim_target_modules": as_target_modules,
         "rank": as_positive_int,

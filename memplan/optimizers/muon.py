@@ -33,6 +33,8 @@ class Muon(Optimizer):
 
     OPTIONS: ClassVar[Mapping[str, Callable[[str, object], object]]] = {"nesterov": as_bool}
 
+    reads_names: ClassVar[bool] = True
+
     @property
     def step_temporaries(self) -> StepTemporaries:
         """A loop over the matrices, and AdamW's lists for the rest."""
@@ -54,14 +56,20 @@ class Muon(Optimizer):
         return Adam(self.row, weight_decay=self.weight_decay, path="foreach")
 
     def record_step(self, scope: StepScope, groups: Sequence[Sequence[ParamInfo]]) -> None:
-        """Muon's step, then AdamW's."""
+        """Muon's step, then AdamW's; each makes a group's states before it updates the group."""
         for group in groups:
-            for param in group:
-                if self.variant(param) == MUON:
-                    self.record_one(scope, param)
+            matrices = [param for param in group if self.variant(param) == MUON]
+            for param in matrices:
+                scope.states(param)
+            for param in matrices:
+                self.record_one(scope, param)
             scope.leave()
-        rest = [[param for param in group if self.variant(param) != MUON] for group in groups]
-        self.companion().record_step(scope, rest)
+        for group in groups:
+            rest = [param for param in group if self.variant(param) != MUON]
+            for param in rest:
+                scope.states(param)
+            self.companion().record_step(scope, [rest])
+            scope.leave()
 
     def record_one(self, scope: StepScope, param: ParamInfo) -> None:
         """Nesterov's update, its bfloat16 copy, and Newton-Schulz: Gram matrices of the smaller side.

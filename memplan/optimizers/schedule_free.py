@@ -42,5 +42,7 @@ class ScheduleFree(Optimizer):
         RAdam makes it once its rectification is defined (from the sixth step on with beta2 = 0.999).
         """
         for group in groups:
+            for param in group:
+                scope.states(param)
             if self.second_moment and group:
                 scope.bind("denom", *tensor_groups(group))

@@ -98,6 +98,8 @@ def spec_of(resolved: ResolvedRecipe) -> TraceSpec:
         bnb_4bit_quant_type=values.get("bnb_4bit_quant_type") or "nf4",
         bnb_4bit_use_double_quant=bool(values.get("bnb_4bit_use_double_quant")),
         bnb_4bit_compute_dtype=values.get("bnb_4bit_compute_dtype"),
+        bnb_4bit_quant_storage=str(values.get("bnb_4bit_quant_storage") or "uint8"),
+        llm_int8_skip_modules=values.get("llm_int8_skip_modules"),
         prepare_for_kbit_training=bool(values.get("prepare_model_for_kbit_training", False)),
         optim=str(values["optim"]),
         optim_args=values.get("optim_args") or {},
@@ -143,8 +145,6 @@ def _refuse_what_cannot_be_traced(values: Mapping[str, Any]) -> None:
         "bitfit under a classification head": values.get("method") == "bitfit"
         and "classification" in str(values["task"]),
         f"quantization_config={values.get('quantization_config')}": bool(values.get("quantization_config")),
-        "llm_int8_skip_modules": bool(values.get("llm_int8_skip_modules")),
-        "bnb_4bit_quant_storage other than uint8": values.get("bnb_4bit_quant_storage", "uint8") != "uint8",
         "optim_target_modules": bool(values.get("optim_target_modules")),
         f"stack=trl with loss={values.get('loss')}": trl and str(values.get("loss")) != "chunked",
         f"TRL {values.get('stack_version')}": trl and not str(values.get("stack_version") or "1.16").startswith("1.16"),

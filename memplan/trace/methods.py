@@ -10,6 +10,7 @@ from torch import nn
 from memplan.errors import InvalidValueError, UnknownNameError
 from memplan.methods.base import matches
 from memplan.trace import builder
+from memplan.trace.quantized import quantized_hidden
 from memplan.trace.spec import TraceSpec
 
 if TYPE_CHECKING:
@@ -37,13 +38,11 @@ def apply_method(spec: TraceSpec, model: Any, labels: Labels) -> nn.Module:
     quantized = spec.load_in_4bit or spec.load_in_8bit
     if quantized and spec.prepare_for_kbit_training:
         checkpointing = spec.checkpointing != "none"
-        model = peft.prepare_model_for_kbit_training(
-            model,
-            use_gradient_checkpointing=checkpointing,
-            gradient_checkpointing_kwargs={"use_reentrant": spec.checkpointing == "reentrant"}
-            if checkpointing
-            else None,
-        )
+        kwargs = {"use_reentrant": spec.checkpointing == "reentrant"} if checkpointing else None
+        with quantized_hidden(model):
+            model = peft.prepare_model_for_kbit_training(
+                model, use_gradient_checkpointing=checkpointing, gradient_checkpointing_kwargs=kwargs
+            )
         # peft/utils/other.py, auto_clear_cache: torch.cuda.empty_cache() after the casts to float32.
         labels.cache_emptied()
     else:

@@ -5,6 +5,8 @@ transformers/trainer_optimizer.py, `_OPTIMIZER_HANDLERS` (5.23); `Trainer.create
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from importlib.util import find_spec
 from types import SimpleNamespace
 from typing import Any
@@ -20,6 +22,9 @@ _TORCH_VARIANTS: dict[str, dict[str, Any]] = {
     "adamw_torch_foreach": {"foreach": True},
     "adamw_torch_for_loop": {"foreach": False},
 }
+
+# Names of bitsandbytes' optimizers without a word of it: those with states in 8 bits, and what it alone has.
+_BITSANDBYTES = re.compile(r"(adamw|rmsprop_bnb|lion|ademamix)_8bit|(lion|ademamix)(_32bit)?")
 
 # Part of an optimizer's name -> the module that transformers imports for it, and the package that holds it.
 _PACKAGES: dict[str, tuple[str, str]] = {
@@ -45,7 +50,8 @@ def _check_installed(optim: str) -> None:
         UnavailableError: names the package and the command that installs it.
     """
     for part, (module, package) in _PACKAGES.items():
-        if part in optim and find_spec(module) is None:
+        named = part in optim or (module == "bitsandbytes" and _BITSANDBYTES.fullmatch(optim))
+        if named and find_spec(module) is None:
             raise UnavailableError(
                 f"optim={optim} needs the package {package.rpartition('/')[2]}, which is not installed",
                 hint=f'pip install "{package}"',
@@ -64,12 +70,14 @@ def build(spec: TraceSpec, model: nn.Module) -> torch.optim.Optimizer:
     groups = parameter_groups(spec, model)
     if spec.optim in _TORCH_VARIANTS:
         return torch.optim.AdamW(groups, lr=5e-5, **_TORCH_VARIANTS[spec.optim])
+    if spec.optim == "muon":
+        return MuonWithAdamW(groups, model, spec.optim_args)
     from transformers.trainer_optimizer import _OPTIMIZER_HANDLERS, OptimizerContext
     from transformers.training_args import OptimizerNames
 
     names = {str(entry.value): entry for entry in OptimizerNames}
     if spec.optim not in names:
-        raise UnknownNameError("optimizer", spec.optim, [*names, *_TORCH_VARIANTS])
+        raise UnknownNameError("optimizer", spec.optim, [*names, *_TORCH_VARIANTS, "muon"])
     handler = _OPTIMIZER_HANDLERS.get(names[spec.optim])
     if handler is None:
         raise UnsupportedError(f"transformers has no single-process optimizer for optim={spec.optim}")
@@ -77,7 +85,7 @@ def build(spec: TraceSpec, model: nn.Module) -> torch.optim.Optimizer:
     # training_args.py: the defaults that the handlers read.
     args = SimpleNamespace(
         optim=spec.optim, learning_rate=5e-5, adam_beta1=0.9, adam_beta2=0.999, adam_epsilon=1e-8, weight_decay=0.0,
-        optim_target_modules=None, gradient_accumulation_steps=spec.gradient_accumulation_steps,
+        optim_target_modules=None, gradient_accumulation_steps=spec.gradient_accumulation_steps, warmup_steps=0,
     )  # fmt: skip
     context = OptimizerContext(
         args=args,
@@ -91,9 +99,52 @@ def build(spec: TraceSpec, model: nn.Module) -> torch.optim.Optimizer:
         optimizer: torch.optim.Optimizer = cls(groups, **kwargs)
     except (ImportError, ValueError) as error:
         raise UnsupportedError(f"optim={spec.optim} cannot be built: {error}", code="optimizer_not_buildable") from None
+    if callable(getattr(optimizer, "train", None)):
+        optimizer.train()  # Trainer.training_step, of schedule-free optimizers
     if spec.weight_decay_groups and "bitsandbytes" in str(cls) and kwargs.get("optim_bits") == 8:
         _keep_embeddings_in_32_bits(model)
     return optimizer
+
+
+class MuonWithAdamW(torch.optim.Optimizer):  # type: ignore[misc]
+    """torch.optim.Muon for hidden matrices and torch.optim.AdamW for the rest, one after the other, as Muon's docs ask.
+
+    Args:
+        groups: parameter groups, as dicts or one list of parameters.
+        model: whose embeddings and output embedding are no hidden matrices.
+        options: of Muon.
+    """
+
+    def __init__(self, groups: list[Any], model: nn.Module, options: Mapping[str, Any]) -> None:
+        super().__init__(groups, {})
+        outside = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+        base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
+        head = base.get_output_embeddings() if hasattr(base, "get_output_embeddings") else None
+        if head is not None:
+            outside.add(id(head.weight))
+
+        def part(hidden: bool) -> list[dict[str, Any]]:
+            return [
+                {"params": [p for p in group["params"] if (p.ndim == 2 and id(p) not in outside) is hidden],
+                 "weight_decay": 0.0}
+                for group in self.param_groups
+            ]  # fmt: skip
+
+        self.parts: list[torch.optim.Optimizer] = []
+        kinds: list[tuple[Any, bool, dict[str, Any]]] = [
+            (torch.optim.Muon, True, dict(options)),
+            (torch.optim.AdamW, False, {}),
+        ]
+        for kind, hidden, given in kinds:
+            found = part(hidden)
+            if any(group["params"] for group in found):
+                self.parts.append(kind(found, lr=5e-5, **given))
+
+    def step(self, closure: Any = None) -> None:
+        """Both steps; states are those of either."""
+        for optimizer in self.parts:
+            optimizer.step(closure)
+            self.state.update(optimizer.state)
 
 
 def _keep_embeddings_in_32_bits(model: nn.Module) -> None:

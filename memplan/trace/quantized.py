@@ -7,6 +7,8 @@ plain frozen `Parameter` that carries the same attributes.
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -33,6 +35,8 @@ class QuantizedLoader:
             bnb_4bit_quant_type=spec.bnb_4bit_quant_type,
             bnb_4bit_use_double_quant=spec.bnb_4bit_use_double_quant,
             bnb_4bit_compute_dtype=getattr(torch, spec.bnb_4bit_compute_dtype) if spec.bnb_4bit_compute_dtype else None,
+            bnb_4bit_quant_storage=getattr(torch, spec.bnb_4bit_quant_storage),
+            llm_int8_skip_modules=list(spec.llm_int8_skip_modules) if spec.llm_int8_skip_modules is not None else None,
             llm_int8_threshold=spec.llm_int8_threshold,
         )
         self.config = config
@@ -96,6 +100,23 @@ class QuantizedLoader:
         model.config._is_quantized = True
         model.hf_quantizer = self.quantizer
         model.quantization_method = self.quantizer.quantization_config.quant_method
+
+
+@contextmanager
+def quantized_hidden(model: nn.Module) -> Iterator[None]:
+    """Keeps packed weights out of `model.parameters()`.
+
+    `prepare_model_for_kbit_training` casts 16-bit parameters up unless their class is called `Params4bit`, which fakes cannot
+    be; packed weights can be stored in 16 bits (`bnb_4bit_quant_storage`).
+    """
+    whole = model.parameters
+    model.parameters = lambda recurse=True: (
+        parameter for parameter in whole(recurse) if not hasattr(parameter, "bnb_quantized")
+    )
+    try:
+        yield
+    finally:
+        del model.parameters
 
 
 def install_dequantization() -> None:

@@ -72,6 +72,8 @@ class TraceSpec:
         grad_scaler: whether `torch.amp.GradScaler` scales the loss (Trainer's `fp16=True`).
         load_in_4bit, load_in_8bit: bitsandbytes quantization of the base weights at load.
         bnb_4bit_compute_dtype: None means transformers' default, float32.
+        bnb_4bit_quant_storage: the dtype of packed weights.
+        llm_int8_skip_modules: modules that are not quantized, in 4 bits either; None leaves out the output embedding.
         llm_int8_outlier_columns: how many input columns LLM.int8 treats as outliers (data dependent on a real GPU).
         prepare_for_kbit_training: call `peft.prepare_model_for_kbit_training` after a quantized load.
         optim: a name of `transformers.TrainingArguments.optim`, or adamw_torch_foreach, adamw_torch_for_loop.
@@ -120,6 +122,8 @@ class TraceSpec:
     bnb_4bit_quant_type: Literal["nf4", "fp4"] = "nf4"
     bnb_4bit_use_double_quant: bool = False
     bnb_4bit_compute_dtype: str | None = None
+    bnb_4bit_quant_storage: str = "uint8"
+    llm_int8_skip_modules: Sequence[str] | None = None
     llm_int8_threshold: float = 6.0
     llm_int8_outlier_columns: int = 0
     prepare_for_kbit_training: bool = True

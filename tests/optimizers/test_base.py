@@ -74,6 +74,9 @@ def test_every_temporary_is_freed(params: list[ParamInfo], name: str) -> None:
         if event.action == "alloc":
             assert event.label not in alive
             alive[event.label] = event.tensors
+        elif event.action == "states":
+            assert event.param in params
+            assert event.tensors == ()
         else:
             assert alive.pop(event.label) == event.tensors
     assert not alive
