@@ -105,6 +105,9 @@ def unsupported_parts(resolved: Resolved, prepared: Prepared) -> Unsupported:
         other.append("bitfit under a classification head: no trace confirms it")
     if values["gpus"] > 1:
         other.append(f"parallelism over {values['gpus']} GPUs: the figures are those of one GPU that holds everything")
+    arrives = "quantization_config" in values and resolved.recipe.quantization_config is None
+    if scheme is not None and scheme.is_bitsandbytes and arrives:
+        other.append("a checkpoint that is quantized already: how it is loaded is confirmed by no trace")
     other += blind_spots(resolved.method, model_type, scheme, resolved.peft)
     return Unsupported((*step, *other), bool(step))
 

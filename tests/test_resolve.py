@@ -9,10 +9,12 @@ import pytest
 from memplan.dtypes import DType
 from memplan.errors import InputError, InvalidValueError, UnknownNameError
 from memplan.filler import USER
+from memplan.prepare import prepare
 from memplan.quantization import Quantization, Scheme
 from memplan.quantization_config import quantization_of
 from memplan.recipe import Precision, Recipe, Task
 from memplan.resolve import Resolved, resolve
+from memplan.unsupported import unsupported_parts
 
 LLAMA: dict[str, Any] = {
     "model_type": "llama",
@@ -235,6 +237,8 @@ def test_a_checkpoint_in_4_bits_says_its_compute_dtype(method: str) -> None:
     found = resolved(method=method, model={**LLAMA, "quantization_config": config})
     assert found.quantization == Quantization(Scheme.NF4, compute_dtype=DType.BFLOAT16)
     assert "bnb_4bit_compute_dtype" not in found.values
+    texts = unsupported_parts(found, prepare(found)).texts
+    assert [text for text in texts if "quantized already" in text]  # no trace confirms how it arrives
 
 
 def test_the_checkpoints_own_quantization_is_named_as_its_source() -> None:
