@@ -100,7 +100,10 @@ def unsupported_parts(resolved: Resolved, prepared: Prepared) -> Unsupported:
     ):
         other.append(f"attention heads of {head_size} elements, which sdpa pads to a multiple of 8")
     if resolved.peft.get("init_lora_weights", True) not in (True, False, "gaussian"):
-        other.append(f"what init_lora_weights={resolved.peft['init_lora_weights']} borrows while the adapter is made")
+        other.append(
+            f"what init_lora_weights={resolved.peft['init_lora_weights']} borrows while the adapter is made: it decomposes "
+            "weights by torch.linalg, whose workspaces in cuSOLVER no source states"
+        )
     if resolved.method == "bitfit" and resolved.task in (Task.SEQUENCE_CLASSIFICATION, Task.TOKEN_CLASSIFICATION):
         other.append("bitfit under a classification head: no trace confirms it")
     if values["gpus"] > 1:

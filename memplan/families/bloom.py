@@ -105,11 +105,12 @@ def model(t: Builder, config: Mapping[str, Any]) -> Tensor:
     """The decoder without a head: [B, S, H]."""
     d = dims(config)
     embedded = t.input_embedding("word_embeddings", (t.batch, t.sequence), d.vocabulary, d.hidden)
-    x = t.layer_norm("word_embeddings_layernorm", embedded)
-    alibi, slopes = alibi_bias(t, d.heads, x.dtype)
+    # Forward's variable goes on to the first block's result.
+    start = [t.layer_norm("word_embeddings_layernorm", embedded)]
+    alibi, slopes = alibi_bias(t, d.heads, start[0].dtype)
     mask = additive_causal_mask(t, embedded.dtype)
     outputs: list[Tensor] = []
-    x = t.layers("h", d.layers, lambda t, h, _: block(t, h, d, alibi, mask), x, returned=outputs)
+    x = t.layers("h", d.layers, lambda t, h, _: block(t, h, d, alibi, mask), start.pop(), returned=outputs)
     x = t.layer_norm("ln_f", x)
     del embedded, slopes, outputs
     return x

@@ -129,8 +129,8 @@ def decoder(t: Builder, config: Mapping[str, Any]) -> Tensor:
     del indices
     if d.word != d.hidden:
         embedded = t.linear("project_in", embedded, d.hidden)
-    x = embedded + positions
-    x = t.layers("layers", d.layers, given(lambda t, h, _: layer(t, h, d, mask), position_ids), x)
+    start = [embedded + positions]  # forward's variable goes on to the first layer's result
+    x = t.layers("layers", d.layers, given(lambda t, h, _: layer(t, h, d, mask), position_ids), start.pop())
     if d.final_norm:
         x = norm(t, "final_layer_norm", x, d)
     if d.word != d.hidden:
