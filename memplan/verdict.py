@@ -37,6 +37,11 @@ def judge(gpu: Gpu, reserved_bytes: int, unsupported: bool, run: Run | None = No
     )
 
 
+def upper_reserved_bytes(verdict: VerdictReport) -> int:
+    """What torch's allocator may reserve at the verdict's upper bound, which holds the largest known CUDA context besides."""
+    return verdict.upper_bytes - cuda_context(get_gpu(verdict.gpu)).high_bytes
+
+
 def word_for(expected_bytes: int, upper_bytes: int, usable_bytes: int, *, unsupported: bool) -> Fits:
     """The word for expected bytes and their upper bound against what may be used."""
     if expected_bytes > usable_bytes:

@@ -16,7 +16,7 @@ from memplan.catalog.gpus import Gpu, get_gpu, list_gpus
 from memplan.errors import InputError, UnknownNameError
 from memplan.estimate import Fits
 from memplan.units import GIB
-from memplan.verdict import judge
+from memplan.verdict import judge, upper_reserved_bytes
 
 LLAMA: dict[str, Any] = {
     "model_type": "llama",
@@ -149,3 +149,10 @@ def test_every_gpu_gets_an_answer(gpu: str) -> None:
     estimate = memplan.estimate(model=LLAMA, gpu=gpu, method="lora", sequence_length=16)
     assert estimate.verdict().gpu == gpu
     assert estimate.peak.device_bytes == estimate.verdict().expected_bytes
+
+
+def test_what_torch_may_reserve_lies_below_the_largest_context() -> None:
+    gpu = get_gpu("rtx-4090")
+    verdict = judge(gpu, 10 * GIB, unsupported=False)
+    assert upper_reserved_bytes(verdict) == verdict.upper_bytes - cuda_context(gpu).high_bytes
+    assert 10 * GIB < upper_reserved_bytes(verdict) < verdict.upper_bytes

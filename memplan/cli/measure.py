@@ -18,7 +18,7 @@ from memplan.cli.estimate import (
 )
 from memplan.cli.options import no_model
 from memplan.cli.output import write_json, write_text
-from memplan.errors import InputError, InvalidValueError, UnknownNameError
+from memplan.errors import InputError, InvalidValueError, UnavailableError, UnknownNameError
 from memplan.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -159,7 +159,12 @@ def _planned(suite: str, only: str | None, device: str, steps: int, listing: boo
 
         name = measured_gpu_name()
         if name is None:
-            raise no_gpu()
+            error = no_gpu()
+            names = f"--suite {suite}" + (f" --only {only}" if only else "")
+            hint = f"{len(chosen)} cells are ready: memplan measure {names} --list prints them, with the time each is given"
+            raise UnavailableError(
+                error.message, hint=f"{hint}\n--device cpu runs their steps for testing", code=error.code
+            )
         gpu = _catalog_id(name)
     elif device == "cuda":
         gpu = _PLANNED_GPU
@@ -181,6 +186,7 @@ def predict(recipe: Recipe) -> Prediction:
     from memplan.engine import estimate
     from memplan.errors import MemplanError
     from memplan.measure.campaign import Prediction
+    from memplan.verdict import upper_reserved_bytes
 
     try:
         answer = estimate(recipe)
@@ -191,7 +197,7 @@ def predict(recipe: Recipe) -> Prediction:
         allocated_bytes=peak.allocated_bytes,
         reserved_bytes=peak.reserved_bytes,
         device_bytes=peak.device_bytes,
-        upper_reserved_bytes=verdict.upper_bytes - (peak.device_bytes - peak.reserved_bytes) if verdict else 0,
+        upper_reserved_bytes=upper_reserved_bytes(verdict) if verdict else 0,
         parameters=answer.parameters.total,
         reason="; ".join(answer.unsupported),
     )

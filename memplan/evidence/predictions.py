@@ -16,8 +16,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from memplan.catalog.calibration import run_of
-from memplan.catalog.cuda_context import cuda_context
-from memplan.catalog.gpus import get_gpu
 from memplan.engine import estimate
 from memplan.errors import MemplanError
 from memplan.estimate import Fits, VerdictReport
@@ -25,7 +23,7 @@ from memplan.evidence.records import Level, Record
 from memplan.recipe import Recipe
 from memplan.resolve import resolve
 from memplan.trace.estimate import unseen
-from memplan.verdict import judge
+from memplan.verdict import judge, upper_reserved_bytes
 
 EngineName = Literal["estimate", "trace"]
 TRACED_FILE = Path(__file__).resolve().parent / "traced.json"
@@ -93,7 +91,7 @@ def _estimated(key: str) -> Prediction:
 def _judged(found: Mapping[Level, int], verdict: VerdictReport | None) -> Prediction:
     if verdict is None:
         return Prediction(found)
-    inside = verdict.upper_bytes - cuda_context(get_gpu(verdict.gpu)).high_bytes
+    inside = upper_reserved_bytes(verdict)
     return Prediction(found, fits=verdict.fits, upper_bytes=verdict.upper_bytes, upper_reserved_bytes=inside)
 
 

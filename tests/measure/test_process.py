@@ -152,3 +152,11 @@ def test_the_environment_of_expandable_segments() -> None:
     spec = measured_spec(resolve(Recipe(model=LLAMA, sequence_length=16, expandable_segments=True)))
     assert environment_of(spec) == {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
     assert "PYTORCH_ALLOC_CONF" not in os.environ
+
+
+def test_a_suite_without_a_gpu_says_how_to_see_its_plan(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    monkeypatch.setattr("memplan.measure.cli.measured_gpu_name", lambda: None)
+    done = run("measure", "--suite", "core", "--only", "2l-qlora")
+    assert (done.code, done.out) == (4, "")
+    assert "there is none here" in done.err
+    assert "3 cells are ready: memplan measure --suite core --only 2l-qlora --list prints them" in done.err
