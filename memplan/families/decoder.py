@@ -20,6 +20,7 @@ from memplan.recipe import Task
 from memplan.step import liger
 from memplan.step.builder import Builder, PerLayer
 from memplan.step.masks import layer_masks, mask_kind, slides
+from memplan.step.split import turned, unflatten
 from memplan.step.tensor import Dim, Tensor
 
 Norm = Callable[[Builder, str, Tensor], Tensor]
@@ -183,8 +184,7 @@ def decoder(
 
 def split_normed_heads(t: Builder, x: Tensor, heads: Dim, head_size: Dim, norm: Callable[[Tensor], Tensor]) -> Tensor:
     """[B, S, A·D] viewed as [B, S, A, D], normed there, and turned to [B, A, S, D] (Qwen3)."""
-    x = norm(t.view(x, (*x.shape[:-1], heads, head_size)))
-    return t.view(x, (x.shape[0], heads, x.shape[1], head_size), by_token=True)
+    return turned(t, norm(unflatten(t, x, (*x.shape[:-1], heads, head_size))))
 
 
 def gated_mlp(t: Builder, x: Tensor, d: Dims, *, width: int | None = None, bias: bool = False) -> Tensor:

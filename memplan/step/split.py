@@ -77,6 +77,31 @@ def _view_back(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | None]:
     return (Tensor(tape, shape, grad.dtype, grad.storage, None, is_view=True),)
 
 
+def unflatten(t: Tape, x: Tensor, shape: Shape) -> Tensor:
+    """[B, S, A·D] viewed as [B, S, A, D]; the gradient is copied where it comes back with its heads outermost."""
+    node = t.record("view", (x,), (), _flatten_back, (x.shape,))
+    return Tensor(t, shape, x.dtype, x.storage, node, is_view=True)
+
+
+def _flatten_back(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | None]:
+    (shape,) = cast(tuple[Shape], node.meta)
+    if grad.by_token:
+        grad = tape.new(shape, grad.dtype, "clone")
+    return (Tensor(tape, shape, grad.dtype, grad.storage, None, is_view=True),)
+
+
+def turned(t: Tape, x: Tensor) -> Tensor:
+    """[B, S, A, D] viewed as [B, A, S, D]. On the way back `by_token` says that memory is not laid out as the shape is."""
+    shape = (x.shape[0], x.shape[2], x.shape[1], x.shape[3])
+    node = t.record("transpose", (x,), (), _turned_back, (x.shape,))
+    return Tensor(t, shape, x.dtype, x.storage, node, is_view=True, by_token=True)
+
+
+def _turned_back(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | None]:
+    (shape,) = cast(tuple[Shape], node.meta)
+    return (Tensor(tape, shape, grad.dtype, grad.storage, None, is_view=True, by_token=not grad.by_token),)
+
+
 def concatenate(t: Tape, parts: Sequence[Tensor], shape: Shape) -> Tensor:
     """`torch.cat(parts)` of the given result shape, in the widest type; each part's gradient is a view of the whole one."""
     node = t.record("cat", tuple(parts), (), _cat_backward, tuple((part.shape, part.dtype) for part in parts))

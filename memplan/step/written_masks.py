@@ -29,7 +29,13 @@ def full_causal_mask(t: AttentionOps, dtype: DType) -> Tensor | None:
 
 
 def _allowed(t: AttentionOps) -> Tensor:
+    """Where attention may look: [1, 1, S, S], with padding [B, 1, S, S]."""
     positions = [t.alloc((t.sequence,), DType.INT64, "add") for _ in range(2)]
     allowed = t.new((1, 1, t.sequence, t.sequence), DType.BOOL, "le")
+    if t.settings.padding:
+        both = t.new(allowed.shape, DType.BOOL, "bitwise_and")
+        del allowed
+        allowed = t.new((t.batch, 1, t.sequence, t.sequence), DType.BOOL, "bitwise_and")
+        del both
     del positions
     return allowed
