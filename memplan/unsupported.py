@@ -15,6 +15,7 @@ from memplan.prepare import Prepared
 from memplan.quantization import Scheme
 from memplan.recipe import Precision, Task
 from memplan.resolve import Resolved
+from memplan.step.attention_kernels import Kernel, choose_kernel
 from memplan.unsupported_losses import unsupported_losses
 from memplan.unsupported_moments import unplayed_growth, unsupported_generation, unsupported_merging, unsupported_saving
 from memplan.unsupported_packing import unsupported_packing
@@ -27,6 +28,9 @@ FLASH_ATTENTION_2 = frozenset(
         "stablelm", "starcoder2", "cohere", "gpt2", "gpt_neox", "bert", "bart",
     }
 )  # fmt: skip
+
+# Model types whose attention adds a trained bias to the scores.
+RELATIVE_BIAS = frozenset({"t5", "mt5"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +95,8 @@ def unsupported_parts(resolved: Resolved, prepared: Prepared) -> Unsupported:
     if resolved.gpu is not None and resolved.gpu.vendor != "NVIDIA":
         other.append(f"the kernels of {resolved.gpu.name}: the step is walked with NVIDIA's")
     other += unplayed_growth(resolved)
+    if _biased_under_cudnn(resolved, model_type):
+        other.append(f"the position bias of {model_type} under cuDNN's attention kernel, which gives it no gradient")
     head_size = _head_size(resolved.config)
     if (
         not step
@@ -113,6 +119,22 @@ def unsupported_parts(resolved: Resolved, prepared: Prepared) -> Unsupported:
         other.append("a checkpoint that is quantized already: how it is loaded is confirmed by no trace")
     other += blind_spots(resolved.method, model_type, scheme, resolved.peft)
     return Unsupported((*step, *other), bool(step))
+
+
+def _biased_under_cudnn(resolved: Resolved, model_type: str) -> bool:
+    """Whether sdpa takes cuDNN's kernel for T5's attention, whose bias it knows no gradient of."""
+    if model_type not in RELATIVE_BIAS or resolved.values["attn_implementation"] != "sdpa" or resolved.gpu is None:
+        return False
+    kernel = choose_kernel(
+        resolved.autocast or resolved.dtype,
+        resolved.config["d_kv"],
+        has_mask=True,
+        grouped=False,
+        compute_capability=resolved.gpu.compute_capability or (0, 0),
+        torch_version=(0, 0),
+        dropout=resolved.config["dropout_rate"],
+    )
+    return kernel is Kernel.CUDNN
 
 
 def _quantizes_new_head(resolved: Resolved, prepared: Prepared) -> bool:

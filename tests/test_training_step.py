@@ -114,11 +114,27 @@ def test_an_estimate_is_the_same_with_and_without_the_library(
             "an adapter for token classification on quantized weights",
         ),
         ({"method": "bitfit", "task": "sequence-classification"}, "bitfit under a classification head"),
+        (
+            {"model": "google-bert/bert-base-uncased", "method": "qlora", "task": "sequence-classification"},
+            "an adapter for sequence classification on quantized weights",
+        ),
+        (
+            {"model": "google-bert/bert-base-uncased", "method": "lora", "load_in_8bit": True},
+            "the step of bert on weights in 8 bits",
+        ),
+        (
+            {
+                "model": {"model_type": "t5", "vocab_size": 5003, "dropout_rate": 0.0},
+                "dtype": "bfloat16",
+                "precision": "pure",
+            },
+            "the position bias of t5 under cuDNN's attention kernel",
+        ),
     ],
 )
 def test_what_no_trace_confirms_never_fits(keys: dict[str, Any], said: str) -> None:
     found = engine.estimate(
-        Recipe(model="Qwen/Qwen2.5-0.5B", micro_batch_size=1, sequence_length=64, gpu="h200", **keys)
+        Recipe(**{"model": "Qwen/Qwen2.5-0.5B", "micro_batch_size": 1, "sequence_length": 64, "gpu": "h200", **keys})
     )
     assert any(text.startswith(said) for text in found.unsupported)
     assert found.verdict().fits == "uncertain"

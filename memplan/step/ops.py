@@ -243,9 +243,9 @@ def _linear_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | 
         else:
             grad_x = tape.new(x_shape, dtype, "mm")
             grad_x.is_view = len(x_shape) > 2  # computed over [rows, N_in] and viewed back
+    del kept  # as for a product: the bias's gradient is summed in the engine's `validate_outputs`
     if node.edges[2] is not None:
         grad_b = tape.new((w_shape[0],), dtype, "sum")
-    del kept
     return (grad_x, grad_w, grad_b)
 
 
