@@ -6,7 +6,7 @@ import math
 
 from memplan.methods import AddedKind, get_method
 from memplan.prepare import Prepared
-from memplan.recipe import Task
+from memplan.recipe import Loss, Stack, Task
 from memplan.resolve import Resolved
 from memplan.step.generation import EXECUTED_TOKENS
 from memplan.step.merging import PLAIN
@@ -55,6 +55,9 @@ def unsupported_generation(resolved: Resolved, prepared: Prepared) -> list[str]:
         found.append(f"generation (max_new_tokens) under {resolved.method}")
     if values["padding"]:
         found.append("generation (max_new_tokens) from padded prompts")
+    for key, walked in (("stack", Stack.TRANSFORMERS), ("loss", Loss.DEFAULT), ("packing", False)):
+        if values[key] != walked:
+            found.append(f"generation (max_new_tokens) with {key}={values[key]}")
     if values["attn_implementation"] == "flash_attention_2":
         found.append("generation (max_new_tokens) with flash_attention_2")
     if values["max_prompt_length"] + values["max_new_tokens"] > (config.get("sliding_window") or math.inf):

@@ -88,6 +88,9 @@ def test_growth_beyond_what_is_played_never_fits_but_for_expandable_segments() -
     [
         ({"model": {**LLAMA, "model_type": "mixtral", "num_local_experts": 4}}, "by mixtral models"),
         ({"padding": True}, "padded prompts"),
+        ({"packing": True}, "with packing=True"),
+        ({"stack": "trl"}, "with stack=trl"),
+        ({"loss": "chunked"}, "with loss=chunked"),
         ({"model": {**LLAMA, "model_type": "mistral", "sliding_window": 32}}, "beyond the window of 32 tokens"),
         ({"attn_implementation": "flash_attention_2", "gpu": "h100"}, "flash_attention_2"),
         ({"method": "prompt_tuning", "num_virtual_tokens": 8}, "under prompt_tuning"),
