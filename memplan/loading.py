@@ -19,6 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 
+from memplan.dtypes import DType
 from memplan.estimate import Component
 from memplan.model_state import ModelState, StoredParameter
 from memplan.quantization import PROCESS_CODE_BOOK, Quantization, arrival
@@ -108,6 +109,7 @@ def loading(
     creations: Mapping[str, Creation] | None = None,
     *,
     prepare_kbit: bool = False,
+    recast_adapters: bool = False,
 ) -> Loading:
     """The events of loading `state`'s parameters, and of making adapters whose making computes something.
 
@@ -116,6 +118,7 @@ def loading(
         quantization: of the base model.
         creations: what making a module's adapter computes.
         prepare_kbit: `prepare_model_for_kbit_training` is called on a quantized base.
+        recast_adapters: PEFT makes the adapters float32, and the trainer casts them back, one by one at the end.
     """
     recorder = _Recorder()
     base = [entry for entry in state.stored if entry.component is Component.WEIGHTS]
@@ -135,13 +138,19 @@ def loading(
     keys = _add(recorder, added, creations or {})
     arriving = [(buffer, recorder.alloc(buffer.arrival_bytes)) for buffer in state.added_buffers]
     buffers = [(buffer, key) for buffer, key in arriving if buffer.arrival_bytes != buffer.data_bytes]
+    widened: list[tuple[StoredParameter, int]] = []
     for path, entries in groupby(added, key=lambda entry: entry.module):
         members = list(entries)
-        _cast(recorder, members, [keys[entry.name] for entry in members])
+        settled = _cast(recorder, members, [keys[entry.name] for entry in members])
+        if recast_adapters:
+            widened += zip(members, _widen(recorder, members, settled), strict=True)
         for buffer, key in buffers:
             if buffer.name.startswith(f"{path}."):
                 recorder.alloc(buffer.data_bytes)
                 recorder.free(key)
+    for entry, key in widened:
+        recorder.alloc(entry.data_bytes)
+        recorder.free(key)
     _add(recorder, last, {})
     count, peak, end = len(recorder.events), recorder.peak, recorder.live
     for entry, key in zip(base, loaded, strict=True):
@@ -234,6 +243,15 @@ def _cast(recorder: _Recorder, entries: Sequence[StoredParameter], arrived: Sequ
         else:
             keys.append(key)
     return keys
+
+
+def _widen(recorder: _Recorder, entries: Sequence[StoredParameter], keys: Sequence[int]) -> list[int]:
+    """A float32 copy of each parameter in its place."""
+    made = []
+    for entry, key in zip(entries, keys, strict=True):
+        made.append(recorder.alloc(round_to_block(entry.elements * DType.FLOAT32.itemsize_bytes)))
+        recorder.free(key)
+    return made
 
 
 def _arrival_bytes(entry: StoredParameter) -> int:

@@ -18,7 +18,7 @@ from memplan.model_state import ModelState, model_state, quantized_modules, site
 from memplan.optimizers import Optimizer, get_optimizer
 from memplan.precision import policy_of
 from memplan.quantization import Quantization
-from memplan.recipe import Precision
+from memplan.recipe import Precision, Stack
 from memplan.resolve import Resolved
 from memplan.step.adapters.creation import creations
 from memplan.step.optimizer_step import OptimizerEvent, construction_events, step_events
@@ -75,6 +75,7 @@ def prepare(resolved: Resolved) -> Prepared:
         resolved.quantization,
         bool(values.get("prepare_model_for_kbit_training")),
         values.get("autocast_adapter_dtype", True),
+        values["stack"] is Stack.TRL and resolved.quantization is not None,
         values.get("trainable"),
         values["optim"],
         json.dumps(optim_args, sort_keys=True),
@@ -112,6 +113,7 @@ def _prepare(
     quantization: Quantization | None,
     prepare_kbit: bool,
     autocast_adapter_dtype: bool,
+    recast_adapters: bool,
     trainable: tuple[str, ...] | None,
     optim: str,
     optim_args_json: str,
@@ -119,7 +121,7 @@ def _prepare(
 ) -> Prepared:
     adapted = _adapted(
         config_json, head, method, peft_json, dtype, precision, quantization, prepare_kbit, autocast_adapter_dtype,
-        trainable,
+        recast_adapters, trainable,
     )  # fmt: skip
     options = json.loads(optim_args_json)
     if optim_target_modules is not None:
@@ -149,6 +151,7 @@ def _prepare(
             quantization,
             creations(architecture, adapted.sites, DType.FLOAT32 if prepare_kbit and quantization else dtype),
             prepare_kbit=prepare_kbit and quantization is not None,
+            recast_adapters=recast_adapters,
         )
     return Prepared(
         architecture, adaptation, optimizer, quantized, state, adapted.loading, adapted.sites, adapted.courses
@@ -166,6 +169,7 @@ def _adapted(
     quantization: Quantization | None,
     prepare_kbit: bool,
     autocast_adapter_dtype: bool,
+    recast_adapters: bool,  # decides `loading`, which is kept here
     trainable: tuple[str, ...] | None,
 ) -> _Adapted:
     architecture = describe(json.loads(config_json), head)

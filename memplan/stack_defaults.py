@@ -42,8 +42,15 @@ def _trl(recipe: Recipe) -> Defaults:
         "loss": sourced(Loss.CHUNKED if chunked else Loss.DEFAULT, row("full_logits")),
         "activation_checkpointing": sourced(row("gradient_checkpointing").value, row("gradient_checkpointing")),
     }
+    if _is_quantized(recipe) and in_range(version, LOADS_IN_FLOAT32):
+        for key in ("prepare_model_for_kbit_training", "autocast_adapter_dtype"):
+            found[key] = sourced(row(key).value, row(key))
     if recipe.precision is None and row("bf16").value:
         found["precision"] = sourced(Precision.AMP, row("bf16"))
         if in_range(version, LOADS_IN_FLOAT32):
             found["dtype"] = sourced(row("dtype").value, row("dtype"))
     return found
+
+
+def _is_quantized(recipe: Recipe) -> bool:
+    return recipe.method == "qlora" or bool(recipe.load_in_4bit or recipe.load_in_8bit)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from memplan.catalog.multiprocessors import multiprocessors
+from memplan.dtypes import DType
 from memplan.prepare import Prepared
 from memplan.recipe import Loss, Stack, Task
 from memplan.resolve import Resolved
@@ -75,8 +76,11 @@ def _trl(resolved: Resolved, prepared: Prepared) -> list[str]:
         )
     if model_type not in TRL or resolved.task is not Task.CAUSAL_LM:
         found.append(f"TRL's SFTTrainer on {model_type} models under a {resolved.task} head")
-    if resolved.quantization is not None:
-        found.append("a quantized base under TRL, which leaves its norms 16-bit and makes the adapters bfloat16")
+    if resolved.quantization is not None and not _is_trl_qlora(resolved):
+        found.append(
+            "a quantized base under TRL other than 4-bit weights computed with in bfloat16 under LoRA, without "
+            "prepare_model_for_kbit_training and with autocast_adapter_dtype=false: SFTTrainer makes adapters bfloat16"
+        )
     if values["packing"]:
         found.append("packed sequences under TRL")
     if values["keep_outputs"]:
@@ -88,3 +92,16 @@ def _trl(resolved: Resolved, prepared: Prepared) -> list[str]:
     if values.get("eval_strategy", "no") != "no":
         found.append("evaluation under TRL")
     return found
+
+
+def _is_trl_qlora(resolved: Resolved) -> bool:
+    values, quantization = resolved.values, resolved.quantization
+    return (
+        quantization is not None
+        and quantization.scheme.is_4bit_bitsandbytes
+        and quantization.compute_dtype is DType.BFLOAT16
+        and not values["prepare_model_for_kbit_training"]
+        and not values["autocast_adapter_dtype"]
+        and resolved.method in ("lora", "qlora")
+        and not resolved.peft.get("use_dora")
+    )

@@ -78,7 +78,7 @@ def spec_of(resolved: ResolvedRecipe) -> TraceSpec:
     values = resolved.values
     _refuse_what_cannot_be_traced(values)
     peft, packs = values.get("peft") or None, bool(values.get("packing"))
-    trl = str(values.get("stack")) == "trl"
+    trl, quantized = str(values.get("stack")) == "trl", bool(values.get("load_in_4bit") or values.get("load_in_8bit"))
     checkpointing = values.get("activation_checkpointing")
     if checkpointing is True:
         checkpointing = Checkpointing.NON_REENTRANT  # modeling_utils.py, _activation_checkpointing_enable
@@ -89,7 +89,8 @@ def spec_of(resolved: ResolvedRecipe) -> TraceSpec:
         num_labels=int(values.get("num_labels") or 2),
         peft=peft,
         trainable=_BIASES if values.get("method") == "bitfit" else values.get("trainable"),
-        autocast_adapter_dtype=bool(values.get("autocast_adapter_dtype", True)),
+        # SFTTrainer casts the adapters of a quantized base by itself, after PEFT has.
+        autocast_adapter_dtype=bool(values.get("autocast_adapter_dtype", True)) or (trl and quantized),
         dtype=str(values["dtype"]),
         autocast=str(autocast) if autocast else None,
         grad_scaler=str(autocast) == "float16",
@@ -148,7 +149,6 @@ def _refuse_what_cannot_be_traced(values: Mapping[str, Any]) -> None:
         "optim_target_modules": bool(values.get("optim_target_modules")),
         f"stack=trl with loss={values.get('loss')}": trl and str(values.get("loss")) != "chunked",
         f"TRL {values.get('stack_version')}": trl and not str(values.get("stack_version") or "1.16").startswith("1.16"),
-        "a quantized base under TRL": trl and bool(values.get("load_in_4bit") or values.get("load_in_8bit")),
         "packing under TRL": trl and bool(values.get("packing")),
         "packing with padding": bool(values.get("packing")) and bool(values.get("padding")),
     }

@@ -42,7 +42,7 @@ def apply(spec: TraceSpec, model: Any) -> None:
     if spec.liger_kernels or spec.loss == "fused_linear":
         liger.apply(spec, model)
     if spec.stack == "trl":
-        trl.apply(model)
+        trl.apply(spec, model)
     elif spec.loss == "chunked":
         if spec.task != "causal-lm":
             raise UnsupportedError(f"the chunked loss is one over tokens, not of {spec.task}", code="not_traceable")

@@ -33,10 +33,19 @@ def install(spec: TraceSpec) -> None:
     silence_triton()
 
 
-def apply(model: Any) -> None:
-    """The head that SFTTrainer puts on the model, under its adapters (trl/trainer/sft_trainer.py, `__init__`)."""
+def apply(spec: TraceSpec, model: Any) -> None:
+    """What SFTTrainer does to the model: adapters of a quantized base in bfloat16, and its head on the base model."""
+    if spec.load_in_4bit or spec.load_in_8bit:
+        _cast_adapters(model)
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     import_module("trl.trainer.utils").add_fused_lm_head(base, outputs=("log_probs", "entropy", "is_top1"))
+
+
+def _cast_adapters(model: Any) -> None:
+    """trl/trainer/sft_trainer.py, `__init__`: all but DoRA's magnitudes."""
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and "lora_magnitude_vector" not in name:
+            parameter.data = parameter.data.to(torch.bfloat16)
 
 
 class _Trainer(SimpleNamespace):

@@ -96,6 +96,10 @@ TRL_RUNS = {
     if not name.startswith("QLoRA") and "outputs" not in name and "prompt" not in name and "position" not in name
 } | {
     "nothing said": {},
+    "QLoRA": QLORA,
+    "QLoRA, 16-bit head": {**QLORA, "dtype": "bfloat16"},
+    "QLoRA, kept": {**QLORA, "dtype": "bfloat16", "activation_checkpointing": False},
+    "QLoRA, paged": {**QLORA, "activation_checkpointing": "reentrant", "optim": "paged_adamw_8bit"},
     "vocabulary of several tiles": {"model": {**LLAMA, "vocab_size": 70000}},
     "tokens of several tiles": {"micro_batch_size": 6, "sequence_length": 1501, **ADAPTED},
     "padded": {"padding": True},
