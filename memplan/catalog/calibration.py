@@ -31,11 +31,25 @@ _PPM = 10**6
 
 
 class RunKind(StrEnum):
-    """What decides how a run's memory is made up: what is trained, on which base."""
+    """What decides how a run's memory is made up: what is trained, on which base.
+
+    Adapters of different mechanics are not exchangeable: what errors of LoRA bound says nothing about OFT's rotations.
+    """
 
     FULL = "full"
-    ADAPTER = "adapter"
+    ADAPTER = "adapter"  # two low-rank factors beside a linear layer: LoRA, whatever it starts from
+    OTHER_ADAPTER = "other_adapter"
+    PROMPT = "prompt"
     QUANTIZED_ADAPTER = "quantized_adapter"
+    QUANTIZED_OTHER_ADAPTER = "quantized_other_adapter"
+
+
+# PEFT types that prepend something to the sequence or to keys and values, on a base of any storage.
+_PROMPTS = frozenset({
+    "PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "CPT", "CARTRIDGE", "ADAPTION_PROMPT",
+})  # fmt: skip
+# Methods that are LoRA under any of these names; their `peft` may be absent from a record's keys.
+_LORA_METHODS = frozenset({"lora", "qlora", "rslora", "pissa", "olora", "loftq", "eva", "corda", "lora_ga"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,11 +103,15 @@ LOCAL_ROWS: dict[str, tuple[Row, ...]] = {}
 
 def run_of(values: Mapping[str, Any], family: str) -> Run:
     """The run that resolved recipe values describe."""
-    adapter = str(values.get("method", "full")) not in ("full", "bitfit")
+    method, peft = str(values.get("method", "full")), values.get("peft") or {}
     quantized = bool(values.get("load_in_4bit") or values.get("load_in_8bit") or values.get("quantization_config"))
-    if not adapter:
+    if method in ("full", "bitfit"):
         return Run(RunKind.FULL, family)
-    return Run(RunKind.QUANTIZED_ADAPTER if quantized else RunKind.ADAPTER, family)
+    if str(peft.get("peft_type") or method.upper()) in _PROMPTS:
+        return Run(RunKind.PROMPT, family)
+    if method in _LORA_METHODS and not peft.get("use_dora"):
+        return Run(RunKind.QUANTIZED_ADAPTER if quantized else RunKind.ADAPTER, family)
+    return Run(RunKind.QUANTIZED_OTHER_ADAPTER if quantized else RunKind.OTHER_ADAPTER, family)
 
 
 def stated_bytes(expected_bytes: int) -> int:

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from memplan.estimate import Fits
+from memplan.evidence.goals import HEADINGS, goal_rows
 from memplan.evidence.records import Level, Record, RecordFile
 from memplan.evidence.scoring import By, NotScored, Scored, Scores, Summary, group_of, summaries, verdict_matrix
 
@@ -198,6 +199,12 @@ def markdown_page(scores: Scores, files: Sequence[RecordFile]) -> str:
         markdown_table(SUMMARY_HEADINGS, [summary_row(row) for row in summaries(scores.scored)]),
         "",
         *(f"- {line}" for line in _verdict_lines(scores)),
+        "",
+        "## Goals",
+        "",
+        "Absolute errors, source by source; and no wrong fits. A cause stands beside what falls short, as far as it is known.",
+        "",
+        markdown_table(HEADINGS, goal_rows(scores.scored)),
     ]
     for by in ("method", "family", "gpu", "precision"):
         headings, rows = table_rows(scores, by)
