@@ -81,6 +81,8 @@ def _trl(resolved: Resolved, prepared: Prepared) -> list[str]:
             "a quantized base under TRL other than 4-bit weights computed with in bfloat16 under LoRA, without "
             "prepare_model_for_kbit_training and with autocast_adapter_dtype=false: SFTTrainer makes adapters bfloat16"
         )
+    if values["sequence_length"] == 1:
+        found.append("sequences of one token under TRL: they leave nothing to predict")
     if values["packing"]:
         found.append("packed sequences under TRL")
     if values["keep_outputs"]:
