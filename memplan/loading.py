@@ -136,7 +136,8 @@ def loading(
     last = [entry for entry in added if entry.after_casts]
     added = [entry for entry in added if not entry.after_casts]
     keys = _add(recorder, added, creations or {})
-    arriving = [(buffer, recorder.alloc(buffer.arrival_bytes)) for buffer in state.added_buffers]
+    early = [buffer for buffer in state.added_buffers if not buffer.after_casts]
+    arriving = [(buffer, recorder.alloc(buffer.arrival_bytes)) for buffer in early]
     buffers = [(buffer, key) for buffer, key in arriving if buffer.arrival_bytes != buffer.data_bytes]
     widened: list[tuple[StoredParameter, int]] = []
     for path, entries in groupby(added, key=lambda entry: entry.module):
@@ -152,6 +153,9 @@ def loading(
         recorder.alloc(entry.data_bytes)
         recorder.free(key)
     _add(recorder, last, {})
+    for buffer in state.added_buffers:
+        if buffer.after_casts:
+            recorder.alloc(buffer.data_bytes)
     count, peak, end = len(recorder.events), recorder.peak, recorder.live
     for entry, key in zip(base, loaded, strict=True):
         if key and entry.loaded_dtype is not entry.dtype:

@@ -100,11 +100,16 @@ class StoredParameter:
 
 @dataclass(frozen=True, slots=True)
 class AddedBufferBytes:
-    """A buffer that the method adds, rounded: as it arrives, and after PEFT's casts."""
+    """A buffer that the method adds, rounded: as it arrives, and after PEFT's casts.
+
+    Attributes:
+        after_casts: whether it arrives only then.
+    """
 
     name: str
     arrival_bytes: int
     data_bytes: int
+    after_casts: bool = False
 
 
 @dataclass(frozen=True)
@@ -261,7 +266,7 @@ def model_state(
     return ModelState(
         stored=tuple(stored),
         buffers_bytes=_buffers_bytes(architecture.buffers, dtype)
-        + sum(buffer.data_bytes for buffer in _added_buffers(adaptation)),
+        + sum(buffer.data_bytes for buffer in _added_buffers(adaptation, quantization)),
         first_buffers_bytes=_buffers_bytes(
             [buffer for buffer in architecture.buffers if buffer.persistent and "." not in buffer.path], dtype
         ),
@@ -271,7 +276,7 @@ def model_state(
         states=optimizer.state_bytes([*groups[0], *groups[1]]),
         trained=(tuple(groups[0]), tuple(groups[1])),
         policy=policy,
-        added_buffers=tuple(_added_buffers(adaptation)),
+        added_buffers=tuple(_added_buffers(adaptation, quantization)),
     )
 
 
@@ -408,10 +413,17 @@ def _buffers_bytes(buffers: Iterable[Buffer], dtype: DType) -> int:
     return sum(round_to_block(prod(shape) * DType(dtype).itemsize_bytes) for shape, dtype in held)
 
 
-def _added_buffers(adaptation: Adaptation) -> Iterator[AddedBufferBytes]:
+def _added_buffers(adaptation: Adaptation, quantization: Quantization | None) -> Iterator[AddedBufferBytes]:
+    # transformers/trainer.py moves the model to the device, unless it is bitsandbytes' (Trainer.__init__, 5.23).
+    moved = quantization is None or not quantization.scheme.is_bitsandbytes
     for buffer in adaptation.buffers:
-        sizes = (DType(name).itemsize_bytes for name in (buffer.created_dtype or buffer.dtype, buffer.dtype))
-        yield AddedBufferBytes(buffer.name, *(round_to_block(prod(buffer.shape) * size) for size in sizes))
+        if buffer.on_host and not moved:
+            continue
+        arrival, data = (
+            round_to_block(prod(buffer.shape) * DType(name).itemsize_bytes)
+            for name in (buffer.created_dtype or buffer.dtype, buffer.dtype)
+        )
+        yield AddedBufferBytes(buffer.name, arrival, data, buffer.on_host)
 
 
 def sites_of(

@@ -54,12 +54,14 @@ class AddedBuffer:
     Attributes:
         dtype: as it is in memory after `get_peft_model`.
         created_dtype: before PEFT casts adapters, if it does.
+        on_host: PEFT leaves it in host memory; Trainer moves the model to the device, unless bitsandbytes quantized it.
     """
 
     name: str
     shape: tuple[int, ...]
     dtype: str
     created_dtype: str = ""
+    on_host: bool = False
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from memplan.errors import InvalidValueError, UnsupportedError
 from memplan.methods.state import Weight
 from memplan.methods.tuner import LINEAR, LINEAR_OR_CONV, Config, Target, Tuner
 from memplan.step.adapters import oft as adapters
+from memplan.step.adapters.boft import boft as boft_step
 from memplan.step.site import Rewrite
 
 
@@ -75,7 +76,7 @@ def boft(target: Target, config: Config) -> list[Weight]:
     return [
         Weight("boft_R.default", (1, size // block, block, block)),
         Weight("boft_s.default", scale),
-        Weight("boft_P", (1, size, size), dtype=DType.FLOAT32, autocast=False, parameter=False),
+        Weight("boft_P", (1, size, size), dtype=DType.FLOAT32, autocast=False, parameter=False, on_host=True),
     ]
 
 
@@ -153,7 +154,16 @@ OFT = Tuner(
     rewrite=_oft_rewrite,
     options=lambda target, config: {"terms": config["num_cayley_neumann_terms"]},
 )
-BOFT = Tuner(LINEAR_OR_CONV, boft, "BOFT's materialised rotation", check=_check_boft)
+BOFT = Tuner(
+    LINEAR_OR_CONV,
+    boft,
+    "BOFT on convolutions, or with boft_dropout",
+    check=_check_boft,
+    rewrite=lambda target, config: (
+        boft_step if target.kind is ModuleKind.LINEAR and not config["boft_dropout"] else None
+    ),
+    options=lambda target, config: {"on_host": target.quantized},
+)
 HRA = Tuner(LINEAR_OR_CONV, hra, "HRA's materialised reflections", rank="r", packed=False)
 PSOFT = Tuner(LINEAR, psoft, "PSOFT's rotation in the principal subspace", rank="r", packed=False)
 ROAD = Tuner(LINEAR, road, "RoAd's rotation of the output", check=_check_road)

@@ -27,6 +27,7 @@ class Weight:
         dtype: as created; None: that of the layer it adapts.
         autocast: whether `autocast_adapter_dtype` casts it (it stands under the adapter's name in a tuner layer).
         parameter: False for a buffer.
+        on_host: a buffer that PEFT leaves in the host memory in which it makes it.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Weight:
     dtype: DType | None = None
     autocast: bool = True
     parameter: bool = True
+    on_host: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +127,8 @@ class ModelState:
             self.entries.append(Entry(path, module, weight.shape, dtype, weight.trainable, kind=kind))
         else:
             created = weight.dtype or layer_dtype
-            self.buffers.append(AddedBuffer(path, weight.shape, dtype, "" if created is dtype else created))
+            before = "" if created is dtype else created
+            self.buffers.append(AddedBuffer(path, weight.shape, dtype, before, weight.on_host))
 
     def inject(self, module: Module, weights: Iterable[Weight]) -> None:
         """Put a tuner layer around a module."""

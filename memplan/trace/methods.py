@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
 from memplan.errors import InvalidValueError, UnknownNameError
@@ -51,7 +52,18 @@ def apply_method(spec: TraceSpec, model: Any, labels: Labels) -> nn.Module:
             # Trainer and TRL call this for PEFT with checkpointing; without it the first layer's input has no gradient.
             model.enable_input_require_grads()
     labels.before_method(model)
-    return peft.get_peft_model(model, build_peft_config(spec), autocast_adapter_dtype=spec.autocast_adapter_dtype)
+    wrapped = peft.get_peft_model(model, build_peft_config(spec), autocast_adapter_dtype=spec.autocast_adapter_dtype)
+    if not quantized:
+        _move_buffers(wrapped, next(model.parameters()).device)
+    return wrapped
+
+
+def _move_buffers(model: nn.Module, device: torch.device) -> None:
+    """What PEFT left in host memory, as Trainer moves it with the model; not with bitsandbytes' (`Trainer.__init__`)."""
+    for module in model.modules():
+        for name, buffer in module._buffers.items():
+            if buffer is not None and buffer.device.type == "cpu":
+                module._buffers[name] = buffer.to(device)
 
 
 def _train_only(patterns: Sequence[str], model: nn.Module) -> None:

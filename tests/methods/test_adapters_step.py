@@ -11,6 +11,7 @@ from tests.methods.agreement import COURSES, GPT2, LLAMA, QUANTIZED, QWEN2, Agre
 # Adapter configs, each with what of `EXTRA` it can stand on.
 METHODS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "adalora": ({"total_step": 100, "lora_dropout": 0.1}, ("nf4", "qwen2", "gpt2")),
+    "boft": ({}, ("nf4", "qwen2")),
     "beft": ({"target_modules": ["v_proj", "q_proj"]}, ("nf4", "qwen2")),
     "fourierft": ({"n_frequency": 333}, ("nf4", "gpt2")),
     "ia3": ({}, ("nf4", "gpt2")),
