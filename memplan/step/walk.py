@@ -312,29 +312,47 @@ class Walker:
         ledger = self.ledgers[id(recording)]
         start, base, skipped = Counter(self.alive), Counter(self.base), self.skipped
         segments = [segment for segment in recording.segments if segment.phase == phase]
-        found = [Candidate(dict(self.live), Moment(step, phase, "start", ""), base, lambda: start)]
+        begin, floors, played = dict(self.live), [], []
         for position, segment in enumerate(segments):
             profile = self._profile(segment)
             for repeat in dict.fromkeys((0, segment.count - 1)):
-                floor = added(self.live, profile.change, repeat)
-                for form, index in profile.highest:
-                    where = (position, repeat, index)
-                    found.append(
-                        Candidate(
-                            added(floor, form),
-                            self._moment(step, phase, segment, repeat, index),
-                            base,
-                            lambda where=where: _situation(ledger, start, segments, where, skipped),  # type: ignore[misc]
-                        )
-                    )
+                floors.append(added(self.live, profile.change, repeat))
+                played.append((profile, position, repeat))
             self.live = added(self.live, profile.change, segment.count)
             ledger.play(self.alive, segment, 0, segment.count, skipped=skipped)
+        alike: dict[int, list[int]] = {}
+        for place, (profile, _, _) in enumerate(played):
+            alike.setdefault(id(profile), []).append(place)
+        # Of stretches that do the same, one on a floor that another's covers cannot be the highest.
+        standing = [
+            places[kept]
+            for places in alike.values()
+            for kept in highest((floors[place] for place in places), self.recorded_sizes)
+        ]
+        tops = [(place, form, index) for place in sorted(standing) for form, index in played[place][0].highest]
+        forms = [begin, *(added(floors[place], form) for place, form, _ in tops)]
+        candidates = []
+        for kept in highest(forms, self.recorded_sizes):
+            if not kept:
+                candidates.append(Candidate(begin, Moment(step, phase, "start", ""), base, lambda: start))
+                continue
+            place, _, index = tops[kept - 1]
+            _, position, repeat = played[place]
+            where = (position, repeat, index)
+            at = self._moment(step, phase, segments[position], repeat, index)
+            candidates.append(
+                Candidate(
+                    forms[kept],
+                    at,
+                    base,
+                    lambda where=where: _situation(ledger, start, segments, where, skipped),  # type: ignore[misc]
+                )
+            )
         if phase is Phase.BACKWARD:
             self._settle_gradients()
         elif phase is Phase.FORWARD:
             self._forget_named()
-        kept = highest((entry.form for entry in found), self.recorded_sizes)
-        return PhaseForms(tuple(found[position] for position in kept), dict(self.live))
+        return PhaseForms(tuple(candidates), dict(self.live))
 
     def _settle_gradients(self) -> None:
         """Parameter gradients leave the recording's books: they are resident until `zero_grad`."""
