@@ -23,6 +23,7 @@ def test_nothing_is_evaluated_by_default() -> None:
     assert eval_batches(found) == ()
 
 
+@pytest.mark.full_matrix
 def test_defaults_are_those_of_training_arguments() -> None:
     from transformers import TrainingArguments
 

@@ -17,34 +17,47 @@ from tests.methods.agreement import LLAMA, QWEN2, Agreement, recipe
 GENERATES: dict[str, Any] = {"max_new_tokens": 5, "max_prompt_length": 61, "per_device_eval_batch_size": 3}
 EAGER = {"attn_implementation": "eager"}
 # The cache outgrows everything else: one short prompt for many rows.
-LONG = {"max_new_tokens": 70, "max_prompt_length": 3, "per_device_eval_batch_size": 17}
+SHORT = {"max_new_tokens": 8, "max_prompt_length": 3, "per_device_eval_batch_size": 17}
+LONG = {**SHORT, "max_new_tokens": 70}
 GEMMA2 = {**LLAMA, "model_type": "gemma2", "num_hidden_layers": 4, "sliding_window": 4096}
 PHI3 = {**LLAMA, "model_type": "phi3", "sliding_window": 512}
 CASES: dict[str, dict[str, Any]] = {
     name: {**GENERATES, **keys}
     for name, keys in {
         "full, bf16": {},
-        "full, bf16, long": LONG,
+        "full, bf16, rows": SHORT,
         "full, amp": {"precision": "amp"},
-        "full, amp, long": {"precision": "amp", **LONG},
+        "full, amp, rows": {"precision": "amp", **SHORT},
         "full, fp32, eager": {"precision": "fp32", **EAGER},
         "lora, checkpointed": {"method": "lora", "activation_checkpointing": True},
-        "lora, amp, long, eager": {"method": "lora", "precision": "amp", **LONG, **EAGER},
+        "lora, amp, rows, eager": {"method": "lora", "precision": "amp", **SHORT, **EAGER},
         "qlora": {"method": "qlora", "load_in_4bit": True},
-        "qlora, one row, long": {"method": "qlora", "load_in_4bit": True, **LONG, "per_device_eval_batch_size": 1},
+        "qlora, one row": {"method": "qlora", "load_in_4bit": True, **SHORT, "per_device_eval_batch_size": 1},
         "one token": {"max_new_tokens": 1},
         "qwen2, evaluated as well": {"model": QWEN2, "eval_strategy": "steps"},
         "gemma2 with windows": {"model": GEMMA2, **EAGER},
         "phi3 with a window": {"model": PHI3},
     }.items()
 }
-COMMON = Agreement(CASES)
+COMMON = Agreement(
+    {name: CASES[name] for name in ("full, bf16", "full, amp, rows", "lora, amp, rows, eager", "qlora, one row")}
+)
+EVERY = Agreement(CASES)
+# More tokens than are executed one by one.
+JUMPING = Agreement({name: {**keys, "max_new_tokens": 70} for name, keys in CASES.items()})
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", COMMON.cases)
 def test_walk_equals_trace(name: str) -> None:
     COMMON.check(name)
     assert [phase.phase for phase in COMMON.compared[name].phases].count("generation") == 2
+
+
+@pytest.mark.full_matrix
+@pytest.mark.parametrize("name", CASES)
+def test_walk_equals_trace_in_every_case_and_over_many_tokens(name: str) -> None:
+    EVERY.check(name)
+    JUMPING.check(name)
 
 
 def peak_of(**keys: Any) -> int:

@@ -39,6 +39,7 @@ def test_walk_equals_trace(name: str) -> None:
     assert all(phase.trace_peak_bytes == phase.trace_end_bytes for phase in saved)
 
 
+@pytest.mark.full_matrix
 def test_experts_are_taken_apart_on_the_device() -> None:
     asked = recipe(model=MIXTRAL, **SAVES)
     assert any("the whole of a mixtral model" in text for text in memplan.estimate(asked).unsupported)
