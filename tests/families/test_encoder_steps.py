@@ -33,6 +33,11 @@ CASES: dict[str, dict[str, Any]] = {
         "model": small_config("roberta"), **BFLOAT16, "method": "vera", "padding": True, "gpu": "t4",
         "task": "sequence-classification",
     },
+    # The pooler's input is [B, H].
+    "bert, OFT, amp": {
+        "model": small_config("bert"), **AMP, "method": "oft", "task": "sequence-classification",
+        "target_modules": ("dense", "query"),
+    },
     # cuDNN takes no dropout of 0.1; without a mask an encoder's unfused attention has none.
     "bert, padded, H100": {"model": small_config("bert"), **BFLOAT16, **ODD, "padding": True, "gpu": "h100"},
     "bert, T4": {"model": small_config("bert"), **BFLOAT16, **ODD, "gpu": "t4"},

@@ -17,7 +17,7 @@ from memplan.dtypes import DType
 from memplan.step import ops
 from memplan.step.adapters.layer import AdaptedLayer
 from memplan.step.split import copy
-from memplan.step.tensor import Node, Shape, Tape, Tensor
+from memplan.step.tensor import Node, Shape, Tape, Tensor, count_elements
 from memplan.step.weight_ops import autocast_mm
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def _rotate(layer: AdaptedLayer, x: Tensor, weight: Tensor) -> Tensor:
     t, required = layer.t, x.dtype
     blocks, size = weight.shape[0], x.shape[-1] // weight.shape[0]
     rotation = _cayley(t, weight, (blocks, size, size), layer.option("terms"))
-    rows = x.shape[0] * x.shape[1]
+    rows = count_elements(x.shape[:-1])  # a pooler's input has one dimension less
     # einsum("...rk,rkc->...rc") permutes its operands and multiplies them with bmm, the rotation on the left.
     shards = _regrouped(t, x, (blocks, size, rows))
     rotated = autocast_mm(t, rotation, shards)
