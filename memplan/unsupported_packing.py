@@ -33,7 +33,7 @@ def unsupported_packing(resolved: Resolved, prepared: Prepared) -> list[str]:
         found.append("packed sequences with padding: a packed row has no attention mask")
     if values["use_cache"]:
         found.append("packed sequences with use_cache, under which transformers does not tell the texts apart")
-    if prepared.adaptation.virtual_tokens:
+    if prepared.adaptation.virtual_tokens or prepared.adaptation.prefix_key_values:
         found.append(f"packed sequences with the virtual tokens of {resolved.method}")
     if values.get("eval_strategy", "no") != "no":
         found.append("evaluation on packed sequences")

@@ -39,6 +39,12 @@ _PREFIXED = frozenset(
     }
 )  # fmt: skip
 
+# Those whose outputs hold the cache that they were given only where `use_cache` is set (transformers 5.23, the end of each
+# decoder's forward: `past_key_values if use_cache else None`); the others hold it always.
+_RETURN_NO_CACHE = frozenset(
+    {"gemma", "gpt2", "mistral", "opt", "phi3", "qwen2", "qwen2_moe", "qwen3", "smollm3", "starcoder2"}
+)
+
 _UNWALKED = {
     "PROMPT_TUNING": "prompt tuning's longer sequence",
     "MULTITASK_PROMPT_TUNING": "multitask prompt tuning's longer sequence",
@@ -198,6 +204,7 @@ def apply_prompts(method: str, state: ModelState, config: dict[str, Any]) -> Ada
     encode = _encoder(config, state.architecture)
     tensors = tuple(AdapterTensor(w.name, w.shape, DType.FLOAT32, w.trainable) for w in ENCODERS[peft_type](config))
     cached = peft_type in ("PREFIX_TUNING", "CARTRIDGE")
+    returns_cache = state.architecture.model_type not in _RETURN_NO_CACHE
     tokens = config["num_virtual_tokens"]
     return Adaptation(
         method=method,
@@ -206,7 +213,9 @@ def apply_prompts(method: str, state: ModelState, config: dict[str, Any]) -> Ada
         added=state.added(),
         virtual_tokens=0 if cached else tokens,
         prefix_key_values=tokens if cached else 0,
-        prompt=PromptSite(encode, tensors, tokens, state.layer_dtype(embedding), key_values) if encode else None,
+        prompt=PromptSite(encode, tensors, tokens, state.layer_dtype(embedding), key_values, returns_cache)
+        if encode
+        else None,
         unwalked=() if encode is not None else (_UNWALKED[peft_type],),
     )
 

@@ -90,6 +90,7 @@ class PromptSite:
         tokens: N.
         dtype: of the base model, to which keys and values are cast.
         key_values: layers, key/value heads and head size of a prefix; None for embeddings.
+        returns_cache: the model's outputs hold the cache that it was given, whether or not `use_cache` is set.
     """
 
     encode: Rewrite
@@ -97,6 +98,7 @@ class PromptSite:
     tokens: int
     dtype: DType = DType.FLOAT32
     key_values: tuple[int, int, int] | None = None
+    returns_cache: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from memplan.resolve import resolve
 from memplan.step.adapters.prefix import Prefix
 from memplan.training_step import recordings
 from memplan.unsupported import unsupported_parts
-from tests.methods.agreement import COURSES, DECODER, GPT2, QUANTIZED, Agreement, recipe
+from tests.methods.agreement import COURSES, DECODER, GPT2, QUANTIZED, QWEN2, Agreement, recipe
 
 PROJECTED = {"num_virtual_tokens": 8, "prefix_projection": True, "encoder_hidden_size": 100}
 SLIDING = {"model_type": "mistral", **DECODER, "sliding_window": 20}
@@ -27,6 +27,10 @@ CASES: dict[str, dict[str, Any]] = {
     "eager, amp, padded": {"attn_implementation": "eager", "precision": "amp", "padding": True},
     "nf4": {**QUANTIZED, "activation_checkpointing": False},
     "one row, cache kept": {"micro_batch_size": 1, "sequence_length": 70, "keep_outputs": True, "use_cache": True},
+    "outputs kept": {"keep_outputs": True},
+    "outputs kept, accumulated, amp": {"keep_outputs": True, "gradient_accumulation_steps": 2, "precision": "amp"},
+    "outputs until backward": {"keep_outputs": "backward"},
+    "outputs kept, no cache among them": {"model": QWEN2, "keep_outputs": True},
     "T4": {"gpu": "t4", "dtype": "float16", "precision": "pure"},
     "flash_attention_2": {"attn_implementation": "flash_attention_2"},
     "evaluated": {"eval_strategy": "steps", "per_device_eval_batch_size": 3},
@@ -53,7 +57,11 @@ EVERY = agreement(
     {
         f"{name}, {course}": {"model": model, **keys}
         for name, model in MODELS.items()
-        for course, keys in (("bf16", {}), ("eager, amp", {"attn_implementation": "eager", "precision": "amp"}))
+        for course, keys in (
+            ("bf16", {}),
+            ("kept", {"keep_outputs": True}),
+            ("eager, amp", {"attn_implementation": "eager", "precision": "amp"}),
+        )
     }
 )
 
@@ -67,6 +75,11 @@ def test_walk_equals_trace(name: str) -> None:
 @pytest.mark.parametrize("name", EVERY.cases)
 def test_walk_equals_trace_in_every_family(name: str) -> None:
     EVERY.check(name)
+
+
+def test_a_packed_row_behind_a_prefix_is_said_to_be_unsupported() -> None:
+    resolved = resolve(recipe(method="prefix_tuning", peft={"num_virtual_tokens": 7}, packing=True))
+    assert any("packed sequences" in text for text in unsupported_parts(resolved, prepare(resolved)).texts)
 
 
 def test_every_layer_takes_its_own_prefix() -> None:

@@ -62,7 +62,8 @@ def prefixed(t: Builder, site: PromptSite, forward: Callable[[Builder], Tensor])
     try:
         return forward(t)
     finally:
-        if t.settings.use_cache:
+        # torchtune's loss takes nothing but the hidden states out of the model.
+        if t.settings.use_cache or (site.returns_cache and t.settings.loss != "chunked"):
             t.outputs += t.prefix.held
         t.prefix = None
 
