@@ -56,7 +56,7 @@ RECIPE_HELP: dict[str, dict[str, str]] = {
         "stack": "Whose training loop runs the step.",
         "stack_version": "Its version, where defaults moved.",
         "torch_version": "Version of PyTorch that runs it.",
-        "keep_outputs": "Whether the outputs live until the next ones (true), or until backward has ended (backward).",
+        "keep_outputs": "Outputs live until the next ones (true), or until backward has ended (backward).",
         "use_cache": "Whether the forward pass fills a key/value cache.",
     },
     "Between and after steps": {
@@ -74,6 +74,6 @@ RECIPE_HELP: dict[str, dict[str, str]] = {
         "gpu": "GPU to judge on (`memplan gpus`).",
         "gpus": "How many of them.",
         "expandable_segments": "PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True.",
-        "empty_cache_steps": "After how many optimizer steps each the loop empties the CUDA cache, gradients still there.",
+        "empty_cache_steps": "Optimizer steps between calls of empty_cache, made before gradients are dropped.",
     },
 }

@@ -25,7 +25,7 @@ RECIPE_OPTIONS = (
     "--micro-batch-size --sequence-length --target-length --gradient-accumulation-steps "
     "--padding --no-padding --packing --no-packing "
     "--optim --optim-args --optim-target-modules --max-grad-norm --activation-checkpointing --attn-implementation "
-    "--loss --stack --stack-version --torch-version --keep-outputs --no-keep-outputs --use-cache --no-use-cache "
+    "--loss --stack --stack-version --torch-version --keep-outputs --use-cache --no-use-cache "
     "--eval-strategy --per-device-eval-batch-size --prediction-loss-only --no-prediction-loss-only "
     "--eval-accumulation-steps --max-eval-samples --max-new-tokens --max-prompt-length --save-strategy "
     "--merge-and-unload --no-merge-and-unload "
