@@ -80,6 +80,14 @@ def unsupported_merging(resolved: Resolved, prepared: Prepared) -> list[str]:
         found.append(f"merging {resolved.method}{detail} into the base (merge_and_unload)")
     if any(entry.kind is not AddedKind.ADAPTER for entry in prepared.adaptation.added):
         found.append("merging (merge_and_unload) with modules_to_save, whose copies take the place of the base's")
+    if any(
+        entry.name == "lora_B.bias" and not any(own.name == "bias" for own in module.parameters)
+        for module in prepared.architecture.modules
+        for adapter in [prepared.sites[module.path].adapter]
+        if adapter is not None
+        for entry in adapter.tensors
+    ):
+        found.append("merging (merge_and_unload) lora_bias into layers without a bias, which PEFT refuses")
     if resolved.peft.get("target_parameters"):
         found.append("merging (merge_and_unload) with target_parameters")
     if resolved.quantization is not None:

@@ -15,6 +15,7 @@ from memplan.errors import InvalidValueError, UnsupportedError
 from memplan.methods.state import Weight
 from memplan.methods.targets import pattern_value
 from memplan.methods.tuner import LINEAR_OR_CONV1D, Config, Target, Tuner
+from memplan.quantization_config import is_names
 from memplan.step.adapters import lora as adapters
 from memplan.step.adapters.embeddings import lora_embedding
 from memplan.step.site import Creator, LoraSite, Rewrite
@@ -31,6 +32,8 @@ _NOT_COVERED = {
 
 # Variants by their config key (LoraLayer.lora_variants); at most one can be active on a layer.
 _LINEAR_VARIANTS = ("use_dora", "use_bdlora", "alora_invocation_tokens", "velora_config", "kasa_config")
+
+_SUB_CONFIGS = ("use_bdlora", "velora_config", "kasa_config")
 
 
 def has_variant(config: Config, key: str) -> bool:
@@ -67,6 +70,17 @@ def check(config: Config) -> None:
     for key, words in _NOT_COVERED.items():
         if config.get(key):
             raise UnsupportedError(f"LoRA with {key} is not covered", hint=f"{words} are not counted yet")
+    for key in _SUB_CONFIGS:
+        if has_variant(config, key) and not isinstance(config[key], Mapping):
+            raise InvalidValueError(f"peft.{key}", config[key], "an object, as adapter_config.json holds it")
+    for key, name in (("use_bdlora", "nblocks"), ("velora_config", "num_groups")):
+        number = (config.get(key) or {}).get(name, 1)
+        if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+            raise InvalidValueError(f"peft.{key}.{name}", number, "a positive integer")
+    for key in ("target_modules_bd_a", "target_modules_bd_b"):
+        names = (config.get("use_bdlora") or {}).get(key)
+        if names is not None and not is_names(names):
+            raise InvalidValueError(f"peft.use_bdlora.{key}", names, "a list of names")
     init = config["init_lora_weights"]
     known = init in (True, False, None) or (
         isinstance(init, str) and (init.lower() in _INITS or init.startswith("pissa_niter_"))

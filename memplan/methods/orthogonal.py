@@ -65,6 +65,9 @@ def boft(target: Target, config: Config) -> list[Weight]:
     """R [1, in / b, b, b] and the scale s [out]; the butterfly permutation P [1, in, in] is a float32 buffer."""
     size = _rotated_size(target)
     block, number = config["boft_block_size"], config["boft_block_num"]
+    for key in ("boft_block_size", "boft_block_num"):
+        if isinstance(config[key], bool) or not isinstance(config[key], int) or config[key] < 0:
+            raise InvalidValueError(f"peft.{key}", config[key], "a whole number, 0 or more")
     if (block != 0) == (number != 0):
         raise InvalidValueError("peft.boft_block_size", block, "either boft_block_size or boft_block_num, the other 0")
     divisor = block or number

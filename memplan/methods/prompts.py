@@ -158,6 +158,10 @@ def infer(architecture: Architecture, config: dict[str, Any]) -> dict[str, Any]:
     Source: peft/utils/other.py, _prepare_prompt_learning_config.
     """
     config = dict(config)
+    for key in ("num_layers", "token_dim", "num_attention_heads", "encoder_hidden_size"):
+        value = config.get(key)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            raise InvalidValueError(f"peft.{key}", value, "a positive integer")
     model: Mapping[str, Any] = architecture.config
     text = model.get("text_config")
     model = text if isinstance(text, Mapping) else model
@@ -229,7 +233,9 @@ def _encoder(config: Mapping[str, Any], architecture: Architecture) -> Rewrite |
     if config["peft_type"] == "P_TUNING" and config["encoder_reparameterization_type"] == "MLP":
         return encoders.p_tuning
     if config["peft_type"] == "PREFIX_TUNING" and architecture.model_type in _PREFIXED:
-        return prefix_tuning_step
+        # A prefix of fewer layers leaves the last ones without.
+        layers = _first(architecture.config, _LAYER_KEYS, "num_layers", aliases=True)
+        return prefix_tuning_step if config["num_layers"] >= layers else None
     return None
 
 

@@ -186,6 +186,9 @@ def test_adapter_on_a_quantized_layer_is_created_in_its_compute_dtype() -> None:
         ({"trainable_token_indices": [97]}, "below the vocabulary of 97"),
         ({"trainable_token_indices": {"embed_tokens": [1]}, "modules_to_save": ["embed_tokens"]}, "trains it whole"),
         ({"bias": "some"}, "peft.bias = 'some'"),
+        ({"use_bdlora": True}, "peft.use_bdlora = True"),
+        ({"use_bdlora": {"target_modules_bd_a": 5}}, "peft.use_bdlora.target_modules_bd_a = 5"),
+        ({"velora_config": {"num_groups": 0}}, "peft.velora_config.num_groups = 0"),
     ],
     ids=str,
 )

@@ -95,6 +95,7 @@ def test_every_layer_takes_its_own_prefix() -> None:
     {"model": {"model_type": "gemma2", **DECODER}},
     {"model": {"model_type": "bloom", "hidden_size": 384, "n_layer": 2, "n_head": 6, "vocab_size": 5003}},
     {"task": "sequence-classification"},
+    {"peft": {"num_layers": 1}},
 ])  # fmt: skip
 def test_what_was_not_held_against_a_trace_is_said_to_be_unsupported(keys: dict[str, Any]) -> None:
     common: dict[str, Any] = {"model": {"model_type": "llama", **DECODER}, "sequence_length": 64}

@@ -83,6 +83,8 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("CPT", {"cpt_token_ids": [1], "task_type": "SEQ_CLS"}, "CAUSAL_LM"),
     ("CARTRIDGE", {"num_virtual_tokens": 2, "num_frozen_tokens": 3}, "at most num_virtual_tokens"),
     ("P_TUNING", {"num_virtual_tokens": 5, "encoder_reparameterization_type": "GRU"}, "MLP or LSTM"),
+    ("PREFIX_TUNING", {"num_virtual_tokens": 5, "num_layers": "x"}, "peft.num_layers = 'x'"),
+    ("PREFIX_TUNING", {"num_virtual_tokens": 5, "encoder_hidden_size": 0}, "peft.encoder_hidden_size = 0"),
 ]
 
 

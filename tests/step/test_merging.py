@@ -68,6 +68,7 @@ def test_merging_can_be_the_peak_and_says_where() -> None:
         ({"peft": {"use_dora": True}}, "with use_dora into the base"),
         ({"load_in_4bit": True}, "into quantized weights"),
         ({"peft": {"modules_to_save": ["lm_head"]}}, "modules_to_save"),
+        ({"peft": {"lora_bias": True}}, "layers without a bias"),
     ],
 )
 def test_what_is_not_walked_is_said(keys: dict[str, Any], text: str) -> None:
