@@ -24,6 +24,7 @@ class Goal:
     """One goal.
 
     Attributes:
+        source: the only one that it is set for; empty for every source.
         median, worst: the largest absolute errors that meet it, as fractions; `worst` None for no bound.
     """
 
@@ -31,6 +32,7 @@ class Goal:
     engine: str
     median: float
     worst: float | None = None
+    source: str = ""
 
     def is_met(self, found: Summary) -> bool:
         """Whether a source's errors meet the goal."""
@@ -65,7 +67,7 @@ def goal_rows(scored: Iterable[Scored]) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = []
     for goal in goals():
         for row in found:
-            if (str(row.level), row.engine) != (goal.level, goal.engine):
+            if (str(row.level), row.engine) != (goal.level, goal.engine) or goal.source not in ("", row.source):
                 continue
             met = goal.is_met(row)
             cause = "" if met else known.get((row.source, goal.level, goal.engine), NOT_KNOWN)

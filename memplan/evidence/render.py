@@ -190,7 +190,8 @@ def markdown_page(scores: Scores, files: Sequence[RecordFile]) -> str:
     parts = [
         "# Accuracy",
         "",
-        "Measured peaks that other people published, beside what memplan says. Nothing is fitted to them. Made by "
+        "Measured peaks that other people published, beside what memplan says. Nothing is fitted to them but one length that "
+        "PEFT's records leave open, set once for all of them where rank-32 LoRA meets its own. Made by "
         "`python -m memplan.evidence table`; a test fails when this page differs from what the code gives.",
         "",
         "Error = (predicted - measured) / measured. `estimate` is the analytic engine; `trace` runs the real step on fake "

@@ -39,6 +39,18 @@ def test_causes_are_of_sources_and_goals_that_exist() -> None:
         assert any((goal.level, goal.engine) == (level, engine) for goal in goals())
 
 
+def test_a_goal_may_be_set_for_one_source() -> None:
+    records = {file.name: file.records[0] for file in record_files() if file.name in ("t4", "peft")}
+    shown = {
+        name: [row[2] for row in goal_rows([Scored(name, record, "estimate", Level.RESERVED, 1_001, 1_000)])]
+        for name, record in records.items()
+    }
+    assert shown == {
+        "t4": ["median at most 2 %, worst at most 8 %"],
+        "peft": ["median at most 2 %, worst at most 8 %", "median at most 0.7 %, worst at most 4 %"],
+    }
+
+
 def test_a_shortfall_without_a_known_cause_says_so() -> None:
     record = next(record for file in record_files() if file.name == "t4" for record in file.records)
     far, near = (Scored("t4", record, "estimate", Level.RESERVED, size, 1_000) for size in (1_500, 1_001))
