@@ -83,6 +83,11 @@ def _trl(resolved: Resolved, prepared: Prepared) -> list[str]:
         )
     if values["sequence_length"] == 1:
         found.append("sequences of one token under TRL: they leave nothing to predict")
+    window = resolved.config.get("sliding_window")
+    layer_types = resolved.config.get("layer_types") or ["sliding_attention"]
+    slides = window is not None and "sliding_attention" in layer_types
+    if slides and values["sequence_length"] >= window and values["activation_checkpointing"]:
+        found.append(f"checkpointed sequences beyond the window of {window} tokens under TRL")
     if values["packing"]:
         found.append("packed sequences under TRL")
     if values["keep_outputs"]:

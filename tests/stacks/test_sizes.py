@@ -87,6 +87,7 @@ def test_defaults_of_trl_are_those_of_its_version() -> None:
     {"loss": "chunked", "model": {**LLAMA, "model_type": "gemma2"}}, {"stack": "trl", "sequence_length": 1},
     {"packing": True, "attn_implementation": "flash_attention_2"}, {"packing": True, "padding": True},
     {"packing": True, "use_cache": True},
+    {"stack": "trl", "model": {**LLAMA, "model_type": "mistral", "sliding_window": 20}},
 ], ids=str)  # fmt: skip
 def test_what_no_trace_confirms_never_fits(keys: dict[str, Any]) -> None:
     answer = estimate(Recipe(**{"model": LLAMA, "gpu": "b200", "sequence_length": 64, **keys}))
