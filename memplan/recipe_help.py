@@ -65,7 +65,7 @@ RECIPE_HELP: dict[str, dict[str, str]] = {
         "prediction_loss_only": "Whether evaluation keeps losses alone, not logits and labels.",
         "eval_accumulation_steps": "Batches after which what evaluation keeps goes to the host; by default none does.",
         "max_eval_samples": "Sequences that are evaluated; needed where logits are kept.",
-        "max_new_tokens": "Tokens that are generated greedily after a step, with a key/value cache; 0 if unsaid.",
+        "max_new_tokens": "Tokens that are generated greedily after a step, with a key/value cache; none if unsaid.",
         "max_prompt_length": "Tokens of the prompts that they follow, as many at a time as are evaluated.",
         "save_strategy": "Whether Trainer saves checkpoints between the steps.",
         "merge_and_unload": "Whether the adapter is merged into the base after the last step.",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from memplan.catalog.framework_defaults import FrameworkDefault, framework_default, in_range, reference_version
+from memplan.errors import InvalidValueError
 from memplan.recipe import Loss, Precision, Recipe, Stack
 
 # Before, the checkpoint's own type decides, as under transformers.
@@ -17,8 +18,11 @@ def stack_defaults(recipe: Recipe) -> Defaults:
     """Values and sources of the keys in which the recipe's stack differs from transformers' Trainer.
 
     Raises:
-        InputError, InvalidValueError: the defaults of the recipe's `stack_version` are not known.
+        InputError, InvalidValueError: the defaults of the recipe's `stack_version` are not known, or no stack uses one.
     """
+    if recipe.stack_version is not None and recipe.stack in (None, Stack.TRANSFORMERS):
+        others = ", ".join(stack for stack in Stack if stack is not Stack.TRANSFORMERS)
+        raise InvalidValueError("stack_version", recipe.stack_version, f"only beside another stack ({others})")
     if recipe.stack is Stack.LIGER:
         return {
             "loss": (Loss.FUSED_LINEAR, "Liger's patches switch fused_linear_cross_entropy on (liger-kernel 0.8.5)")

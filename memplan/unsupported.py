@@ -75,7 +75,7 @@ def unsupported_parts(resolved: Resolved, prepared: Prepared) -> Unsupported:
     step += unsupported_losses(resolved, prepared)
     step += unsupported_generation(resolved, prepared)
     step += unsupported_merging(resolved, prepared)
-    step += unsupported_saving(resolved)
+    step += unsupported_saving(resolved, prepared)
     step += unsupported_packing(resolved, prepared)
     if resolved.quantization is not None and prepared.adaptation.added and _quantizes_new_head(resolved, prepared):
         # PEFT copies the quantized head, and autograd takes no integers.

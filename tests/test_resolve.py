@@ -522,3 +522,9 @@ def test_a_resolved_recipe_resolves_to_itself(keys: dict[str, Any]) -> None:
     again = resolve(Recipe(**first.values))
     assert again.values == first.values
     assert (again.config, again.quantization, again.peft) == (first.config, first.quantization, first.peft)
+
+
+@pytest.mark.parametrize("stack", [None, "transformers"])
+def test_a_version_of_no_stack_is_refused(stack: str | None) -> None:
+    with pytest.raises(InvalidValueError, match="only beside another stack"):
+        resolve(Recipe(model="gpt2", stack=stack, stack_version="4.0"))

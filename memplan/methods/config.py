@@ -81,6 +81,7 @@ def resolve_config(method: str, peft: Mapping[str, Any] | None, task: str) -> di
     for key in given:
         if key not in fields:
             raise UnknownNameError(f"key of {config_class(entry.peft_type)}", key, fields, show=0)
+        _check_kind(key, given[key], fields[key])
     for key, value in entry.options.items():
         if key in given and given[key] != value and key != "loftq_config":
             raise InputError(
@@ -92,6 +93,17 @@ def resolve_config(method: str, peft: Mapping[str, Any] | None, task: str) -> di
     config["inference_mode"] = False
     _check(config)
     return config
+
+
+def _check_kind(key: str, value: Any, default: Any) -> None:
+    """Refuses words where PEFT's default is a switch or a number; initialisations may be named instead of switched."""
+    if value is None or key.startswith("init_"):
+        return
+    if isinstance(default, bool):
+        if not isinstance(value, bool):
+            raise InvalidValueError(f"peft.{key}", value, "true or false")
+    elif isinstance(default, int | float) and (isinstance(value, bool) or not isinstance(value, int | float)):
+        raise InvalidValueError(f"peft.{key}", value, "a number")
 
 
 def _check(config: dict[str, Any]) -> None:

@@ -84,3 +84,18 @@ def test_a_name_that_sets_an_option_cannot_be_contradicted() -> None:
 def test_sizes_are_positive_integers(value: object) -> None:
     with pytest.raises(InvalidValueError, match=r"peft\.r"):
         resolve_config("lora", {"r": value}, "causal-lm")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "allowed"),
+    [
+        ("lora_bias", "x", "true or false"),
+        ("use_dora", 1, "true or false"),
+        ("lora_alpha", "x", "a number"),
+        ("lora_dropout", True, "a number"),
+    ],
+)
+def test_words_for_switches_and_numbers(key: str, value: object, allowed: str) -> None:
+    with pytest.raises(InvalidValueError) as caught:
+        resolve_config("lora", {key: value}, "causal-lm")
+    assert str(caught.value) == f"peft.{key} = {value!r} is not allowed: {allowed}"

@@ -54,3 +54,10 @@ def test_experts_are_taken_apart_on_the_device() -> None:
 def test_quantized_weights_are_not_walked() -> None:
     found = memplan.estimate(recipe(method="qlora", load_in_4bit=True, **SAVES))
     assert any("save_strategy" in text for text in found.unsupported)
+
+
+@pytest.mark.parametrize("method", ["prefix_tuning", "prompt_tuning", "p_tuning"])
+def test_a_prompt_that_is_encoded_while_it_is_saved_is_not_walked(method: str) -> None:
+    run: dict[str, Any] = {"model": LLAMA, "method": method, "num_virtual_tokens": 8, "sequence_length": 64}
+    assert not memplan.estimate(**run).unsupported
+    assert [text for text in memplan.estimate(**run, **SAVES).unsupported if "save_strategy" in text]
