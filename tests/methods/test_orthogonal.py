@@ -80,3 +80,12 @@ def test_a_run_that_stops_on_latents_is_not_walked(model_type: str) -> None:
     stopped = memplan.estimate(Recipe(**run, target_modules=["kv_b_proj"]))
     assert [text for text in stopped.unsupported if "kv_b_proj" in text]
     assert stopped.verdict("h100").fits == "uncertain"
+
+
+@pytest.mark.parametrize(("mode", "walked"), [(False, True), (True, True), ("reentrant", False)])
+def test_butterflies_under_autocast_are_walked_but_for_reentrant_checkpointing(mode: bool | str, walked: bool) -> None:
+    run: dict[str, Any] = {"model": small_config("llama"), "method": "boft", "dtype": "float32", "precision": "amp"}
+    found = memplan.estimate(
+        Recipe(**run, sequence_length=16, target_modules=["q_proj"], activation_checkpointing=mode)
+    )
+    assert (not found.unsupported) is walked
