@@ -61,7 +61,11 @@ def unsupported_parts(resolved: Resolved, prepared: Prepared) -> Unsupported:
     elif not family_of(model_type).folds and values["activation_checkpointing"] == "reentrant":
         step.append(f"reentrant checkpointing of {model_type}, whose decoder layers read the encoder's result")
     step += [f"the step of {resolved.method}: {text}" for text in prepared.adaptation.unwalked]
-    if resolved.method == "boft" and resolved.autocast is not None and values["activation_checkpointing"] == "reentrant":
+    if (
+        resolved.method == "boft"
+        and resolved.autocast is not None
+        and values["activation_checkpointing"] == "reentrant"
+    ):
         step.append("BOFT under autocast with reentrant checkpointing, where the walk is up to 0.2 % off the trace")
     if scheme is Scheme.INT8 and not family_of(model_type).walked_int8:
         step.append(f"the step of {model_type} on weights in 8 bits, whose biases take their inputs' type")
