@@ -63,6 +63,7 @@ def unsupported_parts(resolved: Resolved, prepared: Prepared) -> Unsupported:
     step += [f"the step of {resolved.method}: {text}" for text in prepared.adaptation.unwalked]
     if (
         resolved.method == "boft"
+        and resolved.quantization is None
         and resolved.autocast is not None
         and values["activation_checkpointing"] == "reentrant"
     ):

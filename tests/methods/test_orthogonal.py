@@ -60,7 +60,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("OFT", {"r": 0, "oft_block_size": 0}, "either r or oft_block_size"),
     ("BOFT", {**TARGETS, "boft_block_size": 7}, "a divisor of 48, the input size of model.layers.0.self_attn.k_proj"),
     ("BOFT", {**TARGETS, "boft_block_num": 4}, "either boft_block_size or boft_block_num"),
-    ("BOFT", {**TARGETS, "boft_block_size": "x"}, "a whole number, 0 or more"),
+    ("BOFT", {**TARGETS, "boft_block_size": "x"}, "a number"),
     ("PSOFT", {**TARGETS, "r": 25}, "at most 24"),
     ("ROAD", {**TARGETS, "variant": "road_3"}, "road_1, road_2, road_4"),
     ("ROAD", TARGETS, "a divisor of 24, the output size"),
