@@ -54,18 +54,20 @@ class Service:
         """Resident memory of each of its processes; what they share is counted in each."""
         found = []
         for pid in self.processes():
-            with contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
                 status = Path(f"/proc/{pid}/status").read_text()
-                found.append(int(re.search(r"VmRSS:\s+(\d+) kB", status)[1]) * 1024)  # type: ignore[index]
+                size = re.search(r"VmRSS:\s+(\d+) kB", status)  # one that has ended holds none
+                found.append(int(size[1]) * 1024 if size else 0)
         return found
 
     def pss_bytes(self) -> list[int]:
         """Memory of each of its processes; what they share is counted once among them."""
         found = []
         for pid in self.processes():
-            with contextlib.suppress(FileNotFoundError, PermissionError):
+            with contextlib.suppress(FileNotFoundError, PermissionError, ProcessLookupError):
                 rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
-                found.append(int(re.search(r"^Pss:\s+(\d+) kB", rollup, re.M)[1]) * 1024)  # type: ignore[index]
+                size = re.search(r"^Pss:\s+(\d+) kB", rollup, re.M)
+                found.append(int(size[1]) * 1024 if size else 0)
         return found
 
     def cpu_seconds(self) -> list[float]:
