@@ -13,6 +13,7 @@ from functools import reduce
 from typing import cast
 
 from memplan.dtypes import DType
+from memplan.estimate import Component
 from memplan.step import ops
 from memplan.step.attention import AttentionOps
 from memplan.step.tensor import Node, Shape, Tape, Tensor
@@ -66,15 +67,26 @@ def _narrow_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | 
     return (tape.new(shape, grad.dtype, f"{op}_backward"),)
 
 
-def copy(t: Tape, x: Tensor, shape: Shape, op: str = "clone") -> Tensor:
+def copy(t: Tape, x: Tensor, shape: Shape, op: str = "clone", component: Component | None = None) -> Tensor:
     """`x` copied into another shape of as many elements (`reshape` where no view can do it); its gradient is viewed back."""
     node = t.record(op, (x,), (), _view_back, (x.shape,))
-    return t.new(shape, x.dtype, op, node)
+    return Tensor(t, shape, x.dtype, t.alloc(shape, x.dtype, op, component), node)
 
 
 def _view_back(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | None]:
     (shape,) = cast(tuple[Shape], node.meta)
     return (Tensor(tape, shape, grad.dtype, grad.storage, None, is_view=True),)
+
+
+def permuted(t: Tape, x: Tensor, shape: Shape) -> Tensor:
+    """`x` seen with its dimensions in another order; the gradient is copied back into the order of `x`."""
+    node = t.record("permute", (x,), (), _permute_backward, (x.shape,))
+    return Tensor(t, shape, x.dtype, x.storage, node, is_view=True)
+
+
+def _permute_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | None]:
+    (shape,) = cast(tuple[Shape], node.meta)
+    return (tape.new(shape, grad.dtype, "clone"),)
 
 
 def unflatten(t: Tape, x: Tensor, shape: Shape) -> Tensor:
@@ -102,10 +114,11 @@ def _turned_back(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | None
     return (Tensor(tape, shape, grad.dtype, grad.storage, None, is_view=True, by_token=not grad.by_token),)
 
 
-def concatenate(t: Tape, parts: Sequence[Tensor], shape: Shape) -> Tensor:
+def concatenate(t: Tape, parts: Sequence[Tensor], shape: Shape, component: Component | None = None) -> Tensor:
     """`torch.cat(parts)` of the given result shape, in the widest type; each part's gradient is a view of the whole one."""
     node = t.record("cat", tuple(parts), (), _cat_backward, tuple((part.shape, part.dtype) for part in parts))
-    return t.new(shape, reduce(ops.promote, (part.dtype for part in parts)), "cat", node)
+    dtype = reduce(ops.promote, (part.dtype for part in parts))
+    return Tensor(t, shape, dtype, t.alloc(shape, dtype, "cat", component), node)
 
 
 def _cat_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | None]:

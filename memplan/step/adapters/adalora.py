@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, cast
 from memplan.dtypes import DType
 from memplan.step import ops
 from memplan.step.adapters.layer import AdaptedLayer
-from memplan.step.adapters.oft import subtract
 from memplan.step.tensor import Node, Shape, Tape, Tensor
 from memplan.step.weight_ops import autocast_mm, div, matmul, transposed
 
@@ -54,7 +53,7 @@ def orthogonality(t: LayerOps, paths: Iterable[str], loss: Tensor) -> Tensor:
         for left, right in ((a, transposed(t, a)), (transposed(t, b), b)):
             covariance = autocast_mm(t, left, right)
             eye = t.new(covariance.shape, covariance.dtype, "empty_like")
-            norm = _norm(t, subtract(t, covariance, eye))
+            norm = _norm(t, ops.sub(t, covariance, eye))
             total = ops.add_scalar(t, norm) if total is None else ops.add_in_place(t, total, norm)
     assert total is not None
     total = ops.scale(t, total, "div")

@@ -19,7 +19,6 @@ from typing import cast
 from memplan.dtypes import DType
 from memplan.step import ops
 from memplan.step.adapters.layer import AdaptedLayer
-from memplan.step.adapters.oft import subtract
 from memplan.step.split import narrow
 from memplan.step.tensor import Node, Shape, Tape, Tensor
 from memplan.step.weight_ops import autocast_mm, matmul
@@ -48,7 +47,7 @@ def boft(layer: AdaptedLayer, x: Tensor) -> Tensor:
     rotated = matmul(t, x, rotation)
     result = layer.base(rotated)
     if layer.bias is not None:
-        result = _minus(t, result, layer.bias)
+        result = ops.sub(t, result, layer.bias)
     result = result * t.view(scale, (out_features,))
     if layer.bias is not None:
         result = result + layer.bias
@@ -61,9 +60,9 @@ def _cayley(t: Tape, data: Tensor) -> Tensor:
     """(I + Q)^-1 applied to I - Q from the right, in float32: [n, b, b] of R [1, n, b, b]."""
     shape = data.shape[1:]
     blocks = t.view(data, shape)
-    skew = ops.scale(t, subtract(t, blocks, t.view(blocks, shape)))
+    skew = ops.scale(t, ops.sub(t, blocks, t.view(blocks, shape)))
     eye = t.new(shape[1:], DType.FLOAT32, "eye")
-    solved = _solve(t, eye + skew, _minus(t, eye, skew))
+    solved = _solve(t, eye + skew, ops.sub(t, eye, skew))
     return ops.to(t, solved, data.dtype)
 
 
@@ -96,18 +95,3 @@ def _block_diagonal(t: Tape, blocks: Tensor, size: int) -> Tensor:
 def _stack_back(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | None]:
     (shape,) = cast(tuple[Shape], node.meta)
     return (tape.new(shape, grad.dtype, "stack"),)
-
-
-def _minus(t: Tape, a: Tensor, b: Tensor) -> Tensor:
-    """`a - b` with broadcasting: the second gradient is negated."""
-    kinds = (a.shape, a.dtype, b.shape, b.dtype)
-    node = t.record("sub", (a, b), (), _minus_backward, kinds)
-    return t.new(ops.broadcast(a.shape, b.shape), ops.promote(a.dtype, b.dtype), "sub", node)
-
-
-def _minus_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | None]:
-    a_shape, a_dtype, b_shape, b_dtype = cast(tuple[Shape, DType, Shape, DType], node.meta)
-    negative = tape.new(grad.shape, grad.dtype, "neg") if node.edges[1] is not None else None
-    left = ops.fit_gradient(tape, grad, a_shape, a_dtype) if node.edges[0] is not None else None
-    right = ops.fit_gradient(tape, negative, b_shape, b_dtype) if negative is not None else None
-    return (left, right)

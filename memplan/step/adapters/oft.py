@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, cast
 from memplan.dtypes import DType
 from memplan.step import ops
 from memplan.step.adapters.layer import AdaptedLayer
-from memplan.step.split import copy
+from memplan.step.split import copy, permuted
 from memplan.step.tensor import Node, Shape, Tape, Tensor, count_elements
 from memplan.step.weight_ops import autocast_mm
 
@@ -38,7 +38,7 @@ def _rotate(layer: AdaptedLayer, x: Tensor, weight: Tensor) -> Tensor:
     rotation = _cayley(t, weight, (blocks, size, size), layer.option("terms"))
     rows = count_elements(x.shape[:-1])  # a pooler's input has one dimension less
     # einsum("...rk,rkc->...rc") permutes its operands and multiplies them with bmm, the rotation on the left.
-    shards = _regrouped(t, x, (blocks, size, rows))
+    shards = permuted(t, x, (blocks, size, rows))
     rotated = autocast_mm(t, rotation, shards)
     del shards
     return ops.to(t, copy(t, rotated, x.shape), required)  # back to [B, S, in]
@@ -70,31 +70,9 @@ def _skew_symmetric(t: Tape, vector: Tensor, shape: Shape) -> Tensor:
     storage = t.alloc(shape, vector.dtype, "zeros")
     node = t.record("index_put_", (vector,), (), _index_backward, (vector.shape, vector.dtype))
     matrix = Tensor(t, shape, vector.dtype, storage, node)
-    return subtract(t, matrix, t.view(matrix, shape))
+    return ops.sub(t, matrix, t.view(matrix, shape))
 
 
 def _index_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | None]:
     shape, dtype = cast(tuple[Shape, DType], node.meta)
     return (tape.new(shape, dtype, "index"),)
-
-
-def subtract(t: Tape, a: Tensor, b: Tensor) -> Tensor:
-    """`a - b` of tensors alike: the second gradient is negated."""
-    node = t.record("sub", (a, b), (), _sub_backward)
-    return t.new(a.shape, a.dtype, "sub", node)
-
-
-def _sub_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | None]:
-    right = tape.new(grad.shape, grad.dtype, "neg") if node.edges[1] is not None else None
-    return (grad if node.edges[0] is not None else None, right)
-
-
-def _regrouped(t: Tape, x: Tensor, shape: Shape) -> Tensor:
-    """[B, S, in] seen as [n, b, B S]; the gradient is copied back into the order of x."""
-    node = t.record("permute", (x,), (), _copy_backward, (x.shape,))
-    return Tensor(t, shape, x.dtype, x.storage, node, is_view=True)
-
-
-def _copy_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | None]:
-    (shape,) = cast(tuple[Shape], node.meta)
-    return (tape.new(shape, grad.dtype, "clone"),)

@@ -11,9 +11,8 @@ Known limits:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import cast
 
 from memplan.dtypes import DType
 from memplan.estimate import Component
@@ -22,8 +21,8 @@ from memplan.step.adapters.prompts import parameter, through_layers
 from memplan.step.builder import Builder
 from memplan.step.layers import lookup
 from memplan.step.site import PromptSite
-from memplan.step.split import narrow, split
-from memplan.step.tensor import Node, Shape, Tape, Tensor
+from memplan.step.split import concatenate, copy, narrow, permuted, split
+from memplan.step.tensor import Shape, Tape, Tensor
 
 
 @dataclass
@@ -83,48 +82,21 @@ def _cached(t: Builder, site: PromptSite) -> list[tuple[Tensor, Tensor]]:
     layers, heads, size = site.key_values
     x = ops.to(t, site.encode(t, site), site.dtype)
     shape = (2 * layers, t.batch, heads, site.tokens, size)
-    node = t.record("permute", (x,), (), _permute_backward, (x.shape,))
-    whole = Tensor(t, shape, x.dtype, x.storage, node, is_view=True)
+    whole = permuted(t, x, shape)
     layer = (2, *shape[1:])
     parts = split(t, whole, [2] * layers, dim=0)
     found = []
     for part in parts:
         k, v = split(t, narrow(t, part, layer), [1, 1], dim=0)  # `layer[:2]`, taken apart by iterating over it
-        found.append((_copied(t, k, shape[1:]), _copied(t, v, shape[1:])))
+        found.append((_cached_part(t, k, shape[1:]), _cached_part(t, v, shape[1:])))
     return found
 
 
-def _permute_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | None]:
-    (shape,) = cast(tuple[Shape], node.meta)
-    return (tape.new(shape, grad.dtype, "clone"),)
-
-
-def _copied(t: Tape, x: Tensor, shape: Shape) -> Tensor:
+def _cached_part(t: Tape, x: Tensor, shape: Shape) -> Tensor:
     """`torch.cat([empty cache, x])`."""
-    node = t.record("cat", (x,), (), _view_back, (x.shape,))
-    return Tensor(t, shape, x.dtype, t.alloc(shape, x.dtype, "cat", Component.KV_CACHE), node)
-
-
-def _view_back(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | None]:
-    (shape,) = cast(tuple[Shape], node.meta)
-    return (Tensor(tape, shape, grad.dtype, grad.storage, None, is_view=True),)
+    return copy(t, x, shape, "cat", Component.KV_CACHE)
 
 
 def _behind(t: Tape, first: Tensor, then: Tensor) -> Tensor:
     shape = (*first.shape[:2], then.shape[2] + first.shape[2], first.shape[3])
-    dtype = ops.promote(first.dtype, then.dtype)
-    kinds = (first.shape, first.dtype, then.shape, then.dtype)
-    node = t.record("cat", (first, then), (), _cat_backward, kinds)
-    return Tensor(t, shape, dtype, t.alloc(shape, dtype, "cat", Component.KV_CACHE), node)
-
-
-def _cat_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | None]:
-    a_shape, a_dtype, b_shape, b_dtype = cast(tuple[Shape, DType, Shape, DType], node.meta)
-    first, then = (
-        Tensor(tape, shape, grad.dtype, grad.storage, None, is_view=True, by_token=grad.by_token)
-        for shape in (a_shape, b_shape)
-    )
-    return (
-        ops.fit_gradient(tape, first, a_shape, a_dtype) if node.edges[0] is not None else None,
-        ops.fit_gradient(tape, then, b_shape, b_dtype) if node.edges[1] is not None else None,
-    )
+    return concatenate(t, (first, then), shape, Component.KV_CACHE)
