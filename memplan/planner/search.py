@@ -80,9 +80,9 @@ class Search:
     def uncertain(self) -> list[Proposal]:
         """Everything that was judged and might fit, cheapest first; no solution among it."""
         might = [one for one in self._proposals.values() if one and one.changes and one.fits is Fits.UNCERTAIN]
-        ids = [[change.id for change in one.changes] for one in might]
-        order = [(one.tier, one.pain, len(one.changes), ids[place], place) for place, one in enumerate(might)]
-        return [might[place] for *_, place in sorted(order)]
+        return sorted(
+            might, key=lambda one: (one.tier, one.pain, len(one.changes), [change.id for change in one.changes])
+        )
 
     def fits(self, candidate: Candidate) -> bool:
         """Whether a candidate fits, by its full estimate unless its screen rules it out."""
