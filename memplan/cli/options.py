@@ -124,11 +124,11 @@ def spelled_out(arguments: list[str]) -> list[str]:
         positive = word.replace("--no-", "--", 1)
         name = _OLD_NAMES.get(positive, positive)
         following = arguments[index + 1] if index + 1 < len(arguments) else "-"
-        if name in _flags():
+        if name in _options_of(Kind.FLAG):
             if equals or (following.isalnum() and not _looks_like_file(following)):
                 raise _no_value(word, value if equals else following)
             found.append(arguments[index])
-        elif name not in _flags_with_kinds():
+        elif name not in _options_of(Kind.FLAG_OR_NAME):
             found.append(arguments[index])
         elif positive != word and not equals:
             found.append(f"{name}=false")
@@ -152,13 +152,8 @@ def _no_value(option: str, value: str) -> InputError:
 
 
 @cache
-def _flags() -> frozenset[str]:
-    return frozenset(option_name(key) for key in Recipe.model_fields if kind_of(key) is Kind.FLAG)
-
-
-@cache
-def _flags_with_kinds() -> frozenset[str]:
-    return frozenset(option_name(key) for key in Recipe.model_fields if kind_of(key) is Kind.FLAG_OR_NAME)
+def _options_of(kind: Kind) -> frozenset[str]:
+    return frozenset(option_name(key) for key in Recipe.model_fields if kind_of(key) is kind)
 
 
 def _looks_like_file(word: str) -> bool:
