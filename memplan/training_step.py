@@ -42,8 +42,9 @@ from memplan.step.recording import Recording, joined, record
 from memplan.step.replay import Program
 from memplan.step.run import Run
 from memplan.step.settings import StepSettings
+from memplan.step.sums import Sums
 from memplan.step.tensor import Tensor
-from memplan.step.walk import Resident, Sums, Walk, Walker
+from memplan.step.walk import Resident, Walk, Walker
 
 # Without a GPU in the recipe: the data-centre generation that most published figures come from.
 DEFAULT_COMPUTE_CAPABILITY = (8, 0)

@@ -11,7 +11,7 @@ from memplan.step.forms import guard
 from memplan.step.recording import Recording
 from memplan.step.replay import Written
 from memplan.step.settings import StepSettings
-from memplan.step.walk import Sums
+from memplan.step.sums import Sums
 
 
 class Course:

@@ -18,13 +18,15 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain
 
 from memplan.estimate import Component, Phase
 from memplan.step.forms import BYTES, Form, Terms, added, code, highest, total
 from memplan.step.optimizer_step import OptimizerEvent
 from memplan.step.ports import Ledger
 from memplan.step.recording import Recording
-from memplan.step.tensor import Segment, StorageInfo
+from memplan.step.sums import Sums
+from memplan.step.tensor import Segment
 
 Alive = Counter[int]
 
@@ -145,30 +147,6 @@ class Walk:
         return max(self.phases, key=lambda phase: phase.peak_bytes)
 
 
-@dataclass(frozen=True, slots=True)
-class Profile:
-    """A segment's events summed: net change, and the moments within that can be its highest, with their event."""
-
-    change: Form
-    highest: tuple[tuple[Form, int], ...]
-
-
-class Sums:
-    """What walks over the same recordings have in common, whatever stays beside them.
-
-    Attributes:
-        terms: the sizes that storages are made of.
-        recorded_sizes: of each term, as it was recorded.
-        profiles, courses: of segments, by the segment and by what it does.
-    """
-
-    def __init__(self, infos: Sequence[StorageInfo]) -> None:
-        self.terms = Terms(infos)
-        self.recorded_sizes = self.terms.recorded()
-        self.profiles: dict[tuple[int, bool], Profile] = {}
-        self.courses: dict[object, Profile] = {}
-
-
 class Walker:
     """Plays a recording and an optimizer on top of what stays.
 
@@ -220,7 +198,6 @@ class Walker:
         self.alive: Alive = Counter()
         self.live: Form = {BYTES: resident.loaded_bytes}
         self.named: Alive = Counter()
-        self.skipped: frozenset[int] = frozenset()
         self._asked = 0
         self.phases = self._walk(steps)
 
@@ -308,13 +285,13 @@ class Walker:
 
     def _play(self, recording: Recording, step: int, phase: Phase) -> PhaseForms:
         is_first = step == 1 and recording is self.micro_steps[0]
-        self.skipped = frozenset() if is_first else recording.workspaces
+        skipped = frozenset() if is_first else recording.workspaces
         ledger = self.ledgers[id(recording)]
-        start, base, skipped = Counter(self.alive), Counter(self.base), self.skipped
+        start, base = Counter(self.alive), Counter(self.base)
         segments = [segment for segment in recording.segments if segment.phase == phase]
         begin, floors, played = dict(self.live), [], []
         for position, segment in enumerate(segments):
-            profile = self._profile(segment)
+            profile = self.sums.profile(segment, skipped)
             for repeat in dict.fromkeys((0, segment.count - 1)):
                 floors.append(added(self.live, profile.change, repeat))
                 played.append((profile, position, repeat))
@@ -378,20 +355,11 @@ class Walker:
         alive = Counter(self.alive)
 
         def now(label: str) -> Candidate:
-            at = Moment(step, Phase.OPTIMIZER_STEP, label, "")
+            at = Moment(step, Phase.OPTIMIZER_STEP, label.partition("#")[0], "")
             return Candidate(dict(self.live), at, Counter(self.base), lambda: alive)
 
-        top = now("optimizer.step")
-        for event in self.clipping:
-            self._add(Component.TEMPORARIES, event.change_bytes)
-            if self.live[BYTES] > top.form[BYTES]:
-                top = now(event.label)
-        for event in self.optimizer_events:
-            if event.once and step > 1:
-                continue
-            self._add(event.component, event.change_bytes)
-            if self.live[BYTES] > top.form[BYTES]:
-                top = now(event.label.partition("#")[0])
+        updating = (event for event in self.optimizer_events if step == 1 or not event.once)
+        top = self._highest(now, "optimizer.step", chain(self.clipping, updating))
         self._add(Component.GRADIENTS, -self.base[Component.GRADIENTS])
         return PhaseForms((top,), dict(self.live))
 
@@ -403,15 +371,20 @@ class Walker:
             op, _, module = label.partition(" in ")
             return Candidate(dict(self.live), Moment(step, Phase.MERGE, op, module), Counter(self.base), lambda: alive)
 
-        top = now("start")
-        for event in events:
-            self._add(event.component, event.change_bytes)
-            if self.live[BYTES] > top.form[BYTES]:
-                top = now(event.label)
+        top = self._highest(now, "start", events)
         for component in (Component.ADAPTERS, Component.OPTIMIZER_STATES):
             self._add(component, -self.base[component])
         gone = Counter({index: count for index, count in self.alive.items() if index not in self.workspaces})
         return PhaseForms((top,), added(self.live, self.terms.form(gone), -1))
+
+    def _highest(self, now: Callable[[str], Candidate], start: str, events: Iterable[OptimizerEvent]) -> Candidate:
+        """The highest moment of `events` in order, `start` before the first of them; the earlier of two equals."""
+        top = now(start)
+        for event in events:
+            self._add(event.component, event.change_bytes)
+            if self.live[BYTES] > top.form[BYTES]:
+                top = now(event.label)
+        return top
 
     def _next_batch(self) -> None:
         """The batch gives way to the next one; what the loop's variables name stays until they are bound again."""
@@ -430,39 +403,6 @@ class Walker:
     def _add(self, component: Component, size_bytes: int) -> None:
         self.base[component] += size_bytes
         self.live[BYTES] += size_bytes
-
-    def _profile(self, segment: Segment) -> Profile:
-        key = id(segment), bool(self.skipped)
-        known = self.sums.profiles.get(key)
-        if known is not None:
-            return known
-        # Layers of one kind change the same terms in the same order.
-        of, skipped = self.terms.of, self.skipped
-        course = tuple(
-            [(of[~event], -1) if event < 0 else (of[event], event not in skipped) for event in segment.events]
-        )
-        known = self.sums.courses.get(course)
-        if known is not None:
-            self.sums.profiles[key] = known
-            return known
-        height: Form = {}
-        tops: list[tuple[Form, int]] = []
-        rising = -1  # the last allocation since a free
-        for position, event in enumerate(segment.events):
-            if event < 0:
-                if rising >= 0:
-                    tops.append((dict(height), rising))
-                    rising = -1
-                self.terms.add(height, ~event, -1)
-            elif event not in self.skipped and self.infos[event].size_bytes:
-                self.terms.add(height, event, 1)
-                rising = position
-        if rising >= 0:
-            tops.append((dict(height), rising))
-        kept = highest((form for form, _ in tops), self.recorded_sizes)
-        profile = Profile(height, tuple(tops[position] for position in kept))
-        self.sums.profiles[key] = self.sums.courses[course] = profile
-        return profile
 
     def _moment(self, step: int, phase: Phase, segment: Segment, repeat: int, index: int) -> Moment:
         info = self.infos[segment.events[index]]
