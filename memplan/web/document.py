@@ -125,7 +125,7 @@ def add_samples(
                 _CUT if name in _IS_CUT else "the answer to the first example" if method == "post" else "the answer"
             )
             content["examples"] = {"sample": {"summary": summary, "value": shown[name]}}
-            mistakes = [*problems.get(name, ()), *_refusals(path, method, operation, settings)]
+            mistakes = [*problems.get(name, ()), *_refusals(path, operation, settings)]
             for status, answer in operation["responses"].items():
                 if "application/json" in answer.get("content", {}) and int(status) >= 400:
                     answer["content"]["application/json"]["examples"] = _of_status(int(status), mistakes)
@@ -139,21 +139,14 @@ def _of_status(status: int, mistakes: Iterable[Problem]) -> dict[str, Any]:
     return found
 
 
-def _refusals(path: str, method: str, operation: Mapping[str, Any], settings: Settings) -> list[Problem]:
+def _refusals(path: str, operation: Mapping[str, Any], settings: Settings) -> list[Problem]:
     """What comes before an operation, whatever it is asked."""
     parameters = [entry["name"] for entry in operation.get("parameters", ()) if entry["in"] == "query"]
-    is_batch = operation["operationId"] == "estimate_batch"
     return [
         problem_of_http(HTTPException(404)),
         problem_of_http(HTTPException(405)),
         limits.body_too_slow(settings.body_timeout_seconds),
-        limits.body_too_large(
-            settings.max_batch_body_bytes
-            if is_batch
-            else settings.max_body_bytes
-            if path.startswith("/api/")
-            else settings.max_upload_bytes
-        ),
+        limits.body_too_large(limits.body_limit(path, settings)),
         limits.query_too_long(settings.max_query_bytes),
         limits.PATH_TOO_LONG,
         NOT_JSON,

@@ -33,6 +33,13 @@ def query_too_long(limit: int) -> Problem:
     return Problem(414, "query_too_long", said, "POST a recipe to the API instead")
 
 
+def body_limit(path: str, settings: Settings) -> int:
+    """How many bytes a body for an address may have."""
+    if path.startswith("/api/"):
+        return settings.max_batch_body_bytes if path == _BATCH_PATH else settings.max_body_bytes
+    return settings.max_upload_bytes
+
+
 def body_too_large(limit: int) -> Problem:
     """What a body of more than `limit` bytes is answered."""
     return Problem(413, "body_too_large", f"the body is larger than {format_bytes(limit)}")
@@ -73,7 +80,7 @@ class Limits:
             return
         problem = self._address_problem(scope)
         if problem is None:
-            limit = self._body_limit(scope)
+            limit = body_limit(route_path(scope), self.settings)
             body = await _read_body(scope, receive, limit, self.settings.body_timeout_seconds)
             if isinstance(body, bytes):
                 await self.app(scope, _replayed(body, receive), send)
@@ -88,12 +95,6 @@ class Limits:
         if len(scope.get("query_string", b"")) > limit:
             return query_too_long(limit)
         return PATH_TOO_LONG if len(scope.get("raw_path") or b"") > MAX_PATH_BYTES else None
-
-    def _body_limit(self, scope: Scope) -> int:
-        path = route_path(scope)
-        if path.startswith("/api/"):
-            return self.settings.max_batch_body_bytes if path == _BATCH_PATH else self.settings.max_body_bytes
-        return self.settings.max_upload_bytes
 
 
 async def _read_body(scope: Scope, receive: Receive, limit: int, timeout_seconds: float) -> bytes | Problem | None:
