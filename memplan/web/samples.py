@@ -16,7 +16,7 @@ from memplan.web.settings import Settings
 from memplan.web.worker import answer
 
 CUT = 2
-_RECIPE = {"model": "mistralai/Mistral-7B-v0.1", "gpu": "rtx-4090"}
+_RECIPE = {"model": MODEL_EXAMPLE, "gpu": "rtx-4090"}
 _WRONG_RECIPES: tuple[Mapping[str, Any], ...] = (
     _RECIPE | {"bacth": 4},
     _RECIPE | {"model": "mistral-8b"},
@@ -24,7 +24,7 @@ _WRONG_RECIPES: tuple[Mapping[str, Any], ...] = (
 )
 _WRONG: Mapping[str, tuple[Mapping[str, Any], ...]] = {
     "estimate": _WRONG_RECIPES,
-    "plan": (*_WRONG_RECIPES, {"model": "mistralai/Mistral-7B-v0.1"}),
+    "plan": (*_WRONG_RECIPES, {"model": MODEL_EXAMPLE}),
     "estimate_batch": ({"recipes": []}, {"recipe": _RECIPE}),
     "check": ({"confg": {}}, {"config": {"schema": 1, "check": [{"name": "sft", "recipe": _RECIPE, "budget": "20"}]}}),
 }
@@ -43,7 +43,7 @@ def samples() -> tuple[dict[str, Any], dict[str, list[Problem]]]:
     }
     examples = {"estimate": RECIPE_EXAMPLES, "plan": PLAN_EXAMPLES, "check": CHECK_EXAMPLES}
     answers = {name: _value(posts[name](_body(next(iter(found.values()))))) for name, found in examples.items()}
-    recipes = tasks.batch_recipes(_body(next(iter(BATCH_EXAMPLES.values()))), depth, limits.max_batch)
+    recipes = posts["estimate_batch"](_body(next(iter(BATCH_EXAMPLES.values()))))
     answers["estimate_batch"] = "".join(_line(index, recipe) for index, recipe in enumerate(recipes))
     answers |= {
         "models": _value(tasks.models())[:CUT],
@@ -69,7 +69,7 @@ def cut(report: Mapping[str, Any]) -> dict[str, Any]:
 
 def _line(index: int, recipe: bytes | Problem) -> str:
     assert isinstance(recipe, bytes)
-    return f'{{"index":{index},"estimate":{tasks.estimate_line(recipe).body.decode()}}}\n'
+    return tasks.batch_line(index, tasks.estimate_line(recipe)).decode()
 
 
 def _body(value: Any) -> bytes:

@@ -114,6 +114,11 @@ def batch_recipes(body: bytes, max_depth: int, max_batch: int) -> list[bytes | P
     return [json.dumps(one).encode() if isinstance(one, dict) else _no_recipe(one) for one in recipes]
 
 
+def batch_line(index: int, found: Answer) -> bytes:
+    """The line of a batch's answer that says the estimate of one recipe."""
+    return b'{"index":%d,"estimate":%b}\n' % (index, found.body)
+
+
 def _no_recipe(value: object) -> Problem:
     return Problem(422, "invalid_value", f"a recipe is an object of recipe keys, not {_kind(value)}", field="recipes")
 
@@ -142,10 +147,14 @@ def _kind(value: object) -> str:
 
 
 def preload() -> None:
-    """Import what searches need, so that none of them waits for it."""
-    from memplan.web.pages.tasks import preload as preload_pages
+    """Import what searches need, templates included, so that none of them waits for it."""
+    import memplan.web.checks
+    import memplan.web.pages.changes
+    import memplan.web.plans  # noqa: F401
+    from memplan.web.pages.rendering import environment
 
-    preload_pages()
+    for name in ("changes.html", "every_gpu.html", "every_method.html"):
+        environment().get_template(name)
 
 
 # -- what memplan knows -----------------------------------------------------------------------------------

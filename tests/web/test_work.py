@@ -212,6 +212,15 @@ def test_the_process_for_what_takes_seconds_ends_when_idle() -> None:
     with_work(check, slow_idle_seconds=0.1)
 
 
+def test_what_searches_import_is_there_before_the_first_of_them() -> None:
+    async def check(work: Work) -> None:
+        modules = await work.run(eval, "[*__import__('sys').modules]", slow=True)
+        assert {"memplan.planner", "memplan.budget", "memplan.web.pages.elsewhere"} <= set(modules)
+        assert not {"fastapi", "starlette"} & set(modules)
+
+    with_work(check)
+
+
 def test_what_takes_seconds_leaves_nothing_in_memory() -> None:
     async def check(work: Work) -> None:
         template = await work.run(os.getppid, slow=True)

@@ -132,7 +132,7 @@ async def _lines(request: Request, recipes: list[bytes | Problem]) -> AsyncItera
     def line(index: int, found: tasks.Answer | Problem) -> bytes:
         if isinstance(found, tasks.Answer):
             count(request, found)
-            return b'{"index":%d,"estimate":%b}\n' % (index, found.body)
+            return tasks.batch_line(index, found)
         entry = {"index": index} | found.entry(request_id)
         return json.dumps(entry, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
 

@@ -6,14 +6,6 @@ from memplan.web.pages.keys import read_query
 from memplan.web.tasks import Answer
 
 
-def preload() -> None:
-    """Import what the sections of an answer need, their templates included."""
-    from memplan.web.pages.rendering import environment
-
-    for name in ("changes.html", "every_gpu.html", "every_method.html"):
-        environment().get_template(name)
-
-
 def answer_html(query: str, root: str) -> Answer:
     """The answer to a recipe.
 
