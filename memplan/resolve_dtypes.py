@@ -26,13 +26,13 @@ def quantization_and_checkpoint_dtype(
     loaded_as = parse_dtype(named) if isinstance(named, str) and named != "auto" else DType.FLOAT32
     is_qlora = method == "qlora"
     is_8bit = bool(recipe.load_in_8bit)
-    arrives = bool(model.config.get("quantization_config"))
+    arrives = model.config.get("quantization_config")
+    given = recipe.quantization_config or arrives
     is_4bit = recipe.load_in_4bit if recipe.load_in_4bit is not None else is_qlora and not is_8bit and not arrives
-    if is_qlora and not is_4bit and not is_8bit and not recipe.quantization_config and not arrives:
+    if is_qlora and not is_4bit and not is_8bit and not given:
         raise InvalidValueError("load_in_4bit", False, "qlora stores the base in 4 bits; use method = lora")
     if is_4bit and is_8bit:
         raise InputError("load_in_4bit and load_in_8bit exclude each other")
-    given = recipe.quantization_config or model.config.get("quantization_config")
     if (is_4bit or is_8bit) and recipe.quantization_config:
         raise InputError("quantization_config and load_in_4bit / load_in_8bit are two ways to say one thing: give one")
     skip = recipe.llm_int8_skip_modules
@@ -92,11 +92,12 @@ def weights_dtype(
         InvalidValueError: the precision needs another one.
     """
     half = loaded_as if loaded_as.is_half else DType.BFLOAT16
+    wants_half = precision in (Precision.PURE, Precision.MASTER, Precision.MASTER_FP32_GRADS)
     if precision is Precision.FP32:
         default, source = DType.FLOAT32, "precision fp32"
     elif precision is Precision.AMP and quantization is None and method == "full":
         default, source = DType.FLOAT32, "precision amp keeps float32 weights"
-    elif precision in (Precision.PURE, Precision.MASTER, Precision.MASTER_FP32_GRADS):
+    elif wants_half:
         default, source = half, f"precision {precision} keeps 16-bit weights"
     elif quantization is not None:
         default, source = half, "the checkpoint's, 16-bit under quantization"
@@ -106,7 +107,6 @@ def weights_dtype(
     if recipe.dtype == "auto":
         filler.sources["dtype"] = "auto: the checkpoint's"
     filler.values["dtype"] = str(dtype)
-    wants_half = precision in (Precision.PURE, Precision.MASTER, Precision.MASTER_FP32_GRADS)
     if precision is Precision.FP32 and dtype is not DType.FLOAT32 and quantization is None:
         raise InvalidValueError("dtype", str(dtype), "precision fp32 needs float32 weights")
     if wants_half and not dtype.is_half:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from memplan.catalog.framework_defaults import FrameworkDefault, framework_default, in_range, reference_version
+from memplan.catalog.framework_defaults import framework_default, in_range, reference_version
 from memplan.errors import InvalidValueError
 from memplan.recipe import Loss, Precision, Recipe, Stack
 
@@ -35,24 +35,26 @@ def stack_defaults(recipe: Recipe) -> Defaults:
 def _trl(recipe: Recipe) -> Defaults:
     version = recipe.stack_version or reference_version("trl")
 
-    def row(key: str) -> FrameworkDefault:
-        return framework_default("trl", key, version)
+    def default(key: str) -> tuple[Any, str]:
+        row = framework_default("trl", key, version)
+        return row.value, f"TRL {version}: {row.source}"
 
-    def sourced(value: Any, found: FrameworkDefault) -> tuple[Any, str]:
-        return value, f"TRL {version}: {found.source}"
-
-    chunked = not row("full_logits").value or row("loss_type").value == "chunked_nll"
-    found = {
-        "loss": sourced(Loss.CHUNKED if chunked else Loss.DEFAULT, row("full_logits")),
-        "activation_checkpointing": sourced(row("gradient_checkpointing").value, row("gradient_checkpointing")),
+    full_logits, source = default("full_logits")
+    chunked = not full_logits or default("loss_type")[0] == "chunked_nll"
+    found: Defaults = {
+        "loss": (Loss.CHUNKED if chunked else Loss.DEFAULT, source),
+        "activation_checkpointing": default("gradient_checkpointing"),
     }
-    if _is_quantized(recipe) and in_range(version, LOADS_IN_FLOAT32):
+    loads_in_float32 = in_range(version, LOADS_IN_FLOAT32)
+    if _is_quantized(recipe) and loads_in_float32:
         for key in ("prepare_model_for_kbit_training", "autocast_adapter_dtype"):
-            found[key] = sourced(row(key).value, row(key))
-    if recipe.precision is None and row("bf16").value:
-        found["precision"] = sourced(Precision.AMP, row("bf16"))
-        if in_range(version, LOADS_IN_FLOAT32):
-            found["dtype"] = sourced(row("dtype").value, row("dtype"))
+            found[key] = default(key)
+    if recipe.precision is None:
+        bf16, source = default("bf16")
+        if bf16:
+            found["precision"] = (Precision.AMP, source)
+            if loads_in_float32:
+                found["dtype"] = default("dtype")
     return found
 
 
