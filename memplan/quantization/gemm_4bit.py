@@ -34,21 +34,23 @@ class Gpu:
     multiprocessors: int
 
 
-def uses_fused_kernel(gpu: Gpu, dtype: DType, rows: int, shape: tuple[int, int], blocksize: int = 64) -> bool:
+def uses_fused_kernel(gpu: Gpu | None, dtype: DType, rows: int, shape: tuple[int, int], blocksize: int = 64) -> bool:
     """Whether the forward multiplies with the packed weight, without a dequantized copy.
 
     Args:
-        gpu: the CUDA device.
+        gpu: the CUDA device; None assumes the kernel that needs more, where the device decides.
         dtype: of the input, i.e. the compute dtype.
         rows: of the input, batch x sequence.
         shape: of the weight, [out_features, in_features].
         blocksize: elements that share one absmax.
     """
     n, k = shape
-    if rows > MAX_FUSED_ROWS or k % blocksize:
+    if k % blocksize:
         return False
     if rows <= ALWAYS_FUSED_ROWS:
         return True
+    if gpu is None or rows > MAX_FUSED_ROWS:
+        return False
     major, minor = gpu.compute_capability
     no_tensor_core_kernel = dtype is DType.FLOAT32 or (major, minor) < (7, 5)
     if no_tensor_core_kernel or ((major, minor) == (7, 5) and dtype is not DType.FLOAT16):

@@ -16,7 +16,7 @@ from memplan.dtypes import DType
 from memplan.errors import UnsupportedError
 from memplan.quantization.bitsandbytes import CODE_BOOK_ELEMENTS_4BIT, absmax_blocks
 from memplan.quantization.fp8 import is_tileable, scale_shape
-from memplan.quantization.gemm_4bit import ALWAYS_FUSED_ROWS, Gpu, uses_fused_kernel
+from memplan.quantization.gemm_4bit import Gpu, uses_fused_kernel
 from memplan.quantization.scheme import Quantization, Scheme, StoredTensor
 
 
@@ -128,8 +128,7 @@ def forward_temporaries(
     """
     n, k = shape
     if quantization.scheme.is_4bit_bitsandbytes:
-        always = rows <= ALWAYS_FUSED_ROWS and k % quantization.blocksize == 0
-        if always or (gpu is not None and uses_fused_kernel(gpu, compute_dtype, rows, shape, quantization.blocksize)):
+        if uses_fused_kernel(gpu, compute_dtype, rows, shape, quantization.blocksize):
             return ()
         alive = []
         if quantization.double_quant:
