@@ -89,13 +89,14 @@ def _matrix(cells: int | None, jobs: int, write: bool, as_json: bool) -> int:
     chosen = sample(cells or CELLS)
     sys.stderr.write(f"tracing {len(chosen)} recipes\n")
     results = run(chosen, jobs=jobs)
+    is_met = meets_goal(results)
     page = to_markdown(results)
     if write:
         _PAGE.write_text(page, encoding="utf-8")
     if as_json:
         from memplan.report.agreement import sample_json
 
-        write_json(sample_json(results, meets_goal=meets_goal(results)))
+        write_json(sample_json(results, meets_goal=is_met))
     else:
         write_text(page)
-    return 0 if meets_goal(results) else 1
+    return 0 if is_met else 1
