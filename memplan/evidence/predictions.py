@@ -160,11 +160,12 @@ def _traced(key: str) -> Prediction:
         return Prediction({}, "not traced yet")
     if "failed" in entry:
         return Prediction({}, entry["failed"])
-    mismatch = _other_attention(json.loads(key), entry["versions"]["torch"])
+    recipe = json.loads(key)
+    mismatch = _other_attention(recipe, entry["versions"]["torch"])
     if mismatch:
         return Prediction({}, mismatch)
     found = {level: entry[f"{level}_bytes"] for level in Level}
-    resolved = resolve(Recipe(**json.loads(key)), described_only=False)
+    resolved = resolve(Recipe(**recipe), described_only=False)
     if resolved.gpu is None:
         return Prediction(found)
     run = run_of(resolved.values, str(resolved.config["model_type"]))
