@@ -37,7 +37,7 @@ def insert_features(t: Builder, inputs_embeds: Tensor, features: Tensor) -> Tens
 
 def _masked_scatter_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | None]:
     shape, features = cast(tuple[Shape, Shape], node.meta)
-    kept = [node.stored(index) for index in range(len(node.saved))]
+    kept = node.all_stored()
     left = tape.new(shape, grad.dtype, "masked_fill") if node.edges[0] is not None else None
     right = tape.new(features, grad.dtype, "masked_scatter_backward") if node.edges[1] is not None else None
     del kept

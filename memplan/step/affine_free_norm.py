@@ -24,7 +24,7 @@ def affine_free_layer_norm(t: Tape, x: Tensor) -> Tensor:
 
 def _backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | None]:
     shape, dtype = cast(tuple[Shape, DType], node.meta)
-    kept = [node.stored(index) for index in range(len(node.saved))]
+    kept = node.all_stored()
     out = tape.new(shape, dtype, "native_layer_norm_backward")
     del kept
     return (out,)

@@ -57,7 +57,7 @@ def baddbmm(t: AttentionOps, bias: Tensor, a: Tensor, b: Tensor, shape: Shape) -
 
 def _baddbmm_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | None]:
     a_shape, b_shape, dtype = cast(tuple[Shape, Shape, DType], node.meta)
-    kept = [node.stored(index) for index in range(len(node.saved))]
+    kept = node.all_stored()
     grad_a = _scaled_product(tape, a_shape, dtype) if node.edges[0] is not None else None
     grad_b = _scaled_product(tape, b_shape, dtype) if node.edges[1] is not None else None
     del kept

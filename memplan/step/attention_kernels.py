@@ -205,7 +205,7 @@ def _fused(t: Tape, kernel: Kernel, q: Tensor, k: Tensor, v: Tensor, mask: Tenso
 
 def _fused_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | None]:
     q, k, v, kernel = cast(tuple[Meta, Meta, Meta, Kernel], node.meta)
-    kept = [node.stored(index) for index in range(len(node.saved))]
+    kept = node.all_stored()
     name = f"_scaled_dot_product_{kernel}_attention_backward"
     grads = [tape.new(m.shape, m.dtype, name, by_token=m.by_token) for m in (q, k, v)]
     temporaries = [tape.alloc((size,), DType.UINT8, name) for size in backward_workspaces(kernel, q, k)]

@@ -36,7 +36,7 @@ def chunked_loss(t: LossOps, hidden: Tensor, weight: Tensor, path: str) -> Tenso
             upcast = ops.to(t, chunk, DType.FLOAT32)
             loss = nll_loss(t, log_softmax(t, upcast), label)
             del upcast
-            total = ops.add_scalar(t, loss) if total is None else _added_in_place(t, total, loss)
+            total = ops.add_scalar(t, loss) if total is None else ops.add_in_place(t, total, loss)
             del loss
         assert total is not None
         mean = div(t, total, count)
@@ -90,12 +90,3 @@ def _labels(t: LossOps, sizes: list[int]) -> tuple[list[Tensor], Tensor, Tensor]
     # A chunk of one position, or of the only row, is flat as it is.
     flat = [shifted if batch == 1 or size == 1 else t.new((batch, size), DType.INT64, "clone") for size in sizes]
     return flat, count, shifted
-
-
-def _added_in_place(t: LossOps, total: Tensor, loss: Tensor) -> Tensor:
-    node = t.record("add_", (total, loss), (), _both)
-    return Tensor(t, total.shape, total.dtype, total.storage, node)
-
-
-def _both(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | None]:
-    return (grad, grad)

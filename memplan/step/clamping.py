@@ -50,7 +50,7 @@ def clamp_where_infinite(t: Tape, x: Tensor) -> tuple[Tensor, Storage]:
 
 def _clamp_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | None]:
     shape, bounded_by_tensors = cast(tuple[Shape, bool], node.meta)
-    kept = [node.stored(index) for index in range(len(node.saved))]
+    kept = node.all_stored()
     zero = tape.alloc((), grad.dtype, "scalar_tensor")
     inside = [tape.alloc(shape, DType.BOOL, op) for op in ("ge", "le")]
     if bounded_by_tensors:  # the other joins them in place

@@ -74,7 +74,7 @@ def weight_dtype(t: LayerOps, name: str) -> DType:
 
 def _backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | None]:
     x_shape, w_shape, dtype = cast(tuple[Shape, Shape, DType], node.meta)
-    kept = [node.stored(index) for index in range(len(node.saved))]
+    kept = node.all_stored()
     shapes = (x_shape, w_shape, w_shape[:1])
     grads = [
         tape.new(shape, dtype, "convolution_backward") if edge is not None else None

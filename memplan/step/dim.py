@@ -208,6 +208,13 @@ def next_power_of_two(value: int) -> Dim:
     return Dim._opaque(1 << (plain(value) - 1).bit_length(), "1<<({}-1).bit_length()", value)
 
 
+def executed_pieces(count: int, piece: int) -> list[int]:
+    """Sizes of the pieces of `count` that are executed: of those that are full the first two, then the last."""
+    pieces = -(-count // piece)
+    full = 2 if pieces > 2 else 1 if pieces > 1 else 0
+    return [piece] * full + [count - piece * (pieces - 1)]
+
+
 def count_elements(shape: tuple[int, ...]) -> int:
     """Product of the dimensions as a plain int: symbols are not multiplied out."""
     return prod(map(plain, shape))

@@ -46,7 +46,7 @@ def gather(t: Tape, x: Tensor, index: Tensor, shape: Shape) -> Tensor:
 
 def _gather_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | None]:
     (shape,) = cast(tuple[Shape], node.meta)
-    kept = [node.stored(index) for index in range(len(node.saved))]
+    kept = node.all_stored()
     out = tape.new(shape, grad.dtype, "gather_backward")
     del kept
     return (out,)
@@ -72,7 +72,7 @@ def masked_fill(t: Tape, x: Tensor, mask: Tensor) -> Tensor:
 
 def _masked_fill_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | None]:
     (shape,) = cast(tuple[Shape], node.meta)
-    kept = [node.stored(index) for index in range(len(node.saved))]
+    kept = node.all_stored()
     out = tape.new(shape, grad.dtype, "masked_fill")
     del kept
     return (out,)

@@ -85,7 +85,7 @@ def _max_last(t: Tape, x: Tensor) -> Tensor:
 
 def _scatter_back(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | None]:
     (shape,) = cast(tuple[Shape], node.meta)
-    kept = [node.stored(index) for index in range(len(node.saved))]
+    kept = node.all_stored()
     out = tape.new(shape, grad.dtype, "value_selecting_reduction_backward")
     del kept
     return (out,)

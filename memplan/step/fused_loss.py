@@ -17,7 +17,7 @@ from typing import cast
 from memplan.dtypes import DType
 from memplan.estimate import Component
 from memplan.step import ops
-from memplan.step.dim import Dim, next_power_of_two
+from memplan.step.dim import Dim, executed_pieces, next_power_of_two
 from memplan.step.layers import LayerOps
 from memplan.step.tensor import Node, Shape, Storage, Tape, Tensor
 
@@ -70,14 +70,12 @@ def _pieces(t: LayerOps, x: Tensor, weight: Tensor, bias: Tensor | None, weight_
     tokens = x.shape[0]
     assert isinstance(tokens, Dim)
     rows = piece_rows(tokens, int(x.shape[1]), int(weight.shape[0]))
-    count = -(-tokens // rows)
-    last = tokens - rows * (count - 1)
     reuses = _reuses_logits(t, x, weight)
     buffer = reuses and (bias is None or bias.dtype is x.dtype)
     storage = t.alloc((rows, weight.shape[0]), x.dtype, "empty") if buffer else None
     if storage is not None:
         t.use_blas()
-    for size in [rows] * (2 if count > 2 else 1 if count > 1 else 0) + [last]:
+    for size in executed_pieces(tokens, rows):
         _piece(t, size, x, weight, bias, weight_is_trained, reuses, storage)
     del storage
 
@@ -140,7 +138,7 @@ def _accumulate_weight(t: LayerOps, piece: Tensor, weight: Tensor, gradient_dtyp
 def _backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | None]:
     """The saved gradients, scaled in place: `torch.equal(grad_output, 1.0)` is all that allocates."""
     x_shape, x_dtype, w_shape, w_dtype, has_weight = cast(tuple[Shape, DType, Shape, DType, bool], node.meta)
-    kept = [node.stored(index) for index in range(len(node.saved))]
+    kept = node.all_stored()
     one = tape.alloc((), DType.FLOAT32, "_to_copy")
     same = tape.alloc((), DType.BOOL, "eq")
     tape.alloc((), DType.BOOL, "all")

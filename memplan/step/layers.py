@@ -292,7 +292,7 @@ def _layer_norm_backward(tape: Tape, node: Node, grad: Tensor) -> tuple[Tensor |
     shape, dtype = node.meta
     assert isinstance(shape, tuple)
     assert isinstance(dtype, DType)
-    kept = [node.stored(index) for index in range(len(node.saved))]
+    kept = node.all_stored()
     grads = [
         tape.new(shape if position == 0 else shape[-1:], dtype, "native_layer_norm_backward")
         if edge is not None

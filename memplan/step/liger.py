@@ -32,7 +32,7 @@ def rms_norm(t: Tape, x: Tensor, weight: Tensor, multiprocessors: int) -> Tensor
 def _rms_norm_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | None]:
     """The input's gradient takes the place of the output's."""
     shape, w_shape, w_dtype, multiprocessors = cast(tuple[Shape, Shape, DType, int], node.meta)
-    kept = [node.stored(index) for index in range(len(node.saved))]
+    kept = node.all_stored()
     grad_w = None
     if node.edges[1] is not None:
         partial = tape.alloc((multiprocessors, *w_shape), DType.FLOAT32, "empty")

@@ -65,7 +65,7 @@ def nll_loss(t: LossOps, log_probabilities: Tensor, labels: Tensor | None) -> Te
 
 def _nll_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | None]:
     shape, dtype = cast(tuple[Shape, DType], node.meta)
-    kept = [node.stored(index) for index in range(len(node.saved))]
+    kept = node.all_stored()
     out = tape.new(shape, dtype, "nll_loss_backward")
     del kept
     return (out,)

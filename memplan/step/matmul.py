@@ -43,7 +43,7 @@ def matmul(tape: Tape, a: Tensor, b: Tensor, shape: Shape) -> Tensor:
 
 def _bmm_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | None]:
     a_shape, b_shape, dtype = cast(tuple[Shape, Shape, DType], node.meta)
-    kept = [node.stored(index) for index in range(len(node.saved))]
+    kept = node.all_stored()
     grad_a = grad_b = None
     if node.edges[1] is not None:
         grad_b = tape.new(b_shape, dtype, "bmm")
@@ -130,7 +130,7 @@ def softmax(tape: Tape, x: Tensor, dtype: DType) -> Tensor:
 def softmax_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | None]:
     """`_softmax_backward_data`: the kernel first forms `grad * output` (cuda/SoftMax.cu, `softmax_backward_cuda_out`)."""
     shape, dtype = cast(tuple[Shape, DType], node.meta)
-    kept = [node.stored(index) for index in range(len(node.saved))]
+    kept = node.all_stored()
     out = tape.new(shape, dtype, "_softmax_backward_data")
     product = tape.alloc(grad.shape, grad.dtype, "_softmax_backward_data: grad * output")
     del product, kept

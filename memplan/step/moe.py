@@ -62,7 +62,7 @@ def index_rows(t: Tape, x: Tensor, indices: Tensor) -> Tensor:
 
 def _scatter_back(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | None]:
     shape, op = cast(tuple[Shape, str], node.meta)
-    kept = [node.stored(index) for index in range(len(node.saved))]
+    kept = node.all_stored()
     out = tape.new(shape, grad.dtype, op)
     del kept
     return (out,)
@@ -81,7 +81,7 @@ def normalise(t: Builder, weights: Tensor, *, epsilon: bool = False) -> Tensor:
 
 def _div_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | None]:
     shape, dtype, total, total_dtype = cast(tuple[Shape, DType, Shape, DType], node.meta)
-    kept = [node.stored(index) for index in range(len(node.saved))]
+    kept = node.all_stored()
     wide = ops.promote(grad.dtype, total_dtype)
     left = tape.new(shape, wide, "div")
     ratio = tape.alloc(shape, wide, "div")
@@ -227,7 +227,7 @@ def grouped_linear(
 
 def _grouped_mm_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | None]:
     x_shape, w_shape, dtype, looped = cast(tuple[Shape, Shape, DType, bool], node.meta)
-    kept = [node.stored(index) for index in range(len(node.saved))]
+    kept = node.all_stored()
     needed = [edge is not None or looped for edge in node.edges]  # the loop's backward always makes both
     grad_x = tape.new(x_shape, dtype, "_grouped_mm") if needed[0] else None
     grad_w = tape.new(w_shape, dtype, "_grouped_mm") if needed[1] else None

@@ -29,7 +29,7 @@ def layer_norm_without_weights(t: LayerOps, x: Tensor) -> Tensor:
 def _layer_norm_backward(tape: Tape, node: Node, grad: Tensor) -> tuple[Tensor]:
     (shape,) = node.meta
     assert isinstance(shape, tuple)
-    kept = [node.stored(index) for index in range(len(node.saved))]
+    kept = node.all_stored()
     out = tape.new(shape, grad.dtype, "native_layer_norm_backward")
     del kept
     return (out,)

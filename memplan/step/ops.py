@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from typing import cast
 
 from memplan.dtypes import DType
-from memplan.step.tensor import Node, Shape, Storage, Tape, Tensor, count_elements
+from memplan.step.tensor import Node, Shape, Tape, Tensor, count_elements
 
 _WIDTH_ORDER = (
     DType.BOOL,
@@ -136,18 +136,13 @@ def mul(tape: Tape, a: Tensor, b: Tensor) -> Tensor:
 
 def _mul_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | None]:
     a_shape, a_dtype, b_shape, b_dtype = cast(tuple[Shape, DType, Shape, DType], node.meta)
-    kept = _touch(node)
+    kept = node.all_stored()
     grads: list[Tensor | None] = [None, None]
     for position in (1, 0):  # autograd computes the gradient of `other` first
         if node.edges[position] is not None:
             grads[position] = tape.new(grad.shape, grad.dtype, "mul", by_token=grad.by_token)
     del kept  # before the engine's `validate_outputs`: what a recomputation made for this node goes with its apply()
     return fitted(tape, grads, ((a_shape, a_dtype), (b_shape, b_dtype)))
-
-
-def _touch(node: Node) -> list[Storage | None]:
-    """Unpack what the node saved, in order, so that a checkpointed layer is recomputed before it allocates."""
-    return [node.stored(index) for index in range(len(node.saved))]
 
 
 def unary(tape: Tape, op: str, x: Tensor, *, save: str = "none", backward_op: str | None = None) -> Tensor:
@@ -171,7 +166,7 @@ def unary(tape: Tape, op: str, x: Tensor, *, save: str = "none", backward_op: st
 
 def _unary_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | None]:
     shape, dtype, name = cast(tuple[Shape, DType, str], node.meta)
-    kept = _touch(node)
+    kept = node.all_stored()
     out = tape.new(shape, dtype, name, by_token=grad.by_token)
     del kept
     return (out,)
@@ -232,7 +227,7 @@ def linear(tape: Tape, x: Tensor, weight: Tensor, bias: Tensor | None = None) ->
 
 def _linear_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | None]:
     x_shape, w_shape, dtype, has_bias = cast(tuple[Shape, Shape, DType, bool], node.meta)
-    kept = _touch(node)
+    kept = node.all_stored()
     grad_x = grad_w = grad_b = None
     for position in (0, 1) if has_bias else (1, 0):
         if node.edges[position] is None:
@@ -260,7 +255,7 @@ def pow2(tape: Tape, x: Tensor) -> Tensor:
 
 def _pow2_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | None]:
     shape, dtype = cast(tuple[Shape, DType], node.meta)
-    kept = _touch(node)
+    kept = node.all_stored()
     # C++ temporaries of `grad * (exponent * self.pow(exponent - 1))` live to the end of the expression.
     powered = tape.alloc(shape, dtype, "pow")
     scaled = tape.alloc(shape, dtype, "mul")
@@ -305,7 +300,7 @@ def rsqrt(tape: Tape, x: Tensor) -> Tensor:
 
 def _rsqrt_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | None]:
     shape, dtype = cast(tuple[Shape, DType], node.meta)
-    kept = _touch(node)
+    kept = node.all_stored()
     cubed = tape.alloc(shape, dtype, "pow")
     scaled = tape.alloc(shape, dtype, "mul")
     out = tape.new(shape, dtype, "mul")

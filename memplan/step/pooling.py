@@ -26,7 +26,7 @@ def average_pool(t: Tape, x: Tensor, tokens: int) -> Tensor:
 
 def _average_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | None]:
     (shape,) = cast(tuple[Shape], node.meta)
-    kept = [node.stored(index) for index in range(len(node.saved))]
+    kept = node.all_stored()
     out = tape.new(shape, grad.dtype, "avg_pool2d_backward")
     del kept
     return (out,)

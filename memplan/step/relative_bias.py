@@ -51,7 +51,7 @@ def relative_bias(t: AttentionOps, name: str, buckets: int, heads: int, length: 
 
 def _embedding_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | None]:
     shape, dtype = cast(tuple[Shape, DType], node.meta)
-    kept = [node.stored(index) for index in range(len(node.saved))]
+    kept = node.all_stored()
     out = tape.new(shape, dtype, "embedding_dense_backward")
     del kept
     return (out,)
@@ -107,7 +107,7 @@ def _bias_mask(t: AttentionOps, bias: Tensor, mask: Tensor | None, causal: bool)
 
 def _where_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | None]:
     shape, full = cast(tuple[Shape, Shape], node.meta)
-    kept = [node.stored(index) for index in range(len(node.saved))]
+    kept = node.all_stored()
     out = tape.new(full, grad.dtype, "where")
     if shape != full:
         out = tape.new(shape, grad.dtype, "sum")
@@ -161,7 +161,7 @@ def _pad_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | Non
 
 def _sdpa_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | None]:
     q, k, v, bias_shape = cast(tuple[Meta, Meta, Meta, Shape], node.meta)
-    kept = [node.stored(index) for index in range(len(node.saved))]
+    kept = node.all_stored()
     name = f"_scaled_dot_product_{Kernel.EFFICIENT}_attention_backward"
     grads: list[Tensor | None] = [tape.new(m.shape, m.dtype, name, by_token=m.by_token) for m in (q, k, v)]
     if node.edges[3] is not None:

@@ -19,6 +19,7 @@ from typing import cast
 from memplan.dtypes import DType
 from memplan.estimate import Component
 from memplan.step import ops, split
+from memplan.step.dim import executed_pieces
 from memplan.step.layers import LayerOps
 from memplan.step.tensor import Node, Shape, Storage, Tape, Tensor
 
@@ -103,7 +104,7 @@ def _chunked(t: LayerOps, x: Tensor, weight: Tensor, targets: Storage) -> tuple[
     statistics = [t.alloc((tokens,), DType.FLOAT32, "full") for _ in range(7)]
     tile = t.alloc((_rows(tokens), VOCABULARY_OF_A_TILE), compute, "empty")
     rows = None
-    for size in _pieces(tokens):
+    for size in executed_pieces(tokens, _rows(tokens)):
         rows = ops.to(t, Tensor(t, (size, x.shape[1]), x.dtype, x.storage), compute)
         for columns in _columns(weight.shape[0]):
             ops.to(t, Tensor(t, (columns, weight.shape[1]), weight.dtype, weight.storage), compute)
@@ -129,14 +130,6 @@ def _rows(tokens: int) -> int:
     return tokens if tokens < TOKENS_OF_A_TILE else TOKENS_OF_A_TILE
 
 
-def _pieces(tokens: int) -> list[int]:
-    """Tokens of each tile that is executed: of those that are full the first two, then the last."""
-    rows = _rows(tokens)
-    count = -(-tokens // rows)
-    full = 2 if count > 2 else 1 if count > 1 else 0
-    return [rows] * full + [tokens - rows * (count - 1)]
-
-
 def _columns(vocabulary: int) -> list[int]:
     """Widths of the tiles over the vocabulary."""
     return [
@@ -147,14 +140,14 @@ def _columns(vocabulary: int) -> list[int]:
 def _backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | None]:
     """Every tile again, and its products added up in float32."""
     x_shape, x_dtype, w_shape, w_dtype, compute = cast(tuple[Shape, DType, Shape, DType, DType], node.meta)
-    kept = [node.stored(index) for index in range(len(node.saved))]
+    kept = node.all_stored()
     tokens = x_shape[0]
     has_x, has_weight = node.edges[0] is not None, node.edges[1] is not None
     grad_x = tape.new(x_shape, DType.FLOAT32, "zeros") if has_x else None
     grad_w = tape.new(w_shape, DType.FLOAT32, "zeros") if has_weight else None
     tile = tape.alloc((_rows(tokens), VOCABULARY_OF_A_TILE), compute, "empty")
     rows = columns = None
-    for size in _pieces(tokens):
+    for size in executed_pieces(tokens, _rows(tokens)):
         rows = tape.alloc((size, x_shape[1]), compute, "_to_copy") if x_dtype is not compute else None
         for width in _columns(w_shape[0]):
             columns = tape.alloc((width, w_shape[1]), compute, "_to_copy") if w_dtype is not compute else None

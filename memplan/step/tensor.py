@@ -125,6 +125,10 @@ class Node:
         entry = self.saved[index]
         return entry.unpack() if isinstance(entry, Slot) else entry
 
+    def all_stored(self) -> list[Storage | None]:
+        """Everything saved, unpacked in order: a checkpointed layer is recomputed before the caller allocates."""
+        return [self.stored(index) for index in range(len(self.saved))]
+
 
 class Leaf:
     """Where an edge ends and a gradient accumulates: a trainable parameter, or another tensor made to require one.

@@ -37,7 +37,7 @@ def mm(tape: Tape, a: Tensor, b: Tensor) -> Tensor:
 
 def _mm_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | None]:
     a_shape, b_shape, dtype, op = cast(tuple[Shape, Shape, DType, str], node.meta)
-    kept = [node.stored(index) for index in range(len(node.saved))]
+    kept = node.all_stored()
     left = tape.new(a_shape, dtype, op) if node.edges[0] is not None else None
     right = tape.new(b_shape, dtype, op) if node.edges[1] is not None else None
     del kept
@@ -66,7 +66,7 @@ def matmul(t: LayerOps, x: Tensor, w: Tensor) -> Tensor:
 
 def _matmul_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | None]:
     x_shape, w_shape, dtype = cast(tuple[Shape, Shape, DType], node.meta)
-    kept = [node.stored(index) for index in range(len(node.saved))]
+    kept = node.all_stored()
     grad_x = grad_w = None
     if node.edges[0] is not None:
         grad_x = tape.new(x_shape, dtype, "mm")
@@ -92,7 +92,7 @@ def div(tape: Tape, a: Tensor, b: Tensor) -> Tensor:
 
 def _div_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | None]:
     a_shape, a_dtype, b_shape, b_dtype = cast(tuple[Shape, DType, Shape, DType], node.meta)
-    kept = [node.stored(index) for index in range(len(node.saved))]
+    kept = node.all_stored()
     grads: list[Tensor | None] = [None, None]
     if node.edges[1] is not None:  # -grad * ((a / b) / b)
         quotient = tape.alloc(grad.shape, a_dtype, "div")

@@ -69,7 +69,7 @@ def _norm(t: Tape, x: Tensor) -> Tensor:
 
 def _norm_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | None]:
     shape, dtype = cast(tuple[Shape, DType], node.meta)
-    kept = [node.stored(index) for index in range(len(node.saved))]
+    kept = node.all_stored()
     quotient = tape.alloc(shape, dtype, "div")
     mask = tape.alloc((), DType.BOOL, "eq")
     out = tape.new(shape, dtype, "mul")

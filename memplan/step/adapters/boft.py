@@ -78,7 +78,7 @@ def _solve(t: Tape, a: Tensor, b: Tensor) -> Tensor:
 
 def _solve_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | None]:
     shape, dtype = cast(tuple[Shape, DType], node.meta)
-    kept = [node.stored(index) for index in range(len(node.saved))]
+    kept = node.all_stored()
     grad_b = tape.new(shape, dtype, "linalg_lu_solve")
     product = tape.alloc(shape, dtype, "bmm")
     grad_a = tape.new(shape, dtype, "neg")

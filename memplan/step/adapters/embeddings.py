@@ -64,7 +64,7 @@ def _merged(layer: AdaptedLayer) -> Tensor:
 
 def _index_copy_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | None]:
     shape, dtype = cast(tuple[Shape, DType], node.meta)
-    kept = [node.stored(index) for index in range(len(node.saved))]
+    kept = node.all_stored()
     out = tape.new(shape, dtype, "index_select")
     del kept
     return (out,)

@@ -41,7 +41,7 @@ def _delta_weight(layer: AdaptedLayer) -> Tensor:
 
 def _index_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | None]:
     shape, dtype = cast(tuple[Shape, DType], node.meta)
-    kept = [node.stored(index) for index in range(len(node.saved))]
+    kept = node.all_stored()
     out = tape.new(shape, dtype, "index")
     del kept
     return (out,)
