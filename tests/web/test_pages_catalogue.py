@@ -66,7 +66,7 @@ def test_methods_precisions_and_optimizers(client: TestClient) -> None:
 
 
 def test_the_accuracy_page_holds_what_scoring_says() -> None:
-    page = accuracy_html("/root")
+    page = accuracy_html("/below")
     scores = score(engine="both", committed=True)
     assert page.count("<circle") >= len(scores.scored)
     assert f"Of {len(scores.judged)} verdicts, <strong>{scores.wrong_fits}</strong>" in page
@@ -78,9 +78,9 @@ def test_the_accuracy_page_holds_what_scoring_says() -> None:
 
 def test_every_point_of_the_plot_is_a_row() -> None:
     """What the plot's text promises."""
-    page, scores = accuracy_html("/root"), score(engine="both", committed=True)
-    assert 'href="/root/accuracy/records"' in page
-    rows = re.findall(r"<tr><th scope=\"row\">(.*?)</tr>", records_html("/root"), re.S)
+    page, scores = accuracy_html("/below"), score(engine="both", committed=True)
+    assert 'href="/below/accuracy/records"' in page
+    rows = re.findall(r"<tr><th scope=\"row\">(.*?)</tr>", records_html("/below"), re.S)
     points = re.findall(r"<circle[^>]*><title>(.*?)</title>", page)
     assert len(rows) == len(points) == len(scores.scored)
     said = sorted(html.unescape(", ".join(re.findall(r">([^<]+)<", f">{row}<"))) for row in rows)
