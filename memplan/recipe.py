@@ -77,6 +77,15 @@ SequenceLength = Annotated[int, Field(strict=True, ge=1, le=16_777_216)]
 Rank = Annotated[int, Field(strict=True, ge=1, le=16_384)]
 Flag = Annotated[bool, Field(strict=True)]
 
+# Keys that say how one method adapts and mean nothing, or something else, under another.
+KEYS_OF_THE_METHOD = ("peft", "lora_r", "lora_dropout", "target_modules", "num_virtual_tokens", "trainable")
+# Keys that say how the base below an adapter is stored.
+KEYS_OF_THE_BASE = (
+    "load_in_4bit", "load_in_8bit", "quantization_config", "prepare_model_for_kbit_training", "autocast_adapter_dtype",
+    "bnb_4bit_quant_type", "bnb_4bit_use_double_quant", "bnb_4bit_compute_dtype", "bnb_4bit_quant_storage",
+    "llm_int8_skip_modules",
+)  # fmt: skip
+
 
 class _Origins(dict[str, str]):
     """Equal to every other, so that recipes compare by what they say."""

@@ -6,21 +6,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from memplan.interop.reading import Reading
-from memplan.recipe import Recipe
+from memplan.recipe import KEYS_OF_THE_BASE, KEYS_OF_THE_METHOD, Recipe
 from memplan.resolve import Resolved, resolve
 
 # Keys that decide each other: a recipe that says one of a group says nothing about the rest by what the file has there.
 _GROUPS = (
-    frozenset({
-        "method", "peft", "lora_r", "lora_dropout", "target_modules", "num_virtual_tokens", "trainable",
-        "autocast_adapter_dtype", "prepare_model_for_kbit_training", "load_in_4bit", "load_in_8bit", "bnb_4bit_quant_type",
-        "bnb_4bit_use_double_quant", "bnb_4bit_compute_dtype", "bnb_4bit_quant_storage", "llm_int8_skip_modules",
-        "quantization_config",
-    }),
+    frozenset({"method", *KEYS_OF_THE_METHOD, *KEYS_OF_THE_BASE}),
     frozenset({"dtype", "precision", "autocast_dtype"}),
     frozenset({"optim", "optim_args", "optim_target_modules"}),
     frozenset({"stack", "stack_version", "loss"}),
-)  # fmt: skip
+)
 # What a framework does of itself, whatever its file says.
 _ITS_OWN = frozenset({"stack", "stack_version", "loss", "padding"})
 

@@ -15,16 +15,10 @@ from memplan.engine import estimate as analytic
 from memplan.errors import InputError, MemplanError
 from memplan.estimate import Estimate, Fits, VerdictReport
 from memplan.methods import Method, list_methods
-from memplan.recipe import Recipe
+from memplan.recipe import KEYS_OF_THE_BASE, KEYS_OF_THE_METHOD, Recipe
 from memplan.web.pages.keys import canonical
 from memplan.web.pages.rendering import render
 from memplan.web.recipes import recipe_of
-
-# Keys that say how one method adapts and mean nothing, or something else, under another.
-_OF_THE_METHOD = ("peft", "lora_r", "lora_dropout", "target_modules", "num_virtual_tokens", "trainable")
-_OF_THE_BASE = ("load_in_4bit", "load_in_8bit", "quantization_config", "prepare_model_for_kbit_training",
-                "autocast_adapter_dtype", "bnb_4bit_quant_type", "bnb_4bit_use_double_quant", "bnb_4bit_compute_dtype",
-                "bnb_4bit_quant_storage", "llm_int8_skip_modules")  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +94,9 @@ def _way(recipe: Recipe, method: Method, is_current: bool) -> Way:
         fresh = {key: value for key, value in said.items() if key != "peft"} | {"method": method.name}
         attempts = [fresh]
         # LoRA's own settings are tried on its relatives; the rest gets its defaults.
-        attempts.append({key: value for key, value in fresh.items() if key not in _OF_THE_METHOD})
-        attempts.append({key: value for key, value in fresh.items() if key not in (*_OF_THE_METHOD, *_OF_THE_BASE)})
+        attempts.append({key: value for key, value in fresh.items() if key not in KEYS_OF_THE_METHOD})
+        without = (*KEYS_OF_THE_METHOD, *KEYS_OF_THE_BASE)
+        attempts.append({key: value for key, value in fresh.items() if key not in without})
     reason = ""
     for keys in attempts:
         try:
