@@ -58,6 +58,10 @@ class Module:
         """Last part of the path."""
         return self.path.rpartition(".")[2]
 
+    def full_name(self, parameter: str) -> str:
+        """The name of one of its parameters as in `model.named_parameters()`."""
+        return f"{self.path}.{parameter}" if self.path else parameter
+
     @property
     def elements(self) -> int:
         """Number of elements of all parameters."""
@@ -167,19 +171,17 @@ class Architecture:
 
         A tied one stands under the name that owns it, where the first module that has it is.
         """
-        known = {_full_name(module, entry): (module, entry) for module in self.modules for entry in module.parameters}
+        known = {
+            module.full_name(entry.name): (module, entry) for module in self.modules for entry in module.parameters
+        }
         found: dict[str, tuple[str, Module, Parameter]] = {}
         for module in self.registered:
             for entry in module.parameters:
-                name = _full_name(module, entry)
+                name = module.full_name(entry.name)
                 name = self.tied.get(name, name)
                 if name in known:
                     found.setdefault(name, (name, *known[name]))
         return list(found.values())
-
-
-def _full_name(module: Module, parameter: Parameter) -> str:
-    return f"{module.path}.{parameter.name}" if module.path else parameter.name
 
 
 def _steps(path: str) -> list[tuple[str, str]]:

@@ -102,6 +102,12 @@ class _Recorder:
             self.events.append((key, 0))
             self.live -= self.sizes.pop(key)
 
+    def exchange(self, key: int, size_bytes: int) -> int:
+        """A copy of another size in its place, which is made before the old one goes."""
+        made = self.alloc(size_bytes)
+        self.free(key)
+        return made
+
 
 def loading(
     state: ModelState,
@@ -144,14 +150,13 @@ def loading(
         members = list(entries)
         settled = _cast(recorder, members, [keys[entry.name] for entry in members])
         if recast_adapters:
-            widened += zip(members, _widen(recorder, members, settled), strict=True)
+            for entry, key in zip(members, settled, strict=True):
+                widened.append((entry, recorder.exchange(key, _bytes_in(DType.FLOAT32, entry))))
         for buffer, key in buffers:
             if buffer.name.startswith(f"{path}."):
-                recorder.alloc(buffer.data_bytes)
-                recorder.free(key)
+                recorder.exchange(key, buffer.data_bytes)
     for entry, key in widened:
-        recorder.alloc(entry.data_bytes)
-        recorder.free(key)
+        recorder.exchange(key, entry.data_bytes)
     _add(recorder, last, {})
     for buffer in state.added_buffers:
         if buffer.after_casts:
@@ -159,8 +164,7 @@ def loading(
     count, peak, end = len(recorder.events), recorder.peak, recorder.live
     for entry, key in zip(base, loaded, strict=True):
         if key and entry.loaded_dtype is not entry.dtype:
-            recorder.alloc(entry.data_bytes)
-            recorder.free(key)
+            recorder.exchange(key, entry.data_bytes)
     return Loading(
         tuple(recorder.events[:count]),
         peak,
@@ -185,7 +189,7 @@ def _add(recorder: _Recorder, added: Sequence[StoredParameter], creations: Mappi
             if name in made:
                 computed.append((entry, made[name]))
             else:
-                keys[entry.name] = recorder.alloc(_arrival_bytes(entry))
+                keys[entry.name] = recorder.alloc(_bytes_in(entry.arrival_dtype, entry))
         if creation is not None:
             stays = _create(recorder, creation)
             keys.update((entry.name, stays[index]) for entry, index in computed)
@@ -223,7 +227,7 @@ def _warmup_bytes(entry: StoredParameter, quantization: Quantization | None) -> 
 def _load(recorder: _Recorder, entry: StoredParameter, quantization: Quantization | None, code_books: list[int]) -> int:
     """One parameter; the first one that is quantized twice takes the process's code book along."""
     if not entry.quantized:
-        return recorder.alloc(_arrival_bytes(entry))
+        return recorder.alloc(_bytes_in(entry.arrival_dtype, entry))
     assert quantization is not None
     keys: dict[str, int] = {}
     for name, size in arrival(quantization, entry.shape, entry.dtype):
@@ -239,24 +243,13 @@ def _load(recorder: _Recorder, entry: StoredParameter, quantization: Quantizatio
 
 def _cast(recorder: _Recorder, entries: Sequence[StoredParameter], arrived: Sequence[int]) -> list[int]:
     """Each parameter whose dtype changed after it arrived: the new copy is made before the old one goes; the keys then."""
-    keys: list[int] = []
-    for entry, key in zip(entries, arrived, strict=True):
-        if key and entry.arrival_dtype is not entry.loaded_dtype:
-            keys.append(recorder.alloc(round_to_block(entry.elements * entry.loaded_dtype.itemsize_bytes)))
-            recorder.free(key)
-        else:
-            keys.append(key)
-    return keys
+    return [
+        recorder.exchange(key, _bytes_in(entry.loaded_dtype, entry))
+        if key and entry.arrival_dtype is not entry.loaded_dtype
+        else key
+        for entry, key in zip(entries, arrived, strict=True)
+    ]
 
 
-def _widen(recorder: _Recorder, entries: Sequence[StoredParameter], keys: Sequence[int]) -> list[int]:
-    """A float32 copy of each parameter in its place."""
-    made = []
-    for entry, key in zip(entries, keys, strict=True):
-        made.append(recorder.alloc(round_to_block(entry.elements * DType.FLOAT32.itemsize_bytes)))
-        recorder.free(key)
-    return made
-
-
-def _arrival_bytes(entry: StoredParameter) -> int:
-    return round_to_block(entry.elements * entry.arrival_dtype.itemsize_bytes)
+def _bytes_in(dtype: DType, entry: StoredParameter) -> int:
+    return round_to_block(entry.elements * dtype.itemsize_bytes)

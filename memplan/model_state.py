@@ -183,7 +183,7 @@ def quantized_modules(architecture: Architecture, quantization: Quantization | N
     last = architecture.registered[-1]
     ties = architecture.tied
     outline = ModelOutline(
-        last_parameter=f"{last.path}.{last.parameters[-1].name}",
+        last_parameter=last.full_name(last.parameters[-1].name),
         output_embedding=architecture.output_embeddings,
         tied_parameters=tuple({*ties, *ties.values()}),
         keep_in_fp32_modules=_KEEP_IN_FP32.get(architecture.model_type, ()),
@@ -263,10 +263,10 @@ def model_state(
         name = entry.name if by_name else ""
         param = ParamInfo(entry.shape, state_dtype, name, entry.is_embedding, entry.is_linear)
         groups[0 if has_weight_decay(entry, architecture) else 1].append(param)
+    added_buffers = tuple(_added_buffers(adaptation, quantization))
     return ModelState(
         stored=tuple(stored),
-        buffers_bytes=_buffers_bytes(architecture.buffers, dtype)
-        + sum(buffer.data_bytes for buffer in _added_buffers(adaptation, quantization)),
+        buffers_bytes=_buffers_bytes(architecture.buffers, dtype) + sum(buffer.data_bytes for buffer in added_buffers),
         first_buffers_bytes=_buffers_bytes(
             [buffer for buffer in architecture.buffers if buffer.persistent and "." not in buffer.path], dtype
         ),
@@ -276,7 +276,7 @@ def model_state(
         states=optimizer.state_bytes([*groups[0], *groups[1]]),
         trained=(tuple(groups[0]), tuple(groups[1])),
         policy=policy,
-        added_buffers=tuple(_added_buffers(adaptation, quantization)),
+        added_buffers=added_buffers,
     )
 
 
@@ -293,9 +293,7 @@ def in_registration_order(stored: Iterable[StoredParameter], architecture: Archi
         while parent and parent not in before:
             before[parent] = len(seen)
             parent = parent.rpartition(".")[0]
-        names = (
-            f"{module.path}.{parameter.name}" if module.path else parameter.name for parameter in module.parameters
-        )
+        names = (module.full_name(parameter.name) for parameter in module.parameters)
         seen.update(architecture.tied.get(name, name) for name in names)
         behind[module.path] = len(seen)
     base = 0

@@ -97,7 +97,7 @@ class ModelState:
         self.adapted: set[str] = set()
         for module in architecture.registered:
             for parameter in module.parameters:
-                name = f"{module.path}.{parameter.name}" if module.path else parameter.name
+                name = module.full_name(parameter.name)
                 tied_to = architecture.tied.get(name)
                 self.entries.append(
                     Entry(name, module.path, parameter.shape, dtype_of(name), False, base=name, tied_to=tied_to)
@@ -109,7 +109,7 @@ class ModelState:
             return self._quantized_dtype
         names = [parameter.name for parameter in module.parameters]
         name = "weight" if "weight" in names else names[0]
-        return self._dtype_of(f"{module.path}.{name}" if module.path else name)
+        return self._dtype_of(module.full_name(name))
 
     def cast(self, weight: Weight, layer_dtype: DType) -> DType:
         """The dtype of an added tensor after `get_peft_model`."""
