@@ -63,30 +63,53 @@ class Prepared:
 def prepare(resolved: Resolved) -> Prepared:
     """Describe, quantize, adapt and count; cached."""
     values = resolved.values
-    optim_args = values.get("optim_args") or {}
-    targets = values.get("optim_target_modules")
-    key = (
-        json.dumps(resolved.config, sort_keys=True),
-        Head(resolved.task, values.get("num_labels", 2)),
-        resolved.method,
-        json.dumps(resolved.peft, sort_keys=True, default=list),
-        resolved.dtype,
-        resolved.precision,
-        resolved.quantization,
-        bool(values.get("prepare_model_for_kbit_training")),
-        values.get("autocast_adapter_dtype", True),
-        values["stack"] is Stack.TRL and resolved.quantization is not None,
-        values.get("trainable"),
-        values["optim"],
-        json.dumps(optim_args, sort_keys=True),
-        targets,
+    base = _Base(
+        config_json=json.dumps(resolved.config, sort_keys=True),
+        head=Head(resolved.task, values.get("num_labels", 2)),
+        method=resolved.method,
+        peft_json=json.dumps(resolved.peft, sort_keys=True, default=list),
+        dtype=resolved.dtype,
+        precision=resolved.precision,
+        quantization=resolved.quantization,
+        prepare_kbit=bool(values.get("prepare_model_for_kbit_training")),
+        autocast_adapter_dtype=values.get("autocast_adapter_dtype", True),
+        recast_adapters=values["stack"] is Stack.TRL and resolved.quantization is not None,
+        trainable=values.get("trainable"),
     )
-    return _prepare(*key)
+    optim_args = json.dumps(values.get("optim_args") or {}, sort_keys=True)
+    return _prepare(base, values["optim"], optim_args, values.get("optim_target_modules"))
+
+
+@dataclass(frozen=True, slots=True)
+class _Base:
+    """What a recipe says that everything but the optimizer depends on."""
+
+    config_json: str
+    head: Head
+    method: str
+    peft_json: str
+    dtype: DType
+    precision: Precision
+    quantization: Quantization | None
+    prepare_kbit: bool
+    autocast_adapter_dtype: bool
+    recast_adapters: bool
+    trainable: tuple[str, ...] | None
+
+    @property
+    def widens(self) -> bool:
+        """Whether what is left in 16 bits beside quantized weights is cast to float32."""
+        return self.prepare_kbit and self.quantization is not None
+
+    @property
+    def plain_dtype(self) -> DType:
+        """Of weights that are not quantized, when adapters come."""
+        return DType.FLOAT32 if self.widens else self.dtype
 
 
 @dataclass(eq=False)
 class _Adapted:
-    """What does not depend on the optimizer either.
+    """What does not depend on the optimizer.
 
     Attributes:
         state: with the states of the first optimizer that was asked for.
@@ -104,54 +127,37 @@ class _Adapted:
 
 @lru_cache(maxsize=32)  # an entry is one to two megabytes, a model whose layers differ up to 25
 def _prepare(
-    config_json: str,
-    head: Head,
-    method: str,
-    peft_json: str,
-    dtype: DType,
-    precision: Precision,
-    quantization: Quantization | None,
-    prepare_kbit: bool,
-    autocast_adapter_dtype: bool,
-    recast_adapters: bool,
-    trainable: tuple[str, ...] | None,
-    optim: str,
-    optim_args_json: str,
-    optim_target_modules: str | tuple[str, ...] | None,
+    base: _Base, optim: str, optim_args_json: str, optim_target_modules: str | tuple[str, ...] | None
 ) -> Prepared:
-    adapted = _adapted(
-        config_json, head, method, peft_json, dtype, precision, quantization, prepare_kbit, autocast_adapter_dtype,
-        recast_adapters, trainable,
-    )  # fmt: skip
+    adapted = _adapted(base)
     options = json.loads(optim_args_json)
     if optim_target_modules is not None:
         options["optim_target_modules"] = optim_target_modules
     optimizer = get_optimizer(optim, **options)
     architecture, adaptation, quantized = adapted.architecture, adapted.adaptation, adapted.quantized
-    by_name = optimizer.reads_names
-    if adapted.state is None or by_name:
+    if adapted.state is not None and not optimizer.reads_names:
+        state = replace(adapted.state, states=optimizer.state_bytes([*chain(*adapted.state.trained)]))
+    else:
         state = model_state(
             architecture,
             adaptation,
             optimizer,
-            policy_of(precision),
-            dtype=dtype,
-            quantization=quantization,
+            policy_of(base.precision),
+            dtype=base.dtype,
+            quantization=base.quantization,
             quantized=quantized,
-            prepare_kbit=prepare_kbit,
+            prepare_kbit=base.prepare_kbit,
         )
-    else:
-        state = replace(adapted.state, states=optimizer.state_bytes([*chain(*adapted.state.trained)]))
-    if adapted.state is None and not by_name:
-        adapted.state = state
+        if not optimizer.reads_names:
+            adapted.state = state
     if adapted.loading is None:
-        adapted.sites = sites_of(architecture, adaptation, state, quantization, quantized)
+        adapted.sites = sites_of(architecture, adaptation, state, base.quantization, quantized)
         adapted.loading = loading(
             state,
-            quantization,
-            creations(architecture, adapted.sites, DType.FLOAT32 if prepare_kbit and quantization else dtype),
-            prepare_kbit=prepare_kbit and quantization is not None,
-            recast_adapters=recast_adapters,
+            base.quantization,
+            creations(architecture, adapted.sites, base.plain_dtype),
+            prepare_kbit=base.widens,
+            recast_adapters=base.recast_adapters,
         )
     return Prepared(
         architecture, adaptation, optimizer, quantized, state, adapted.loading, adapted.sites, adapted.courses
@@ -159,32 +165,20 @@ def _prepare(
 
 
 @lru_cache(maxsize=32)
-def _adapted(
-    config_json: str,
-    head: Head,
-    method: str,
-    peft_json: str,
-    dtype: DType,
-    precision: Precision,
-    quantization: Quantization | None,
-    prepare_kbit: bool,
-    autocast_adapter_dtype: bool,
-    recast_adapters: bool,  # decides `loading`, which is kept here
-    trainable: tuple[str, ...] | None,
-) -> _Adapted:
-    architecture = describe(json.loads(config_json), head)
+def _adapted(base: _Base) -> _Adapted:
+    architecture = describe(json.loads(base.config_json), base.head)
+    quantization = base.quantization
     quantized = quantized_modules(architecture, quantization)
-    plain = DType.FLOAT32 if prepare_kbit and quantization is not None else dtype
     packed = quantization is not None and quantization.scheme.is_4bit_bitsandbytes
     adaptation = adapt(
         architecture,
-        method,
-        json.loads(peft_json) or None,
-        dtype=plain,
+        base.method,
+        json.loads(base.peft_json) or None,
+        dtype=base.plain_dtype,
         quantized=quantized,
         quantized_dtype=quantization.compute_dtype if packed and quantization is not None else DType.FLOAT32,
         packed=packed,
-        autocast_adapter_dtype=autocast_adapter_dtype,
-        trainable=trainable,
+        autocast_adapter_dtype=base.autocast_adapter_dtype,
+        trainable=base.trainable,
     )
     return _Adapted(architecture, adaptation, quantized)
