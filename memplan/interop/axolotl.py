@@ -13,6 +13,8 @@ from __future__ import annotations
 from typing import Any
 
 from memplan.interop.draft import Draft, Source
+from memplan.interop.evaluating import read_axolotl as read_evaluation
+from memplan.interop.evaluating import read_saving
 from memplan.interop.trainer import HARMLESS as _TRAINER_HARMLESS
 from memplan.interop.trainer import optim_args, read_padding
 
@@ -26,9 +28,6 @@ HARMLESS = _TRAINER_HARMLESS | {
     "dataset_processes",
     "dataset_shard_idx",
     "dataset_shard_num",
-    "eval_sample_packing",
-    "eval_table_size",
-    "eval_max_new_tokens",
     "gc_steps",
     "lora_alpha",
     "lora_alpha_pattern",
@@ -48,7 +47,6 @@ HARMLESS = _TRAINER_HARMLESS | {
     "sample_packing_group_size",
     "sample_packing_sequentially",
     "sample_packing_mp_start_method",
-    "val_set_size",
     "shuffle_before_merging_datasets",
     "strict",
     "fix_untrained_tokens",
@@ -250,9 +248,8 @@ def _read_batch(source: Source, draft: Draft) -> None:
     if packing is not None:
         draft.use(source, "sample_packing", "packing", packing)
     read_padding(draft, "axolotl")
-    evaluated = source.integer("eval_batch_size")
-    if evaluated is not None and evaluated > micro:
-        draft.refuse(source, "eval_batch_size", f"evaluation in batches of {evaluated}: only training is walked")
+    read_evaluation(source, draft)
+    read_saving(source, draft)
 
 
 def _read_optimizer(source: Source, draft: Draft) -> None:

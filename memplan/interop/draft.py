@@ -159,6 +159,7 @@ class Draft:
     unknown: list[str] = field(default_factory=list)
     unsupported: list[str] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
+    follows: dict[str, str] = field(default_factory=dict)
     _first: dict[str, UsedKey] = field(default_factory=dict)
     _noted: set[tuple[str, str, str]] = field(default_factory=set)
 
@@ -201,6 +202,11 @@ class Draft:
             key, recipe_key, found.value, framework, found.versions, found.source
         )
         return found.value
+
+    def follow(self, recipe_key: str, leader: str) -> None:
+        """Let the framework make `recipe_key` what `leader` is, which has a value already."""
+        self.keys[recipe_key] = self.keys[leader]
+        self.follows[recipe_key] = leader
 
     def use_or_default(self, source: Source, key: str, recipe_key: str, framework: str) -> Any:
         """The value of `key`, of the type that the framework's default has, or that default, as `recipe_key`."""
@@ -257,4 +263,5 @@ class Draft:
             unknown_memory_like=tuple(dict.fromkeys(self.unknown)),
             unsupported=tuple(dict.fromkeys(self.unsupported)),
             open_length=self._open_length(),
+            follows=dict(self.follows),
         )

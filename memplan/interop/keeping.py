@@ -32,7 +32,8 @@ def completed(recipe: Recipe, old: Reading, name: str) -> tuple[Recipe, tuple[st
         InputError: what the file keeps contradicts the recipe.
     """
     said = recipe.said()
-    taken = {key: value for key, value in old.keys.items() if key not in said and not _decided(key, said)}
+    kept = old.keys_beside(said)
+    taken = {key: value for key, value in kept.items() if key not in said and not _decided(key, said)}
     whole = Recipe(**{**taken, **said}).with_uncovered(recipe.uncovered).with_origins(recipe.origins)
     alone = resolve(recipe)
     notes = [

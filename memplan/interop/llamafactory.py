@@ -112,7 +112,7 @@ def read(source: Source, draft: Draft) -> None:
     """A training run of LLaMA-Factory."""
     keys = draft.keys
     draft.use(source, "model_name_or_path", "model")
-    read_training(source, draft)
+    read_training(source, draft, script_evaluates=True)
     draft.use_or_default(source, "cutoff_len", "sequence_length", "llamafactory")
     _read_packing(source, draft)
     stage = source.text("stage") or "sft"

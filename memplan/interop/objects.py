@@ -39,6 +39,7 @@ def read_objects(
         InputError: nothing is given, a value cannot stand there, or two objects contradict each other.
     """
     draft, formats = Draft(), []
+    draft.facts["objects"] = True
     if isinstance(model_config, str):
         draft.keys["model"] = model_config
     elif model_config is not None:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from memplan.errors import InputError
 from memplan.recipe import Recipe
+from memplan.resolve_evaluation import EVALUATION_KEYS, ROWS
 
 if TYPE_CHECKING:
     from memplan.estimate import Estimate
+
+_OF_EVALUATION = frozenset({"eval_strategy", ROWS, *EVALUATION_KEYS})
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +74,7 @@ class Reading:
         ignored: keys that have no bearing on memory.
         unknown_memory_like: keys that memplan does not know and whose names sound as if they had, with file and line.
         unsupported: what the files ask for and memplan has no rule for; with any, no verdict is `fits`.
+        follows: keys that the framework makes what another one is, where nothing says otherwise.
         open_length: why no file says the sequence length of a training loop, which then must be given.
     """
 
@@ -82,6 +86,7 @@ class Reading:
     unknown_memory_like: tuple[str, ...] = ()
     unsupported: tuple[str, ...] = ()
     open_length: str = ""
+    follows: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def recipe(self) -> Recipe:
@@ -98,7 +103,7 @@ class Reading:
         Raises:
             InputError: still no model, or a value cannot stand there.
         """
-        keys = {**self.keys, **changes}
+        keys = {**self.keys_beside(changes), **changes}
         if keys.get("model") is None and self.format != "recipe":
             raise InputError(
                 f"no model is named in what was read ({self.format})",
@@ -113,6 +118,16 @@ class Reading:
             if entry.recipe_key in keys and entry.recipe_key not in changes
         }
         return Recipe(**keys).with_uncovered(texts).with_origins(origins)
+
+    def keys_beside(self, changes: Mapping[str, Any]) -> dict[str, Any]:
+        """The keys as they hold beside those of `changes`: what follows one follows it, and no evaluation has no batch."""
+        keys = {
+            key: changes.get(self.follows[key], value) if key in self.follows else value
+            for key, value in self.keys.items()
+        }
+        if changes.get("eval_strategy") == "no":
+            return {key: value for key, value in keys.items() if key not in _OF_EVALUATION}
+        return keys
 
     @property
     def uncovered(self) -> tuple[str, ...]:

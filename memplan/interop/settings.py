@@ -55,6 +55,16 @@ def _half(values: Values) -> str | None:
     return str(values["autocast_dtype"]) if values["precision"] == "amp" else None
 
 
+def _evaluation(values: Values, rows: str) -> Settings:
+    """What happens between steps: the strategy is written even where it is no, which a template may not say."""
+    found: Settings = {("eval_strategy",): str(values.get("eval_strategy", "no"))}
+    if found[("eval_strategy",)] != "no":
+        found[(rows,)] = values["per_device_eval_batch_size"]
+    if "save_strategy" in values:
+        found[("save_strategy",)] = str(values["save_strategy"])
+    return found
+
+
 def _trainer(values: Values) -> Settings:
     """What every framework on top of Trainer calls the same."""
     found: Settings = {
@@ -63,6 +73,9 @@ def _trainer(values: Values) -> Settings:
         ("optim",): values["optim"],
         ("max_grad_norm",): values["max_grad_norm"],
     }
+    found |= _evaluation(values, "per_device_eval_batch_size")
+    if "eval_accumulation_steps" in values:
+        found[("eval_accumulation_steps",)] = values["eval_accumulation_steps"]
     if values.get("optim_args"):
         found[("optim_args",)] = ",".join(f"{key}={value}" for key, value in values["optim_args"].items())
     if values.get("optim_target_modules"):
@@ -119,6 +132,7 @@ def axolotl(values: Values) -> Settings:
         ("max_grad_norm",): values["max_grad_norm"],
         ("gradient_checkpointing",): recompute,
         ("attn_implementation",): str(values["attn_implementation"]),
+        **_evaluation(values, "eval_batch_size"),
     }
     if recompute:
         found[("gradient_checkpointing_kwargs", "use_reentrant")] = reentrant

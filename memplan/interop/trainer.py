@@ -10,15 +10,15 @@ from typing import Any
 
 from memplan.errors import FileFormatError
 from memplan.interop.draft import Draft, Source
+from memplan.interop.evaluating import read_evaluation, read_saving
 
 # Known, and without any bearing on the memory of a training step.
 HARMLESS = frozenset({
     "accelerator_config", "adam_beta1", "adam_beta2", "adam_epsilon", "average_tokens_across_devices",
-    "batch_eval_metrics", "bf16_full_eval", "data_seed", "dataloader_drop_last",
+    "bf16_full_eval", "data_seed", "dataloader_drop_last",
     "dataloader_num_workers", "dataloader_persistent_workers", "dataloader_pin_memory", "dataloader_prefetch_factor",
     "ddp_broadcast_buffers", "ddp_bucket_cap_mb", "ddp_find_unused_parameters", "ddp_static_graph", "ddp_timeout",
-    "eval_accumulation_steps", "eval_do_concat_batches",
-    "local_rank", "eval_use_gather_object", "fp16_full_eval", "fp16_opt_level", "group_by_length", "include_inputs_for_metrics",
+    "local_rank", "eval_use_gather_object", "fp16_full_eval", "fp16_opt_level", "group_by_length",
     "include_num_input_tokens_seen", "include_tokens_per_second", "length_column_name", "save_on_each_node",
     "skip_memory_metrics", "torch_compile_backend", "torch_compile_mode", "torch_empty_cache_steps", "tp_size",
     "log_on_each_node", "past_index", "tf32", "train_sampling_strategy", "hub_token", "push_to_hub_token",
@@ -29,14 +29,20 @@ def read(source: Source, draft: Draft) -> None:
     """TrainingArguments by themselves."""
     draft.facts.setdefault("loop", "transformers")
     read_precision(source, draft, framework="transformers")
-    read_training(source, draft)
+    read_training(source, draft, script_evaluates=True)
     read_checkpointing(source, draft, framework="transformers")
     read_liger(source, draft)
     read_padding(draft, "transformers")
 
 
-def read_training(source: Source, draft: Draft) -> None:
-    """Batch, optimizer, evaluation, parallelism: what every framework on top of Trainer takes over as it is."""
+def read_training(source: Source, draft: Draft, *, script_evaluates: bool) -> None:
+    """Batch, optimizer, evaluation, parallelism: what every framework on top of Trainer takes over as it is.
+
+    Args:
+        source: holds them.
+        draft: takes them.
+        script_evaluates: `do_eval` and `do_predict` are obeyed after training.
+    """
     draft.use_or_default(source, "per_device_train_batch_size", "micro_batch_size", "transformers")
     draft.use_or_default(source, "gradient_accumulation_steps", "gradient_accumulation_steps", "transformers")
     if source.flag("adafactor"):
@@ -50,7 +56,8 @@ def read_training(source: Source, draft: Draft) -> None:
         draft.use(source, "optim_target_modules", "optim_target_modules", source.names("optim_target_modules"))
     if source.flag("use_cache"):
         draft.use(source, "use_cache", "use_cache")
-    read_evaluation(source, draft)
+    read_evaluation(source, draft, script_evaluates=script_evaluates)
+    read_saving(source, draft)
     for key, text in (
         ("torch_compile", "torch.compile, which fuses kernels and keeps other tensors"),
         ("use_cpu", "training on the CPU"),
@@ -130,28 +137,6 @@ def read_liger(source: Source, draft: Draft) -> None:
     draft.keys["loss"] = "default" if fused is False else "fused_linear"
     draft.note(source, "use_liger_kernel", "loss")
     config.take("rope", "swiglu", "geglu", "rms_norm", "layer_norm", "cross_entropy")
-
-
-def read_evaluation(source: Source, draft: Draft) -> None:
-    """Evaluation in larger batches than training may hold the peak, and only training is walked."""
-    strategy = source.get("eval_strategy") or source.get("evaluation_strategy")
-    on = (strategy is not None and str(strategy).lower() != "no") or bool(source.get("eval_on_start"))
-    source.take("eval_strategy", "evaluation_strategy", "do_eval", "per_device_eval_batch_size", "prediction_loss_only")
-    if not on:
-        return
-    key = "per_device_eval_batch_size"
-    said = source.integer(key)
-    batch = said if said is not None else draft.default("transformers", key, "unsupported")
-    train = draft.keys.get("micro_batch_size", 1)
-    if batch > train:
-        where = "eval_strategy" if said is None else key
-        draft.refuse(
-            source,
-            where,
-            f"evaluation in batches of {batch} between training steps of {train}: only training is walked",
-        )
-    if source.flag("predict_with_generate"):
-        draft.refuse(source, "predict_with_generate", "generation during evaluation")
 
 
 def read_parallelism(source: Source, draft: Draft) -> None:

@@ -53,7 +53,7 @@ def read(source: Source, draft: Draft) -> None:
         if source.has(key):
             draft.use(source, key, "dtype", str(source.get(key)).removeprefix("torch."))
     read_precision(source, draft, framework="trl")
-    read_training(source, draft)
+    read_training(source, draft, script_evaluates=False)  # trl/scripts/sft.py asks for eval_strategy alone
     read_checkpointing(source, draft, framework="trl")
     _read_lengths(source, draft)
     _read_loss(source, draft)

@@ -30,7 +30,10 @@ _IMPLIED = frozenset({
     "stack", "loss", "padding", "autocast_adapter_dtype", "prepare_model_for_kbit_training", "bnb_4bit_quant_storage",
     "bnb_4bit_compute_dtype",
 })  # fmt: skip
-_NEVER_REFUSED = frozenset({"stack", "loss", "padding"})
+# Of `eval_accumulation_steps` axolotl makes what it accumulates; elsewhere it is written.
+_NEVER_REFUSED = frozenset({"stack", "loss", "padding", "eval_accumulation_steps"})
+# Which follow the batch of training in some formats unless they are said.
+_FOLLOWING = frozenset({("eval_batch_size",)})
 _LINEAR = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
 # Formats that hold a part of a run only.
 _PARTIAL = frozenset({"accelerate", "deepspeed"})
@@ -122,7 +125,12 @@ def write_text(recipe: Recipe, to: str, text: str | None = None, name: str | Non
         old = _read(text, to, name)
         whole, notes = completed(recipe, old, name)
         resolved = resolve(whole)
-        text = edited(text, syntax, _changed(SETTINGS[to](resolved.values), old, to, resolved), name)
+        settings = SETTINGS[to](resolved.values)
+        changed = _changed(settings, old, to, resolved)
+        text = edited(text, syntax, {path: value for path, value in changed.items() if path not in _FOLLOWING}, name)
+        if not _FOLLOWING.isdisjoint(settings):  # what follows by itself is not said
+            left = _changed(settings, _read(text, to, name), to, resolved)
+            text = edited(text, syntax, {path: value for path, value in left.items() if path in _FOLLOWING}, name)
     reading = _read(text, to, name)
     implied = (*notes, *_compare(resolved, reading, to))
     diff = ""
@@ -190,6 +198,9 @@ def _compare(resolved: Resolved, reading: Reading, to: str) -> tuple[str, ...]:
         mine, theirs = _normal(key, wanted.get(key)), _normal(key, found.get(key))
         if key in _NOT_COMPARED or mine == theirs:
             continue
+        if key == "max_eval_samples":
+            implied.append(f"max_eval_samples = {mine} is not written: what {to} evaluates is its data's to say")
+            continue
         if key in _NEVER_REFUSED or (key in _IMPLIED and resolved.sources.get(key) != "user"):
             implied.append(f"{key} is {theirs} in {to}, not {mine}")
             continue
@@ -203,6 +214,8 @@ def _compare(resolved: Resolved, reading: Reading, to: str) -> tuple[str, ...]:
 
 def _normal(key: str, value: Any) -> Any:
     """A value without its spelling."""
+    if key == "save_strategy":
+        return str(value or "no")
     if key == "activation_checkpointing" and value is True:
         return "non-reentrant"
     if key == "peft" and isinstance(value, Mapping):

@@ -27,7 +27,9 @@ def test_read_as_json(run: Callable[..., Any]) -> None:
     assert found["format"] == "axolotl"
     assert found["recipe"]["sequence_length"] == 2048
     assert {entry["line"] for entry in found["used"] if entry["key"] == "sequence_len"} == {19}
-    assert found["unsupported"] == []
+    assert [text.rpartition("/")[2].partition(",")[0] for text in found["unsupported"]] == [
+        "axolotl_qlora_1b.yaml:58: an evaluation before the first step"
+    ]
 
 
 def test_read_of_several_files(run: Callable[..., Any]) -> None:

@@ -88,8 +88,16 @@ EXPECTED: dict[str, tuple[str, dict[str, Any], tuple[str, ...], str]] = {
             "attn_implementation": "flash_attention_2",
             "loss": "fused_linear",
             "stack": "liger",
+            "eval_strategy": "steps",
+            "per_device_eval_batch_size": 2,
+            "eval_accumulation_steps": 4,
         },
-        ("axolotl_full_fsdp.yaml:45: FSDP", "axolotl_full_fsdp.yaml:48: FSDP"),
+        (
+            "axolotl_full_fsdp.yaml:42: an evaluation before the first step, of which the steps find what it leaves in "
+            "the allocator's cache",
+            "axolotl_full_fsdp.yaml:45: FSDP",
+            "axolotl_full_fsdp.yaml:48: FSDP",
+        ),
         "",
     ),
     "axolotl_qlora_1b.yaml": (
@@ -119,8 +127,14 @@ EXPECTED: dict[str, tuple[str, dict[str, Any], tuple[str, ...], str]] = {
             "packing": True,
             "activation_checkpointing": "non-reentrant",
             "attn_implementation": "flash_attention_2",
+            "eval_strategy": "steps",
+            "per_device_eval_batch_size": 2,
+            "eval_accumulation_steps": 4,
         },
-        (),
+        (
+            "axolotl_qlora_1b.yaml:58: an evaluation before the first step, of which the steps find what it leaves in "
+            "the allocator's cache",
+        ),
         "",
     ),
     "bnb_int8_offload.json": (
@@ -345,6 +359,8 @@ EXPECTED: dict[str, tuple[str, dict[str, Any], tuple[str, ...], str]] = {
             "micro_batch_size": 16,
             "padding": True,
             "activation_checkpointing": "reentrant",
+            "eval_strategy": "epoch",
+            "per_device_eval_batch_size": 16,
         },
         (),
         "no file says how long sequences are: the longest one decides, give its sequence_length",
@@ -393,6 +409,8 @@ EXPECTED: dict[str, tuple[str, dict[str, Any], tuple[str, ...], str]] = {
             "loss": "chunked",
             "stack": "trl",
             "stack_version": "1.16.0",
+            "eval_strategy": "steps",
+            "per_device_eval_batch_size": 2,
         },
         (),
         "",

@@ -331,24 +331,6 @@ def test_llamafactory_packs_when_it_pretrains() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "where"),
-    [
-        (
-            "adam_epsilon: 1\neval_strategy: steps\nper_device_train_batch_size: 2\n",
-            "run.yaml:2: evaluation in batches of 8",
-        ),
-        ("adam_epsilon: 1\neval_strategy: steps\nper_device_train_batch_size: 8\n", ""),
-        ("adam_epsilon: 1\neval_strategy: 'no'\nper_device_eval_batch_size: 64\n", ""),
-        ("base_model: gpt2\nmicro_batch_size: 1\neval_batch_size: 4\n", "run.yaml:3: evaluation in batches of 4"),
-    ],
-)
-def test_evaluation_in_larger_batches_is_reported(text: str, where: str) -> None:
-    found = [entry for entry in yaml(text).unsupported if "evaluation" in entry]
-    assert len(found) == bool(where)
-    assert all(entry.startswith(where) for entry in found)
-
-
-@pytest.mark.parametrize(
     "text",
     [
         "model_name_or_path: gpt2\nmax_length: 64\nbeta: 0.1\n",
