@@ -31,13 +31,18 @@ def unsupported_losses(resolved: Resolved, prepared: Prepared) -> list[str]:
         found.append(f"the {loss} loss of {model_type} models")
     if loss is Loss.CHUNKED and resolved.config.get("final_logit_softcapping"):
         found.append("the chunked loss of logits that are capped")
-    if any(_is_head(entry.module) for entry in prepared.adaptation.added):
+    if adapts_head(prepared):
         found.append(f"the {loss} loss with an adapter on lm_head")
     if loss is Loss.FUSED_LINEAR and all(_is_head(entry.name) for entry in prepared.state.stored if entry.trainable):
         found.append("the fused_linear loss where only lm_head is trained: Liger computes no gradient then")
     if resolved.values.get("eval_strategy", "no") != "no":
         found.append(f"evaluation with the {loss} loss")
     return found
+
+
+def adapts_head(prepared: Prepared) -> bool:
+    """Whether the method puts anything on `lm_head`."""
+    return any(_is_head(entry.module) for entry in prepared.adaptation.added)
 
 
 def _is_head(name: str) -> bool:

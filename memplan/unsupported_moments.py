@@ -10,6 +10,7 @@ from memplan.recipe import Loss, Stack, Task
 from memplan.resolve import Resolved
 from memplan.step.generation import EXECUTED_TOKENS
 from memplan.step.merging import PLAIN
+from memplan.training_step import saves
 
 # Model types whose generation is equal to the trace.
 GENERATES = frozenset(
@@ -33,7 +34,7 @@ SAVES = frozenset(
 
 def unsupported_saving(resolved: Resolved, prepared: Prepared) -> list[str]:
     """What keeps saving from being walked."""
-    if str(resolved.values.get("save_strategy", "no")) == "no":
+    if not saves(resolved):
         return []
     if resolved.quantization is not None:
         return ["saving (save_strategy) beside quantized weights, whose state dict copies some of their state"]
@@ -73,21 +74,23 @@ def unsupported_merging(resolved: Resolved, prepared: Prepared) -> list[str]:
         return []
     adapters = [site.adapter for site in prepared.sites.values() if site.adapter is not None]
     plain = all(entry.name in PLAIN for adapter in adapters for entry in adapter.tensors)
-    variants = [
-        key for key, value in resolved.peft.items() if value and (key.startswith("use_") and key != "use_rslora")
-    ]
+    variants = [key for key, value in resolved.peft.items() if value and key.startswith("use_") and key != "use_rslora"]
     found = []
     if get_method(resolved.method).peft_type != "LORA" or not adapters or not plain or variants:
         detail = f" with {', '.join(variants)}" if variants else ""
         found.append(f"merging {resolved.method}{detail} into the base (merge_and_unload)")
     if any(entry.kind is not AddedKind.ADAPTER for entry in prepared.adaptation.added):
         found.append("merging (merge_and_unload) with modules_to_save, whose copies take the place of the base's")
-    if any(
-        entry.name == "lora_B.bias" and not any(own.name == "bias" for own in module.parameters)
+    biased = {
+        module.path
         for module in prepared.architecture.modules
-        for adapter in [prepared.sites[module.path].adapter]
-        if adapter is not None
-        for entry in adapter.tensors
+        if any(parameter.name == "bias" for parameter in module.parameters)
+    }
+    if any(
+        site.adapter is not None
+        and path not in biased
+        and any(entry.name == "lora_B.bias" for entry in site.adapter.tensors)
+        for path, site in prepared.sites.items()
     ):
         found.append("merging (merge_and_unload) lora_bias into layers without a bias, which PEFT refuses")
     if resolved.peft.get("target_parameters"):

@@ -7,6 +7,7 @@ from memplan.dtypes import DType
 from memplan.prepare import Prepared
 from memplan.recipe import Loss, Stack, Task
 from memplan.resolve import Resolved
+from memplan.unsupported_losses import adapts_head
 
 # Model types whose step under TRL's SFTTrainer is equal to the trace (trl 1.16.0). Experts are not among them: the trainer
 # adds their routers' loss.
@@ -36,11 +37,16 @@ def unsupported_stacks(resolved: Resolved, prepared: Prepared) -> list[str]:
     return [f"the step under stack {stack}"]
 
 
+def _is_other(version: object, walked: str) -> bool:
+    """Whether a recipe names a version that is no patch of the one that is walked."""
+    return version is not None and ".".join(str(version).split(".")[:2]) != walked
+
+
 def _liger(resolved: Resolved, prepared: Prepared) -> list[str]:
     values = resolved.values
     model_type, version = str(resolved.config["model_type"]), values.get("stack_version")
     found = []
-    if version is not None and ".".join(str(version).split(".")[:2]) != LIGER_VERSION:
+    if _is_other(version, LIGER_VERSION):
         found.append(f"liger-kernel {version}: what is walked is {LIGER_VERSION}")
     if model_type not in LIGER | LIGER_WITHOUT_FUSED_LOSS or resolved.task is not Task.CAUSAL_LM:
         found.append(f"Liger's kernels in {model_type} models under a {resolved.task} head")
@@ -68,7 +74,7 @@ def _trl(resolved: Resolved, prepared: Prepared) -> list[str]:
     values = resolved.values
     model_type, version = str(resolved.config["model_type"]), values.get("stack_version")
     found = []
-    if version is not None and ".".join(str(version).split(".")[:2]) != TRL_VERSION:
+    if _is_other(version, TRL_VERSION):
         found.append(f"TRL {version}: what is walked is the SFTTrainer of {TRL_VERSION}")
     if values["loss"] is not Loss.CHUNKED:
         found.append(
@@ -94,7 +100,7 @@ def _trl(resolved: Resolved, prepared: Prepared) -> list[str]:
         found.append("kept outputs under TRL, whose compute_loss keeps none")
     if prepared.adaptation.virtual_tokens:
         found.append(f"the virtual tokens of {resolved.method} under TRL")
-    if any(entry.module.partition(".")[0] == "lm_head" for entry in prepared.adaptation.added):
+    if adapts_head(prepared):
         found.append("an adapter on lm_head under TRL, whose fused head multiplies with the base weight")
     if values.get("eval_strategy", "no") != "no":
         found.append("evaluation under TRL")
