@@ -339,4 +339,5 @@ def _raise_readable(error: ValidationError) -> NoReturn:
 
 
 def _sentence(message: str) -> str:
-    return message[:1].lower() + message[1:]
+    # Lists are kept as tuples, which is nobody's business.
+    return (message[:1].lower() + message[1:]).replace("input should be a valid tuple", "a list of names")

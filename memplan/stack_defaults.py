@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from memplan.catalog.framework_defaults import framework_default, in_range, reference_version
@@ -23,6 +24,8 @@ def stack_defaults(recipe: Recipe) -> Defaults:
     if recipe.stack_version is not None and recipe.stack in (None, Stack.TRANSFORMERS):
         others = ", ".join(stack for stack in Stack if stack is not Stack.TRANSFORMERS)
         raise InvalidValueError("stack_version", recipe.stack_version, f"only beside another stack ({others})")
+    if recipe.stack_version is not None and not re.match(r"v?\d+(\.\d+)?", recipe.stack_version):
+        raise InvalidValueError("stack_version", recipe.stack_version, "a version such as 1.16.0")
     if recipe.stack is Stack.LIGER:
         return {
             "loss": (Loss.FUSED_LINEAR, "Liger's patches switch fused_linear_cross_entropy on (liger-kernel 0.8.5)")

@@ -18,6 +18,7 @@ from typing import Annotated, Any, get_args
 
 import typer
 
+from memplan.cards import card_ids
 from memplan.cli.values import read_value
 from memplan.errors import InputError
 from memplan.recipe import Recipe
@@ -89,6 +90,8 @@ def recipe_of(file: Path | None, texts: Mapping[str, Any], file_format: str | No
         return Recipe(**said)
     from memplan.interop import read
 
+    if not file.exists() and str(file) in card_ids():
+        raise InputError(f"{file} is a model, and no recipe file", hint=f"name it with an option: --model {file}")
     reading = read(file, file_format)
     if "model" not in {**reading.keys, **said}:
         raise no_model()

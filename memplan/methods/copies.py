@@ -87,7 +87,7 @@ def trainable_tokens(method: str, state: ModelState, config: dict[str, Any]) -> 
     config = dict(config)
     if config["target_modules"] is None:
         config["target_modules"] = [architecture.input_embeddings]
-    indices = check_indices(config["token_indices"], architecture)
+    indices = check_indices("peft.token_indices", config["token_indices"], architecture)
     targets = find_targets(_ROWS, state, config)
     if not targets:
         raise no_match("peft.target_modules", config["target_modules"], architecture)

@@ -31,21 +31,26 @@ def tied_to_embedding(architecture: Architecture) -> list[str]:
     return [name.rpartition(".")[0] for name, source in architecture.tied.items() if source == embedding]
 
 
-def check_indices(indices: object, architecture: Architecture) -> list[int]:
+def check_indices(key: str, indices: object, architecture: Architecture) -> list[int]:
     """The token indices, each inside the vocabulary.
+
+    Args:
+        key: under which they were given, for errors.
+        indices: what was given.
+        architecture: the model.
 
     Raises:
         InvalidValueError: not a list of token indices.
     """
     embedding = architecture.by_path.get(architecture.input_embeddings)
     if embedding is None or embedding.kind is not ModuleKind.EMBEDDING:
-        raise InvalidValueError("peft.token_indices", indices, f"a {architecture.model_type} model has no tokens")
+        raise InvalidValueError(key, indices, f"a {architecture.model_type} model has no tokens")
     rows = embedding.in_features
     if not isinstance(indices, Sequence) or isinstance(indices, str) or not indices:
-        raise InvalidValueError("peft.token_indices", indices, "a list of token indices")
+        raise InvalidValueError(key, indices, "a list of token indices")
     for index in indices:
         if not isinstance(index, int) or isinstance(index, bool) or not 0 <= index < rows:
-            raise InvalidValueError("peft.token_indices", index, f"an index below the vocabulary of {rows}")
+            raise InvalidValueError(key, index, f"an index below the vocabulary of {rows}")
     return list(indices)
 
 
@@ -73,7 +78,7 @@ def save_token_rows(state: ModelState, config: Mapping[str, Any]) -> None:
         for module in modules:
             if module.path in tied and same and len(layers) > 1:
                 continue
-            count = len(check_indices(indices, architecture))
+            count = len(check_indices("peft.trainable_token_indices", indices, architecture))
             dtype = state.layer_dtype(module)
             for weight in token_weights(module, count):
                 state.add(f"{module.path}.token_adapter", module.path, weight, dtype)

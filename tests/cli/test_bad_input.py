@@ -133,6 +133,11 @@ CASES: dict[str, tuple[tuple[str, ...], str]] = {
         "error: no model is named\n"
         "  for example: --model mistralai/Mistral-7B-v0.1, or a recipe file; `memplan models` lists the cards\n",
     ),
+    "a model where a recipe file belongs": (
+        ("estimate", "mistralai/Mistral-7B-v0.1"),
+        "error: mistralai/Mistral-7B-v0.1 is a model, and no recipe file\n"
+        "  name it with an option: --model mistralai/Mistral-7B-v0.1\n",
+    ),
     "missing recipe file": (("estimate", "nosuch.yaml"), "error: no such file: nosuch.yaml\n"),
     "two recipe files": (
         ("estimate", "a.yaml", "b.yaml"),

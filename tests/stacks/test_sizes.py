@@ -8,7 +8,7 @@ import pytest
 
 from memplan.dtypes import DType
 from memplan.engine import estimate
-from memplan.errors import InputError
+from memplan.errors import InputError, InvalidValueError
 from memplan.estimate import Fits
 from memplan.prepare import prepare
 from memplan.recipe import Loss, Precision, Recipe
@@ -75,6 +75,8 @@ def test_defaults_of_trl_are_those_of_its_version() -> None:
     assert (said.dtype, said["activation_checkpointing"]) == (DType.BFLOAT16, False)
     with pytest.raises(InputError, match="not known"):
         resolve(Recipe(model=LLAMA, stack="trl", stack_version="0.5"))
+    with pytest.raises(InvalidValueError, match=r"stack_version = 'abc' is not allowed: a version such as 1\.16\.0"):
+        resolve(Recipe(model=LLAMA, stack="trl", stack_version="abc"))
 
 
 @pytest.mark.parametrize("keys", [
