@@ -184,7 +184,10 @@ def test_adapter_on_a_quantized_layer_is_created_in_its_compute_dtype() -> None:
         ({"use_dora": True, "kasa_config": {}}, "combines no two of these"),
         ({"init_lora_weights": "svd"}, "peft.init_lora_weights = 'svd'"),
         ({"trainable_token_indices": [97]}, "peft.trainable_token_indices = 97 is not allowed: an index below the voc"),
-        ({"trainable_token_indices": "a"}, "peft.trainable_token_indices = 'a' is not allowed: a list of token indices"),
+        (
+            {"trainable_token_indices": "a"},
+            "peft.trainable_token_indices = 'a' is not allowed: a list of token indices",
+        ),
         ({"trainable_token_indices": {"embed_tokens": [1]}, "modules_to_save": ["embed_tokens"]}, "trains it whole"),
         ({"bias": "some"}, "peft.bias = 'some'"),
         ({"use_bdlora": True}, "peft.use_bdlora = True"),
