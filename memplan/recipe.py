@@ -150,6 +150,7 @@ class Recipe(BaseModel):
     packing: Flag | None = None
 
     activation_checkpointing: Flag | Literal["reentrant", "non-reentrant"] | None = None
+    activation_offloading: Flag | Literal["checkpoints", "hidden-states", "saved-tensors"] | None = None
     attn_implementation: Attention | None = None
     loss: Loss | None = None
     stack: Stack | None = None

@@ -51,6 +51,7 @@ RECIPE_HELP: dict[str, dict[str, str]] = {
         "optim_target_modules": "Modules that a low-rank optimizer works on, as for --target-modules.",
         "max_grad_norm": "Gradient clipping; 0 is off.",
         "activation_checkpointing": "Recompute activations in backward; alone it means true.",
+        "activation_offloading": "What waits for backward in host memory; true is what the stack's own switch does.",
         "attn_implementation": "Attention kernel, as transformers spells it.",
         "loss": "How logits and loss are computed.",
         "stack": "Whose training loop runs the step.",

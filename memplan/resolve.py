@@ -29,6 +29,7 @@ from memplan.resolve_dtypes import (
     with_compute_dtype,
 )
 from memplan.resolve_evaluation import HINTS, fill_evaluation
+from memplan.resolve_offloading import fill_offloading
 from memplan.stack_defaults import stack_defaults
 
 DEFAULT_SEQUENCE_LENGTH = 2048
@@ -153,7 +154,7 @@ def resolve(recipe: Recipe, *, allow_paths: bool = True, described_only: bool = 
 # Keys that become part of another one, and keys whose False changes nothing.
 _FLAT_KEYS = frozenset({"lora_r", "lora_dropout", "target_modules", "num_virtual_tokens"})
 _HARMLESS_WHEN_FALSE = frozenset(
-    {"load_in_4bit", "load_in_8bit", "prepare_model_for_kbit_training", "merge_and_unload"}
+    {"load_in_4bit", "load_in_8bit", "prepare_model_for_kbit_training", "merge_and_unload", "activation_offloading"}
 )
 
 
@@ -334,6 +335,7 @@ def _training(
     filler.fill("loss", Loss.DEFAULT, "default: the model's own loss")
     filler.fill("stack", Stack.TRANSFORMERS, "default")
     filler.fill("torch_version", "2.13", "default: the version that memplan's tests trace")
+    fill_offloading(filler)
     filler.fill("keep_outputs", False, "Trainer drops the outputs before backward")
     filler.fill("use_cache", False, "TrainingArguments")
     fill_evaluation(filler, limit=max_positions(model.config))

@@ -18,6 +18,7 @@ from memplan.resolve import Resolved
 from memplan.step.attention_kernels import Kernel, choose_kernel
 from memplan.unsupported_losses import unsupported_losses
 from memplan.unsupported_moments import unplayed_growth, unsupported_generation, unsupported_merging, unsupported_saving
+from memplan.unsupported_offloading import unsupported_offloading
 from memplan.unsupported_packing import unsupported_packing
 from memplan.unsupported_stacks import unsupported_stacks
 
@@ -84,6 +85,7 @@ def unsupported_parts(resolved: Resolved, prepared: Prepared) -> Unsupported:
     step += unsupported_merging(resolved, prepared)
     step += unsupported_saving(resolved, prepared)
     step += unsupported_packing(resolved, prepared)
+    step += unsupported_offloading(resolved)
     if resolved.quantization is not None and prepared.adaptation.added and _quantizes_new_head(resolved, prepared):
         # PEFT copies the quantized head, and autograd takes no integers.
         task = str(resolved.task).replace("-", " ")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -163,7 +164,7 @@ def test_every_number_has_two_bounds(key: str) -> None:
 
 
 def test_the_table_of_bounds_is_complete() -> None:
-    integers = {name for name, field in Recipe.model_fields.items() if "int" in str(field.annotation)}
+    integers = {name for name, field in Recipe.model_fields.items() if re.search(r"\bint\b", str(field.annotation))}
     assert integers - set(NUMBERS) == set()
 
 

@@ -141,6 +141,7 @@ def _refuse_what_cannot_be_traced(values: Mapping[str, Any]) -> None:
         "more than one GPU": values.get("gpus", 1) != 1,
         f"stack={values.get('stack')}": str(values.get("stack", "transformers"))
         not in ("transformers", "trl", "liger"),
+        f"activation_offloading={values.get('activation_offloading')}": bool(values.get("activation_offloading")),
         f"precision={values.get('precision')}": str(values.get("precision")) not in ("fp32", "amp", "pure"),
         f"method={values.get('method')}": not values.get("peft")
         and values.get("method", "full") not in ("full", "bitfit"),

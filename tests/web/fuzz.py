@@ -174,6 +174,7 @@ RECIPE_CHOICES: dict[str, tuple[Any, ...]] = {
     "target_length": (1, 64),
     "gradient_accumulation_steps": (1, 2, 3, 1000000),
     "activation_checkpointing": (True, False, "reentrant", "non-reentrant"),
+    "activation_offloading": (True, False, "checkpoints", "hidden-states", "saved-tensors"),
     "attn_implementation": ("eager", "sdpa", "flash_attention_2"),
     "padding": (True, False),
     "packing": (True, False),

@@ -1,0 +1,62 @@
+"""What of the activations waits for backward in host memory, by who moves it there.
+
+`checkpoints`: `activation_checkpointing_kwargs={"offload": True}` of transformers 5.23, which is torch's
+`save_on_cpu(pin_memory=True)` around each checkpoint: it moves the arguments that a checkpoint keeps.
+`hidden-states`: a checkpoint of its own that moves the layer's hidden states alone: LLaMA-Factory's `use_unsloth_gc`,
+Unsloth's first offloaded checkpointing and axolotl's copy of it.
+`saved-tensors`: `OffloadActivations` of TRL and torchtune, which moves whatever autograd saves, over a second CUDA stream.
+"""
+
+from __future__ import annotations
+
+from memplan.errors import InvalidValueError
+from memplan.filler import USER, Filler
+from memplan.recipe import Stack
+
+CHECKPOINTS = "checkpoints"
+HIDDEN_STATES = "hidden-states"
+SAVED_TENSORS = "saved-tensors"
+
+# What the switch of that name does in a stack that has one.
+_OWN = {
+    Stack.TRL: (SAVED_TENSORS, "SFTConfig.activation_offloading"),
+    Stack.TORCHTUNE: (SAVED_TENSORS, "torchtune's enable_activation_offloading"),
+    Stack.UNSLOTH: (HIDDEN_STATES, 'use_gradient_checkpointing="unsloth"'),
+}
+
+
+def fill_offloading(filler: Filler) -> None:
+    """The key's value where anything is offloaded: one of the three.
+
+    Raises:
+        InvalidValueError: a variant that the recipe's checkpointing does not allow, or true where the stack has no switch.
+    """
+    key, said, stack = "activation_offloading", filler.said.get("activation_offloading"), filler.values["stack"]
+    if not said:
+        return
+    value, source = said, USER
+    if said is True:
+        if stack not in _OWN:
+            raise InvalidValueError(
+                key,
+                said,
+                f"a variant by its name under stack {stack}, which has no switch of that name: "
+                f"{CHECKPOINTS}, {HIDDEN_STATES} or {SAVED_TENSORS}",
+                hint=f"{CHECKPOINTS} is transformers' activation_checkpointing_kwargs={{'offload': True}}",
+            )
+        value, source = _OWN[stack]
+    mode = filler.values["activation_checkpointing"]
+    if value != SAVED_TENSORS and not mode:
+        raise InvalidValueError(
+            key,
+            said,
+            f"only beside activation_checkpointing: {value} moves what a checkpoint keeps",
+            hint="say activation_checkpointing too",
+        )
+    if value == HIDDEN_STATES and mode == "non-reentrant":
+        raise InvalidValueError(
+            key,
+            said,
+            f"only with activation_checkpointing true or reentrant: {value} is a checkpoint of its own, and reentrant",
+        )
+    filler.values[key], filler.sources[key] = value, source
