@@ -92,8 +92,7 @@ class Program(RunWriter):
             capacity_bytes: what all segments together may take; None for no limit.
         """
         table = [sizes[term] * weight for term, weight in self.written.table]
-        unmaps = expandable_segments and EMPTY_CACHE[0] in self.keys  # which the C model does not
-        if capacity_bytes is not None or unmaps or native.library() is None:
+        if capacity_bytes is not None or native.library() is None:
             return replay(self._events(table), expandable_segments=expandable_segments, capacity_bytes=capacity_bytes)
         begins = [position for _, position in self.phases]
         segments, figures = native.replay(

@@ -47,7 +47,7 @@ def replay(
 
     Args:
         keys: a number for the storage of each event, from 1, typecode "i"; the free of 0 is a call of
-            `torch.cuda.empty_cache()`, which is not covered with expandable segments.
+            `torch.cuda.empty_cache()`.
         sizes: an index into `table` for an allocation, -1 for a free, typecode "i".
         table: bytes, multiples of 512.
         n_keys: one more than the largest key.

@@ -1,7 +1,7 @@
 /* The caching allocator, event by event: the same model as memplan/step/allocator.py, for speed.
  *
  * Source: c10/cuda/CUDACachingAllocator.cpp of PyTorch 2.13, one stream, with and without expandable segments, no capacity: memory
- * goes back to the driver only where the program asks for it, which is not covered with expandable segments.
+ * goes back to the driver only where the program asks for it.
  * The Python model is the reference; tests/step/test_native.py holds the two equal on random and on real runs.
  */
 
@@ -32,16 +32,17 @@ typedef struct {
 } Free;
 
 typedef struct {
-    Free *entries;
+    Free *entries; /* free blocks, ordered by (size, address) as in BlockComparatorSize */
     int64_t count, room;
-} Pool; /* free blocks, ordered by (size, address) as in BlockComparatorSize */
+    int32_t *unmapped; /* of expandable segments, ordered by address */
+    int64_t unmapped_count, unmapped_room;
+} Pool;
 
 typedef struct {
     Block *blocks;
     int32_t *unused; /* numbers of merged blocks, to be used again */
     int64_t count, room, unused_count, unused_room;
     Pool pools[2]; /* large, small */
-    int32_t unmapped[2]; /* the unused end of a pool's one expandable segment */
     uint8_t expandable;
     int64_t next_address, segments, live, allocated, reserved;
 } Allocator;
@@ -178,37 +179,122 @@ static int32_t cut_after(Allocator *a, int32_t number, int64_t size) { /* what i
     return cut;
 }
 
-static int map_more(Allocator *a, uint8_t small, int64_t size) { /* map_block: whole granules from the start of the unused end */
-    int32_t number = a->unmapped[small];
-    int64_t granule = small ? SMALL_SEGMENT : LARGE_SEGMENT;
+static int64_t unmapped_place(const Allocator *a, const Pool *pool, int64_t address) {
+    int64_t at = 0; /* few: what was emptied between blocks in use, and the unused end */
+    while (at < pool->unmapped_count && a->blocks[pool->unmapped[at]].address < address) at++;
+    return at;
+}
+
+static int insert_unmapped(Allocator *a, int32_t number) {
+    Pool *pool = &a->pools[a->blocks[number].small];
+    if (!grow((void **)&pool->unmapped, &pool->unmapped_room, pool->unmapped_count, sizeof(int32_t))) return 0;
+    int64_t at = unmapped_place(a, pool, a->blocks[number].address);
+    memmove(&pool->unmapped[at + 1], &pool->unmapped[at], (size_t)(pool->unmapped_count - at) * sizeof(int32_t));
+    pool->unmapped[at] = number;
+    pool->unmapped_count++;
+    return 1;
+}
+
+static void take_unmapped(Allocator *a, int32_t number) {
+    Pool *pool = &a->pools[a->blocks[number].small];
+    int64_t at = unmapped_place(a, pool, a->blocks[number].address);
+    pool->unmapped_count--;
+    memmove(&pool->unmapped[at], &pool->unmapped[at + 1], (size_t)(pool->unmapped_count - at) * sizeof(int32_t));
+}
+
+static int64_t granule_of(uint8_t small) { return small ? SMALL_SEGMENT : LARGE_SEGMENT; }
+
+static int map_block(Allocator *a, int32_t number, int64_t size) { /* whole granules from the start of an unmapped block */
+    int64_t granule = granule_of(a->blocks[number].small);
     int64_t mapped = (size + granule - 1) / granule * granule;
-    int32_t rest = cut_after(a, number, mapped);
-    if (rest == NONE) return 0;
-    a->blocks[rest].mapped = 0;
+    take_unmapped(a, number);
+    if (mapped < a->blocks[number].size) {
+        int32_t rest = cut_after(a, number, mapped);
+        if (rest == NONE) return 0;
+        a->blocks[rest].mapped = 0;
+        if (!insert_unmapped(a, rest)) return 0;
+    } else mapped = a->blocks[number].size;
     a->blocks[number].mapped = 1;
-    a->unmapped[small] = rest;
     a->reserved += mapped;
     return merge(a, number);
 }
 
-static int64_t grow_expandable(Allocator *a, int64_t size, uint8_t small) { /* try_allocate_expandable_block; a place too */
-    if (a->unmapped[small] == NONE) {
-        int32_t number = new_block(a, a->next_address, ADDRESS_SPACE, small);
-        if (number == NONE) return NONE;
-        a->blocks[number].mapped = 0;
-        a->unmapped[small] = number;
-        a->next_address += ADDRESS_SPACE;
-        a->segments++;
+static int is_unmapped(const Allocator *a, int32_t number) { return number != NONE && !a->blocks[number].mapped; }
+
+static int unmap_block(Allocator *a, int32_t number) { /* the whole granules inside a free block; its ends stay mapped */
+    Block whole = a->blocks[number];
+    Pool *pool = &a->pools[whole.small];
+    int64_t granule = granule_of(whole.small), past = whole.address + whole.size;
+    int64_t start = (whole.address + granule - 1) / granule * granule, end = past / granule * granule;
+    if (end <= start) return 1;
+    take(pool, place(pool, whole.size, whole.address));
+    if (start > whole.address) {
+        int32_t head = new_block(a, whole.address, start - whole.address, whole.small);
+        if (head == NONE) return 0;
+        a->blocks[head].prev = whole.prev;
+        a->blocks[head].next = number;
+        if (whole.prev != NONE) a->blocks[whole.prev].next = head;
+        a->blocks[number].prev = head;
+        a->blocks[number].address = start;
+        a->blocks[number].size = past - start;
+        if (!insert(a, head)) return 0;
     }
-    int32_t number = a->blocks[a->unmapped[small]].prev;
-    int64_t have = is_free(a, number) ? a->blocks[number].size : 0;
-    if (have < size) {
-        if (!map_more(a, small, size - have)) return NONE;
-        number = a->blocks[a->unmapped[small]].prev;
+    if (past > end) {
+        int32_t tail = cut_after(a, number, end - start);
+        if (tail == NONE || !insert(a, tail)) return 0;
+    }
+    a->reserved -= end - start;
+    Block *block = &a->blocks[number];
+    block->mapped = 0;
+    if (is_unmapped(a, block->prev)) {
+        int32_t before = block->prev;
+        take_unmapped(a, before);
+        block->address = a->blocks[before].address;
+        block->size += a->blocks[before].size;
+        block->prev = a->blocks[before].prev;
+        if (block->prev != NONE) a->blocks[block->prev].next = number;
+        if (!retire(a, before)) return 0;
+    }
+    if (is_unmapped(a, block->next)) {
+        int32_t after = block->next;
+        take_unmapped(a, after);
+        block->size += a->blocks[after].size;
+        block->next = a->blocks[after].next;
+        if (block->next != NONE) a->blocks[block->next].prev = number;
+        if (!retire(a, after)) return 0;
+    }
+    return insert_unmapped(a, number);
+}
+
+/* find_expandable_block: the lowest unmapped space with room, with a free block before it if there is one. */
+static int32_t find_expandable(Allocator *a, int64_t size, uint8_t small) {
+    Pool *pool = &a->pools[small];
+    for (int64_t at = 0; at < pool->unmapped_count; at++) {
+        int32_t start = pool->unmapped[at];
+        if (is_free(a, a->blocks[start].prev)) start = a->blocks[start].prev;
+        int64_t room = 0;
+        for (int32_t walk = start; walk != NONE && !a->blocks[walk].allocated && room < size; walk = a->blocks[walk].next)
+            room += a->blocks[walk].size;
+        if (room >= size) return start;
+    }
+    int32_t number = new_block(a, a->next_address, ADDRESS_SPACE, small);
+    if (number == NONE) return NONE;
+    a->blocks[number].mapped = 0;
+    a->next_address += ADDRESS_SPACE;
+    a->segments++;
+    return insert_unmapped(a, number) ? number : NONE;
+}
+
+static int64_t grow_expandable(Allocator *a, int64_t size, uint8_t small) { /* try_allocate_expandable_block; a place too */
+    int32_t number = find_expandable(a, size, small);
+    if (number == NONE || (!a->blocks[number].mapped && !map_block(a, number, size))) return NONE;
+    while (a->blocks[number].size < size) {
+        int32_t after = a->blocks[number].next;
+        if (!map_block(a, after, size - a->blocks[number].size)) return NONE;
+        number = after;
     }
     const Block *block = &a->blocks[number];
-    Pool *pool = &a->pools[small];
-    return place(pool, block->size, block->address);
+    return place(&a->pools[small], block->size, block->address);
 }
 
 static int64_t grown(const Allocator *a, int32_t number) { /* with what it can grow to at the growing end */
@@ -265,9 +351,23 @@ static int release(Allocator *a, int32_t number, int64_t size) { /* free_block *
     return merge(a, number);
 }
 
-static int empty_cache(Allocator *a) { /* release_cached_blocks, of segments that do not expand */
+static int unmap_free(Allocator *a, Pool *pool) { /* every block that is free now; their ends become blocks on the way */
+    int64_t count = pool->count;
+    int32_t *numbers = malloc((size_t)(count ? count : 1) * sizeof *numbers);
+    int done = numbers != NULL;
+    for (int64_t at = 0; at < count && done; at++) numbers[at] = pool->entries[at].block;
+    for (int64_t at = 0; at < count && done; at++) done = unmap_block(a, numbers[at]);
+    free(numbers);
+    return done;
+}
+
+static int empty_cache(Allocator *a) { /* release_cached_blocks */
     for (int small = 0; small < 2; small++) {
         Pool *pool = &a->pools[small];
+        if (a->expandable) {
+            if (!unmap_free(a, pool)) return 0;
+            continue;
+        }
         for (int64_t at = pool->count - 1; at >= 0; at--) {
             const Block *block = &a->blocks[pool->entries[at].block];
             if (block->prev != NONE || block->next != NONE) continue;
@@ -296,7 +396,6 @@ int memplan_play_events(int64_t events, const int32_t *keys, const int32_t *size
                  const int64_t *begins, int64_t phases, int expandable, int64_t *out) {
     Allocator a;
     memset(&a, 0, sizeof a);
-    a.unmapped[0] = a.unmapped[1] = NONE;
     a.expandable = expandable != 0;
     if (expandable) a.next_address = ADDRESS_SPACE;
     int32_t *held = malloc((size_t)(n_keys ? n_keys : 1) * sizeof *held);
@@ -333,7 +432,9 @@ int memplan_play_events(int64_t events, const int32_t *keys, const int32_t *size
     free(bytes);
     free(a.blocks);
     free(a.unused);
-    free(a.pools[0].entries);
-    free(a.pools[1].entries);
+    for (int small = 0; small < 2; small++) {
+        free(a.pools[small].entries);
+        free(a.pools[small].unmapped);
+    }
     return failed;
 }
