@@ -59,8 +59,6 @@ def unsupported_parts(resolved: Resolved, prepared: Prepared) -> Unsupported:
         )
     elif resolved.task not in family_of(model_type).walked_tasks:
         step.append(f"the step under a {resolved.task} head; parameters and model states are exact")
-    elif not family_of(model_type).folds and values["activation_checkpointing"] == "reentrant":
-        step.append(f"reentrant checkpointing of {model_type}, whose decoder layers read the encoder's result")
     step += [f"the step of {resolved.method}: {text}" for text in prepared.adaptation.unwalked]
     if (
         resolved.method == "boft"

@@ -312,6 +312,10 @@ RECIPES: dict[str, dict[str, Any]] = {
     "BART, LoRA on all linears, checkpointed": {
         "model": BART, "method": "lora", "target_modules": "all-linear", "activation_checkpointing": True,
     },
+    "T5, padded, reentrant, two lengths": {
+        "model": T5, "padding": True, "activation_checkpointing": "reentrant", "target_length": 41, "keep_outputs": True,
+    },
+    "BART, QLoRA, reentrant": {"model": BART, "method": "qlora", "activation_checkpointing": "reentrant", **MANY_ROWS},
     "mBART, amp, outputs kept": {"model": {**BART, "model_type": "mbart"}, "precision": "amp", "keep_outputs": True},
 }  # fmt: skip
 

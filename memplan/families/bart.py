@@ -21,7 +21,7 @@ from memplan.families import Family, Head
 from memplan.recipe import Task
 from memplan.step import ops
 from memplan.step.attention import detached
-from memplan.step.builder import Builder
+from memplan.step.builder import Builder, ByPosition
 from memplan.step.clamping import clamp, look_for_infinities
 from memplan.step.encoder import attend, bidirectional_mask, masked_lm_loss
 from memplan.step.encoder_decoder import end_of_sentence, shifted_labels, target_side
@@ -193,7 +193,7 @@ def encoder(t: Builder, d: Dims) -> Tensor:
         look_for_infinities(t, x)
         return x
 
-    x = t.layers("layers", d.encoder.layers, layer, start.pop())
+    x = t.layers("layers", d.encoder.layers, ByPosition(layer), start.pop())
     del words, positions
     return t.layer_norm("layer_norm", x) if d.norm_before else x
 
@@ -210,7 +210,7 @@ def decoder(
     words, positions, *start = embeddings(t, d, 1, input_ids)
     mask = t.causal_mask(words.dtype, padding=source is None)
 
-    def layer(t: Builder, x: Tensor, index: int) -> Tensor:
+    def layer(t: Builder, x: Tensor, index: int, source: Tensor | None) -> Tensor:
         x = self_attention(t, x, d, d.decoder, mask, causal=True, cached=source is None)
         if source is not None:
             x = cross_attention(t, x, d, d.decoder, source, source_mask)
@@ -218,7 +218,7 @@ def decoder(
             cross_attention(t, x, d, d.decoder, x, None)
         return feed_forward(t, x, d, d.decoder)
 
-    x = t.layers("layers", d.decoder.layers, layer, start.pop())
+    x = t.layers("layers", d.decoder.layers, ByPosition(layer, (source_mask,), (source,)), start.pop())
     del words, positions, ones
     return t.layer_norm("layer_norm", x) if d.norm_before else x
 

@@ -109,7 +109,7 @@ def model(t: Builder, config: Mapping[str, Any]) -> Tensor:
     start = [t.layer_norm("word_embeddings_layernorm", embedded)]
     alibi, slopes = alibi_bias(t, d.heads, start[0].dtype)
     mask = additive_causal_mask(t, embedded.dtype)
-    outputs: list[Tensor] = []
+    outputs: list[Tensor | None] = []
     x = t.layers("h", d.layers, lambda t, h, _: block(t, h, d, alibi, mask), start.pop(), returned=outputs)
     x = t.layer_norm("ln_f", x)
     del embedded, slopes, outputs

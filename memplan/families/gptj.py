@@ -141,7 +141,7 @@ def model(t: Builder, config: Mapping[str, Any]) -> Tensor:
     position_ids = t.position_ids(t.sequence)
     mask = additive_causal_mask(t, embedded.dtype)
     x = t.dropout(embedded, d.embedding_dropout)
-    outputs: list[Tensor] = []
+    outputs: list[Tensor | None] = []
     x = t.layers("h", d.layers, given(lambda t, h, _: block(t, h, d, mask), position_ids), x, returned=outputs)
     x = t.layer_norm("ln_f", x)
     del embedded, position_ids, outputs

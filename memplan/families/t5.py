@@ -9,17 +9,18 @@ Source: transformers 5.23 models/t5/modeling_t5.py, models/mt5/modeling_mt5.py.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from memplan.architecture import Module, ModuleKind, Parameter
 from memplan.dtypes import DType
-from memplan.estimate import Component, Phase
+from memplan.estimate import Component
 from memplan.families import Family, Head
 from memplan.recipe import Task
 from memplan.step import ops
 from memplan.step.attention import detached
-from memplan.step.builder import Builder, Layer, PerLayer
+from memplan.step.autograd import Results
+from memplan.step.builder import Builder, ByPosition
 from memplan.step.clamping import clamp_where_infinite
 from memplan.step.encoder import bidirectional_mask, masked_lm_loss
 from memplan.step.encoder_decoder import end_of_sentence, shifted_labels, target_side
@@ -76,10 +77,6 @@ class Source:
 
     hidden: Tensor
     mask: Tensor | None
-
-
-# The biases of self-attention and cross-attention that a layer is given; None where it makes its own.
-Biases = tuple[Tensor | None, Tensor | None]
 
 
 # -- one stack --------------------------------------------------------------------------------------------
@@ -153,8 +150,8 @@ def cross_attention(t: Builder, x: Tensor, d: Dims, given: Tensor | None, source
         made = t.new(shape, query.dtype, "zeros")
         if t.settings.checkpointing:  # `position_bias.requires_grad = True`
             made.node = Leaf(t.module, shape, query.dtype, Component.TEMPORARIES)
-            if t.phase != Phase.BACKWARD:  # a recomputation's has no graph
-                t.held.append(made)
+            if t.grad_enabled:
+                t.hold(made)
         return made
 
     def attend(t: Builder, h: Tensor) -> tuple[Tensor, Tensor]:
@@ -190,15 +187,17 @@ def stack(t: Builder, d: Dims, source: Source | None, input_ids: Tensor | None =
     embedded = t.embedding("embed_tokens", (t.batch, t.sequence), d.vocabulary, d.hidden, indices=input_ids)
     t.require_input_gradient(embedded)  # either stack is a PreTrainedModel with an input embedding
     mask = t.causal_mask(embedded.dtype, padding=False) if decoder else bidirectional_mask(t, embedded.dtype)
-    shared: list[Biases] = []  # as the stack's variables hold them
 
-    def block(t: Builder, x: Tensor, given: Biases) -> tuple[Tensor, Biases]:
-        x, bias = t.call("layer.0", lambda t, h: self_attention(t, h, d, given[0], mask, decoder=decoder), x)
+    def block(
+        t: Builder, x: Tensor, index: int, given: Tensor | None, source_given: Tensor | None, *hidden: Tensor
+    ) -> Results:
+        x, bias = t.call("layer.0", lambda t, h: self_attention(t, h, d, given, mask, decoder=decoder), x)
         source_bias = bound = None
         if x.dtype is DType.FLOAT16:
             x, bound = clamp_where_infinite(t, x)
         if source is not None:
-            x, source_bias = t.call("layer.1", lambda t, h: cross_attention(t, h, d, given[1], source), x)
+            read = replace(source, hidden=hidden[0])
+            x, source_bias = t.call("layer.1", lambda t, h: cross_attention(t, h, d, source_given, read), x)
             del t.layer_locals[:-1]  # one variable takes the weights of either attention
             if x.dtype is DType.FLOAT16:
                 x, bound = clamp_where_infinite(t, x)
@@ -206,29 +205,17 @@ def stack(t: Builder, d: Dims, source: Source | None, input_ids: Tensor | None =
         if x.dtype is DType.FLOAT16:  # not where `wo` is kept in float32, which makes the hidden states float32
             x, bound = clamp_where_infinite(t, x)
         del bound
-        return x, (bias, source_bias)
+        return x, bias, source_bias
 
-    def first(t: Builder, x: Tensor, index: int) -> Tensor:
-        x, made = block(t, x, (None, None))
-        if t.phase != Phase.BACKWARD:
-            shared.append(made)
-        return x
-
-    def layer(index: int) -> Layer:
-        return following(block, *shared) if index else first
-
+    biases: list[Tensor | None] = [None, None]  # as the stack's variables hold them
+    blocks = ByPosition(block, (), (source.hidden,) if source is not None else (), biases)
     start = [t.dropout(embedded, d.dropout)]  # the variable goes on to the first block's result
     count = d.decoder_layers if decoder else d.encoder_layers
-    x = t.layers("block", count, PerLayer(layer), start.pop(), kind=lambda index: index == 0)
+    x = t.layers("block", count, blocks, start.pop(), kind=lambda index: index == 0)
     x = t.dropout(norm(t, "final_layer_norm", x, d), d.dropout)
-    shared.clear()
+    biases.clear()
     del embedded
     return x
-
-
-def following(block: Callable[[Builder, Tensor, Biases], tuple[Tensor, Biases]], given: Biases) -> Layer:
-    """A layer after the first: a checkpoint keeps what it is given."""
-    return lambda t, x, index: block(t, x, given)[0]
 
 
 # -- models -----------------------------------------------------------------------------------------------

@@ -12,15 +12,15 @@ from __future__ import annotations
 
 import heapq
 import sys
-from collections.abc import Callable, Iterable, Sequence
-from typing import TypeVar, cast
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 from memplan.dtypes import DType
-from memplan.estimate import Component
-from memplan.step.tensor import Frame, Leaf, Node, Shape, StopRecomputation, Tape, Tensor
+from memplan.step.tensor import Frame, Leaf, Node, StopRecomputation, Tape, Tensor
 
-# What a layer returns: a tensor, or several of which only the first is used.
-Returned = TypeVar("Returned", Tensor, tuple[Tensor, ...])
+# What a layer returns: a tensor, or several of which the first is the hidden states.
+Results = tuple[Tensor, *tuple[Tensor | None, ...]]
+Returned = TypeVar("Returned", bound=Tensor | tuple[Tensor, *tuple[Tensor | None, ...]])
 
 
 def _calibrate_uniqueness() -> tuple[int, int]:
@@ -41,7 +41,9 @@ def _reference_counts(buffers: dict[int, Tensor], key: int) -> tuple[int, int]:
 _UNIQUE = _calibrate_uniqueness()
 
 
-def backward(tape: Tape, root: Node | Leaf | None, grad: Tensor, others: Sequence[tuple[Node, Tensor]] = ()) -> None:
+def backward(
+    tape: Tape, root: Node | Leaf | None, grad: Tensor, others: Sequence[tuple[Node | Leaf, Tensor]] = ()
+) -> None:
     """Run the backward pass from `root`, whose gradient is `grad`; gradients end in the leaves' `grad`.
 
     Args:
@@ -51,12 +53,20 @@ def backward(tape: Tape, root: Node | Leaf | None, grad: Tensor, others: Sequenc
         others: what is differentiated besides, with gradients.
     """
     assert isinstance(root, Node), "nothing to train: the loss needs no gradient"
-    roots = [root, *(node for node, _ in others)]
+    roots: list[Node | Leaf] = [root, *(node for node, _ in others)]
     _count_dependencies(roots)
     buffers: dict[int, Tensor] = {id(root): grad, **{id(node): given for node, given in others}}
-    ready: list[tuple[int, int, Node]] = [(-node.sequence, 0, node) for node in roots if not node.dependencies]
+    del grad, others
+    ready: list[tuple[int, int, Node]] = []
+    for entry in roots:
+        if entry.dependencies:
+            continue
+        if isinstance(entry, Node):
+            ready.append((-entry.sequence, 0, entry))
+        else:
+            _accumulate_leaf(tape, entry, buffers)
     heapq.heapify(ready)
-    del grad, root, roots, others
+    del root, roots, entry
     outer_layer, outer_module = tape.current_layer, tape.module
     while ready:
         node = heapq.heappop(ready)[2]
@@ -93,11 +103,11 @@ def backward(tape: Tape, root: Node | Leaf | None, grad: Tensor, others: Sequenc
         tape.enter(tape.phase, outer_layer)
 
 
-def _count_dependencies(roots: Sequence[Node]) -> None:
+def _count_dependencies(roots: Sequence[Node | Leaf]) -> None:
     seen = {id(root) for root in roots}
     for root in roots:
         root.dependencies = 0
-    stack = list(roots)
+    stack = [root for root in roots if isinstance(root, Node)]
     while stack:
         for edge in stack.pop().edges:
             if edge is None:
@@ -134,14 +144,14 @@ def _accumulate_leaf(tape: Tape, leaf: Leaf, buffers: dict[int, Tensor]) -> None
     leaf.grad.info.module = leaf.name
 
 
-def checkpoint(tape: Tape, call: Callable[[Tensor], Returned], x: Tensor) -> Returned:
-    """`call(x)` whose saved tensors are recomputed in backward (`use_reentrant=False`, transformers' default).
+def checkpoint(tape: Tape, call: Callable[..., Returned], x: Tensor, given: Sequence[Tensor | None] = ()) -> Returned:
+    """`call(x, *given)` whose saved tensors are recomputed in backward (`use_reentrant=False`, transformers' default).
 
     Mirrors torch/utils/checkpoint.py: forward keeps only what the recomputation needs (the arguments); the first saved
     tensor that backward asks for runs `call` again up to the last tensor to be saved.
     """
     if not tape.grad_enabled or tape.frame is not None:
-        return call(x)
+        return call(x, *given)
     module, layer = tape.module, tape.current_layer
 
     def recompute(frame: Frame) -> None:
@@ -149,7 +159,7 @@ def checkpoint(tape: Tape, call: Callable[[Tensor], Returned], x: Tensor) -> Ret
         outer_frame, outer_module = tape.frame, tape.module
         tape.frame, tape.module = frame, module
         try:
-            call(x)
+            call(x, *given)
         except StopRecomputation:
             pass
         finally:
@@ -159,67 +169,8 @@ def checkpoint(tape: Tape, call: Callable[[Tensor], Returned], x: Tensor) -> Ret
     frame = Frame(recompute)
     tape.frame = frame
     try:
-        out = call(x)
+        out = call(x, *given)
     finally:
         tape.frame = None
     assert layer == tape.current_layer
     return out
-
-
-def checkpoint_reentrant(tape: Tape, call: Callable[[Tensor], Returned], x: Tensor, *, kept: object = None) -> Returned:
-    """`call(x)` without a graph; backward runs it again with one and a backward pass of its own (`use_reentrant=True`).
-
-    Mirrors torch/utils/checkpoint.py, `CheckpointFunction`: the arguments are saved; in backward the whole call is repeated on
-    detached arguments, and its result and the incoming gradient live until the inner backward pass is done. `kept` is what the
-    function has of its own, which stays as long as the graph. A result that nobody used has zeros for its gradient.
-    """
-    if not tape.grad_enabled:
-        return call(x)
-    module = tape.module
-    tape.grad_enabled = False
-    try:
-        out = call(x)
-    finally:
-        tape.grad_enabled = True
-    tape.held.append(kept)
-    unused = [(entry.shape, entry.dtype) for entry in _all(out)[1:]]
-    node = tape.record("checkpoint", (x,), (x,), _reentrant_backward, (call, x.shape, x.dtype, module, unused))
-
-    def differentiable(entry: Tensor) -> Tensor:
-        return Tensor(tape, entry.shape, entry.dtype, entry.storage, node, entry.is_view, entry.by_token)
-
-    return differentiable(out) if isinstance(out, Tensor) else tuple(map(differentiable, out))
-
-
-def _all(out: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    return (out,) if isinstance(out, Tensor) else out
-
-
-def _reentrant_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | None]:
-    call, shape, dtype, module, unused = cast(
-        tuple[Callable[[Tensor], Tensor | tuple[Tensor, ...]], Shape, DType, str, list[tuple[Shape, DType]]], node.meta
-    )
-    zeros = [tape.new(*entry, "zeros") for entry in unused]  # autograd materializes them before it calls the function
-    storage = node.stored(0) if node.saved else None
-    outer, tape.module = tape.module, module
-    leaf = Leaf(module, shape, dtype, Component.TEMPORARIES)
-    detached = Tensor(tape, shape, dtype, storage, leaf)
-    held = len(tape.held)
-    out, *rest = _all(call(detached))
-    tape.casts.clear()  # autocast's context around the recomputation ends here
-    root, out.node = out.node, None
-    others = [
-        (entry.node, _alias(zero)) for entry, zero in zip(rest, zeros, strict=True) if isinstance(entry.node, Node)
-    ]
-    for entry in rest:
-        entry.node = None
-    backward(tape, root, _alias(grad), others)
-    tape.module = outer
-    made = leaf.grad
-    del out, rest, zeros, detached, storage
-    del tape.held[held:]  # what the inner graph held goes with it
-    return (Tensor(tape, shape, dtype, made) if made is not None else None,)
-
-
-def _alias(x: Tensor) -> Tensor:
-    return Tensor(x.tape, x.shape, x.dtype, x.storage, None, x.is_view, x.by_token)

@@ -13,8 +13,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from memplan.recipe import Loss
-from memplan.step import autograd
+from memplan.step.autograd import Results
+from memplan.step.autograd import checkpoint as checkpoint_non_reentrant
 from memplan.step.loss import LossOps
+from memplan.step.reentrant import checkpoint_reentrant
 from memplan.step.settings import StepSettings
 from memplan.step.site import Site
 from memplan.step.tensor import StorageInfo, Tensor
@@ -41,12 +43,18 @@ class ByPosition:
     of the function that it calls, which stays as long as the graph (modeling_layers.py, `GradientCheckpointingLayer`).
 
     Attributes:
-        layer: one layer's forward, which may refer to both kinds.
+        layer: one layer's forward, called with (builder, x, index, *handed, *shared); it may refer to what needs no gradient.
         keywords: what is passed by keyword.
+        shared: what is passed by position to every layer and may need a gradient.
+        handed: what layers hand on besides the hidden states: each is given these by position and returns (x, *handed). Given
+            for the first layer; a variable of the model holds what the layer that ran last returned. None where a layer
+            returns the hidden states alone. Layers that hand something on are executed one by one.
     """
 
-    layer: Layer
+    layer: Callable[..., Tensor | Results]
     keywords: tuple[Tensor | None, ...] = ()
+    shared: tuple[Tensor | None, ...] = ()
+    handed: list[Tensor | None] | None = None
 
 
 def given(layer: Layer, tensor: Tensor) -> Layer:
@@ -58,11 +66,11 @@ def given(layer: Layer, tensor: Tensor) -> Layer:
     return forward
 
 
-def _storages(tensors: Sequence[Tensor]) -> list[StorageInfo]:
-    return [entry.storage.info for entry in tensors if entry.storage is not None]
+def _storages(tensors: Sequence[Tensor | None]) -> list[StorageInfo]:
+    return [entry.storage.info for entry in tensors if entry is not None and entry.storage is not None]
 
 
-def _of(layer: Layer | PerLayer, index: int) -> Layer:
+def _of(layer: Callable[..., Tensor | Results] | PerLayer, index: int) -> Callable[..., Tensor | Results]:
     return layer.of(index) if isinstance(layer, PerLayer) else layer
 
 
@@ -112,7 +120,7 @@ class Builder(LossOps):
         *,
         kind: Callable[[int], object] | None = None,
         checkpoint: bool = True,
-        returned: list[Tensor] | None = None,
+        returned: list[Tensor | None] | None = None,
     ) -> Tensor:
         """Run `count` layers `name.0`, `name.1`, ... in a row, each called with (builder, x, index).
 
@@ -129,29 +137,38 @@ class Builder(LossOps):
         """
         path = self.join(name)
         kept: object = None
+        shared: tuple[Tensor | None, ...] = ()
+        handed: list[Tensor | None] | None = None
+        forward: Callable[..., Tensor | Results] | PerLayer
         if isinstance(layer, ByPosition):
-            kept, layer = layer.keywords, layer.layer
+            kept, shared, handed, forward = layer.keywords, layer.shared, layer.handed, layer.layer
+        else:
+            forward = layer
         if self.declaring:
             self.layer_groups[path] = count
             for index in range(count):
-                x = self.call(f"{name}.{index}", lambda t, h, i=index: _of(layer, i)(t, h, i), x)
+                out = self._run_layer(path, index, _of(forward, index), x, (*(handed or ()), *shared), None, None)
+                x, handed = out[0], list(out[1:]) if handed is not None else None
             return x
-        checkpointed = checkpoint and self.settings.checkpointing is not None
+        mode = self.settings.checkpointing if checkpoint else None
         for run in self._with_last_alone(self.runs(path, count, kind)):
-            for first, together, repeats in run.parts(self.fold):
+            for first, together, repeats in run.parts(self.fold and handed is None):
                 self.layer_counts.append(repeats)
                 self.layer_names.append(f"{path}.{first}" + (f"-{first + together - 1}" if together > 1 else ""))
                 self.enter(self.phase, len(self.layer_counts) - 1)
                 given = _storages([x]) if returned is None or not returned else _storages(returned)
                 for index in range(first, first + together):
-                    this = _of(layer, index)
-                    with_weights = returned is not None
+                    this = _of(forward, index)
                     held = this if kept is None else kept
-                    out = self._run_layer(path, index, this, x, checkpointed, held, with_weights=with_weights)
+                    others = (*(handed or ()), *shared)
+                    with_weights = returned is not None
+                    out = self._run_layer(path, index, this, x, others, mode, held, with_weights=with_weights)
                     x = out[0]
                     if returned is not None:
                         returned[:] = out
-                    del this, held
+                    if handed is not None:
+                        handed[:] = out[1:]
+                    del this, held, others
                 made = _storages(out)
                 del out
                 for info in made:
@@ -165,27 +182,29 @@ class Builder(LossOps):
         self,
         path: str,
         index: int,
-        layer: Layer,
+        layer: Callable[..., Tensor | Results],
         x: Tensor,
-        checkpointed: bool,
+        others: tuple[Tensor | None, ...],
+        checkpointing: str | None,
         kept: object,
         *,
-        with_weights: bool,
-    ) -> tuple[Tensor, ...]:
-        def forward(h: Tensor) -> tuple[Tensor, ...]:
+        with_weights: bool = False,
+    ) -> Results:
+        def forward(h: Tensor, *others: Tensor | None) -> Results:
             outer = self.path
             self.path = self.module = f"{path}.{index}"
             try:
-                return (layer(self, h, index), *(self.layer_locals if with_weights else ()))
+                out = layer(self, h, index, *others)
+                return (*(out if isinstance(out, tuple) else (out,)), *(self.layer_locals if with_weights else ()))
             finally:
                 self.path = self.module = outer
                 self.layer_locals.clear()
 
-        if not checkpointed:
-            return forward(x)
-        if self.settings.checkpointing == "reentrant":
-            return autograd.checkpoint_reentrant(self, forward, x, kept=kept)
-        return autograd.checkpoint(self, forward, x)
+        if checkpointing is None:
+            return forward(x, *others)
+        if checkpointing == "reentrant":
+            return checkpoint_reentrant(self, forward, x, others, kept=kept)
+        return checkpoint_non_reentrant(self, forward, x, others)
 
     def _with_last_alone(self, runs: list[Run]) -> list[Run]:
         """`runs`, with the last layer apart where backward's first matrix product, which makes the workspace, is in it."""

@@ -27,6 +27,7 @@ from memplan.step.attention_kernels import (
     math_sdpa,
     meta,
 )
+from memplan.step.encoder import expand
 from memplan.step.matmul import merge_heads, require_contiguous_gradient, softmax, transpose_last
 from memplan.step.split import copy
 from memplan.step.tables import table
@@ -134,12 +135,13 @@ def _sdpa(t: AttentionOps, q: Tensor, k: Tensor, v: Tensor, bias: Tensor, dropou
     last = k.shape[2]
     if last % 8:  # attention.cpp, `pad_bias<8>`
         bias = _padded(t, given, (*given.shape[:3], last + 8 - last % 8))
+    bias = expand(t, bias, (batch, *given.shape[1:])) if given.shape[0] != batch else bias
     out = t.alloc(shape, q.dtype, name)
     rows = -(-length // 32) * 32
     lse = t.alloc((batch, heads, rows), DType.FLOAT32, name) if keeps_logsumexp(t, q, k, v) else None
     random_state = [t.alloc((2,), DType.INT64, name), t.alloc((1,), DType.INT64, name)]  # philox seed and offset
     saved: tuple[Tensor | Storage | None, ...] = (q, k, v, bias, out, lse, *random_state)
-    metas = (meta(q), meta(k), meta(v), given.shape)
+    metas = (meta(q), meta(k), meta(v))
     node = t.record("sdpa", (q, k, v, bias), saved, _sdpa_backward, metas)
     del given
     return Tensor(t, shape, q.dtype, out, node)
@@ -160,15 +162,13 @@ def _pad_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | Non
 
 
 def _sdpa_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | None]:
-    q, k, v, bias_shape = cast(tuple[Meta, Meta, Meta, Shape], node.meta)
+    q, k, v = cast(tuple[Meta, Meta, Meta], node.meta)
     kept = node.all_stored()
     name = f"_scaled_dot_product_{Kernel.EFFICIENT}_attention_backward"
     grads: list[Tensor | None] = [tape.new(m.shape, m.dtype, name, by_token=m.by_token) for m in (q, k, v)]
     if node.edges[3] is not None:
         width = -(-k.shape[2] // 16) * 16
-        full = tape.new((*q.shape[:3], width), q.dtype, name)
-        grads.append(tape.new(bias_shape, q.dtype, "sum") if q.shape[0] != bias_shape[0] else full)
-        del full
+        grads.append(tape.new((*q.shape[:3], width), q.dtype, name))
     else:
         grads.append(None)
     temporaries = [tape.alloc((size,), DType.UINT8, name) for size in backward_workspaces(Kernel.EFFICIENT, q, k)]

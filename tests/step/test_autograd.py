@@ -14,7 +14,8 @@ from torch.profiler import ProfilerActivity, profile
 from memplan.dtypes import DType
 from memplan.estimate import Component, Phase
 from memplan.step import ops
-from memplan.step.autograd import backward, checkpoint, checkpoint_reentrant
+from memplan.step.autograd import backward, checkpoint
+from memplan.step.reentrant import checkpoint_reentrant
 from memplan.step.tensor import Leaf, Tape, Tensor
 
 F32 = DType.FLOAT32
@@ -259,6 +260,33 @@ def test_a_result_that_nobody_used_gets_zeros_in_a_reentrant_backward(tape: Tape
     assert made_in_backward(tape) == [
         "ones_like", "zeros", "mul", "silu", "neg", "neg", "accumulate_grad", "silu_backward", "mul", "mul",
     ]  # fmt: skip
+
+
+def test_a_reentrant_checkpoint_gives_every_argument_its_gradient(tape: Tape) -> None:
+    parameters = [parameter(tape, name) for name in ("x", "source")]
+    x, source = (ops.clone(tape, entry) for entry in parameters)
+    first = checkpoint_reentrant(tape, lambda x, source, _: x * source, x, (source, None))
+    out = checkpoint_reentrant(tape, lambda x, source: ops.neg(tape, x) * source, first, (source,))
+    del x, first
+    run_backward(tape, out)
+    # Each checkpoint runs again before its own backward; the outer pass adds up the gradients of the shared argument, in place.
+    assert made_in_backward(tape) == ["ones_like", "neg", "mul", "mul", "mul", "neg", "mul", "mul", "mul"]
+    del source, out
+    assert [component for _, component in left(tape)] == [Component.GRADIENTS] * 2
+
+
+def test_a_reentrant_checkpoint_hands_on_the_gradient_of_a_second_result(tape: Tape) -> None:
+    def call(x: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        return x + bias, bias
+
+    made = ops.clone(tape, parameter(tape, "bias"))
+    given = checkpoint_reentrant(tape, call, ops.clone(tape, parameter(tape, "x")), (made,))
+    out = checkpoint_reentrant(tape, call, *given[:1], given[1:])
+    assert out[1].storage is made.storage
+    run_backward(tape, out[0])
+    # Nobody used the last bias: zeros. Autograd's graph starts with a leaf that is a result itself, so the sum is a new tensor.
+    assert made_in_backward(tape).count("zeros") == 1
+    assert made_in_backward(tape).count("accumulate_grad") == 2
 
 
 def holding(tape: Tape) -> Callable[[Tensor], Tensor]:
