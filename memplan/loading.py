@@ -10,7 +10,7 @@ peft/utils/other.py (`auto_clear_cache`), peft/tuners/tuners_utils.py (`_move_ad
 `cast_adapter_dtype`).
 
 Known limits:
-    Initialisations that decompose weights (PiSSA, LoftQ, OLoRA, EVA, CorDA) need more while they run.
+    Initialisations that look at data first (EVA, CorDA, LoRA-GA) need more while they do.
 """
 
 from __future__ import annotations
@@ -141,7 +141,8 @@ def loading(
         recorder.empty_cache()
     last = [entry for entry in added if entry.after_casts]
     added = [entry for entry in added if not entry.after_casts]
-    keys = _add(recorder, added, creations or {})
+    weights = {entry.name: place for place, entry in enumerate(base)}
+    keys = _add(recorder, added, creations or {}, weights, loaded)
     early = [buffer for buffer in state.added_buffers if not buffer.after_casts]
     arriving = [(buffer, recorder.alloc(buffer.arrival_bytes)) for buffer in early]
     buffers = [(buffer, key) for buffer, key in arriving if buffer.arrival_bytes != buffer.data_bytes]
@@ -157,7 +158,7 @@ def loading(
                 recorder.exchange(key, buffer.data_bytes)
     for entry, key in widened:
         recorder.exchange(key, entry.data_bytes)
-    _add(recorder, last, {})
+    _add(recorder, last, {}, {}, [])
     for buffer in state.added_buffers:
         if buffer.after_casts:
             recorder.alloc(buffer.data_bytes)
@@ -177,8 +178,22 @@ def loading(
     )
 
 
-def _add(recorder: _Recorder, added: Sequence[StoredParameter], creations: Mapping[str, Creation]) -> dict[str, int]:
-    """The key of every added parameter; a layer's are there before its adapter computes the others."""
+def _add(
+    recorder: _Recorder,
+    added: Sequence[StoredParameter],
+    creations: Mapping[str, Creation],
+    weights: Mapping[str, int],
+    loaded: list[int],
+) -> dict[str, int]:
+    """The key of every added parameter; a layer's are there before its adapter computes the others.
+
+    Args:
+        recorder: takes the events.
+        added: the parameters, a layer's together.
+        creations: what making a module's adapter computes.
+        weights: places of the base model's parameters in `loaded`.
+        loaded: their keys; an adapter that leaves another weight puts its key there.
+    """
     keys: dict[str, int] = {}
     for module, entries in groupby(added, key=lambda entry: entry.module):
         creation = creations.get(module)
@@ -191,15 +206,22 @@ def _add(recorder: _Recorder, added: Sequence[StoredParameter], creations: Mappi
             else:
                 keys[entry.name] = recorder.alloc(_bytes_in(entry.arrival_dtype, entry))
         if creation is not None:
-            stays = _create(recorder, creation)
+            place = weights.get(f"{module}.weight", -1)
+            stays = _create(recorder, creation, loaded[place] if place >= 0 else 0)
+            if creation.weight is not None and place >= 0:
+                loaded[place] = stays[creation.weight]
             keys.update((entry.name, stays[index]) for entry, index in computed)
     return keys
 
 
-def _create(recorder: _Recorder, creation: Creation) -> dict[int, int]:
-    """Play what making an adapter allocates; returns the keys of what stays."""
+def _create(recorder: _Recorder, creation: Creation, weight: int) -> dict[int, int]:
+    """Play what making an adapter on the base weight with the key `weight` allocates; returns the keys of what stays."""
     keys: dict[int, int] = {}
-    for event in creation.events:
+    for number, event in enumerate(creation.events):
+        if number in creation.flushes:
+            recorder.empty_cache()
+        if creation.weight is not None and number == creation.replaced:
+            recorder.free(weight)
         if event < 0:
             key = keys.pop(~event, 0)
             if ~event not in creation.made.values():
@@ -210,6 +232,8 @@ def _create(recorder: _Recorder, creation: Creation) -> dict[int, int]:
             keys[event] = recorder.alloc(creation.sizes[event])
         else:
             recorder.use_blas()
+    if creation.weight is not None and creation.replaced == len(creation.events):
+        recorder.free(weight)
     return keys
 
 

@@ -17,7 +17,13 @@ from memplan.recipe import Precision, Task
 from memplan.resolve import Resolved
 from memplan.step.attention_kernels import Kernel, choose_kernel
 from memplan.unsupported_losses import unsupported_losses
-from memplan.unsupported_moments import unplayed_growth, unsupported_generation, unsupported_merging, unsupported_saving
+from memplan.unsupported_moments import (
+    unplayed_growth,
+    unsupported_generation,
+    unsupported_initialisation,
+    unsupported_merging,
+    unsupported_saving,
+)
 from memplan.unsupported_offloading import unsupported_offloading
 from memplan.unsupported_packing import unsupported_packing
 from memplan.unsupported_stacks import unsupported_stacks
@@ -77,6 +83,8 @@ def unsupported_parts(resolved: Resolved, prepared: Prepared) -> Unsupported:
         step.append(f"the step under precision {resolved.precision}; model states are exact")
     if resolved.quantization is not None and not resolved.quantization.scheme.is_bitsandbytes:
         step.append(f"the step on {resolved.quantization.scheme} weights; their storage is exact")
+    broken, unloaded = unsupported_initialisation(resolved, prepared)
+    step += broken
     step += unsupported_stacks(resolved, prepared)
     step += unsupported_losses(resolved, prepared)
     step += unsupported_generation(resolved, prepared)
@@ -98,7 +106,7 @@ def unsupported_parts(resolved: Resolved, prepared: Prepared) -> Unsupported:
         _ = prepared.optimizer_events
     except UnsupportedError as error:
         step.append(error.message)
-    other = list(resolved.recipe.uncovered)
+    other = [*resolved.recipe.uncovered, *unloaded]
     if resolved.gpu is not None and resolved.gpu.vendor != "NVIDIA":
         other.append(f"the kernels of {resolved.gpu.name}: the step is walked with NVIDIA's")
     other += unplayed_growth(resolved)
@@ -112,11 +120,6 @@ def unsupported_parts(resolved: Resolved, prepared: Prepared) -> Unsupported:
         and (resolved.autocast or resolved.dtype).is_half
     ):
         other.append(f"attention heads of {head_size} elements, which sdpa pads to a multiple of 8")
-    if resolved.peft.get("init_lora_weights", True) not in (True, False, "gaussian"):
-        other.append(
-            f"what init_lora_weights={resolved.peft['init_lora_weights']} borrows while the adapter is made: it decomposes "
-            "weights by torch.linalg, whose workspaces in cuSOLVER no source states"
-        )
     if resolved.method == "bitfit" and resolved.task in (Task.SEQUENCE_CLASSIFICATION, Task.TOKEN_CLASSIFICATION):
         other.append("bitfit under a classification head: no trace confirms it")
     if values["gpus"] > 1:

@@ -1,9 +1,10 @@
-"""What a recipe asks for between its steps, and the walk has no rule for."""
+"""What a recipe asks for before, between and after its steps, and the walk has no rule for."""
 
 from __future__ import annotations
 
 import math
 
+from memplan.architecture import ModuleKind
 from memplan.methods import AddedKind, get_method
 from memplan.prepare import Prepared
 from memplan.recipe import Loss, Stack, Task
@@ -30,6 +31,46 @@ SAVES = frozenset(
         "phi", "phi3", "qwen2", "qwen3", "roberta", "smollm3", "stablelm", "starcoder2", "t5", "xlm-roberta",
     }
 )  # fmt: skip
+
+
+# Initialisations whose loading is walked and equal to the trace.
+_DECOMPOSE = ("pissa", "olora", "loftq")
+
+
+def unsupported_initialisation(resolved: Resolved, prepared: Prepared) -> tuple[list[str], list[str]]:
+    """What keeps an adapter that decomposes the base weight from being walked: for the step itself, for its loading alone."""
+    init = str(resolved.peft.get("init_lora_weights", True)).lower()
+    name = next((entry for entry in _DECOMPOSE if init.startswith(entry)), None)
+    step: list[str] = []
+    load: list[str] = []
+    if name is None:
+        return step, load
+    if resolved.quantization is not None:
+        load.append(
+            f"init_lora_weights={init} on quantized weights: PEFT refuses it, or takes their packed form for them"
+        )
+    elif resolved.peft.get("use_dora"):
+        load.append(f"what init_lora_weights={init} borrows together with use_dora while the adapter is made")
+    if resolved.peft.get("target_parameters"):
+        load.append(f"what init_lora_weights={init} borrows for target_parameters while the adapter is made")
+    for module in prepared.architecture.modules:
+        site = prepared.sites[module.path]
+        if site.adapter is None:
+            continue
+        swaps = {ModuleKind.CONV1D} if name == "olora" else {ModuleKind.CONV1D, ModuleKind.EMBEDDING}
+        if name != "pissa" and module.kind in swaps:
+            step.append(f"init_lora_weights={init} on {module.path}, whose two factors PEFT swaps")
+            break
+        rank = site.adapter.tensors[0].shape[0]
+        if module.kind is not ModuleKind.EMBEDDING and rank > min(module.in_features, module.out_features):
+            step.append(
+                f"init_lora_weights={init} on {module.path}, which has fewer singular values than the rank {rank}"
+            )
+            break
+        if name == "olora" and rank == 1:
+            load.append("init_lora_weights=olora of rank 1, whose factor keeps the whole of Q")
+            break
+    return step, load
 
 
 def unsupported_saving(resolved: Resolved, prepared: Prepared) -> list[str]:

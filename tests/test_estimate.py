@@ -235,7 +235,7 @@ def test_a_recipe_and_keywords_are_one_question() -> None:
     [
         ({"gpu": "mi300x"}, "the kernels of"),
         ({"gpu": "h100-sxm-80gb", "dtype": "bfloat16"}, "attention heads of 12 elements"),
-        ({"gpu": "h100-sxm-80gb", "method": "pissa"}, "what init_lora_weights=pissa borrows"),
+        ({"gpu": "h100-sxm-80gb", "method": "olora"}, "cuSOLVER's workspace for the QR decompositions"),
         ({"gpu": "h100-sxm-80gb", "gpus": 2}, "parallelism over 2 GPUs"),
     ],
 )

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from memplan.catalog.gpus import Gpu
-from memplan.units import GIB
+from memplan.units import GIB, format_bytes
 
 TABLE = Path(__file__).resolve().parent / "calibration.toml"
 
@@ -50,14 +50,24 @@ _PROMPTS = frozenset({
 })  # fmt: skip
 # Methods that are LoRA under any of these names; their `peft` may be absent from a record's keys.
 _LORA_METHODS = frozenset({"lora", "qlora", "rslora", "pissa", "olora", "loftq", "eva", "corda", "lora_ga"})
+# Initialisations of LoRA by `torch.linalg.svd`. The workspace is what cusolverDn<t>gesvdj_bufferSize says, in an `int` of
+# float32 elements (aten/src/ATen/native/cuda/linalg/BatchLinearAlgebraLib.cpp, apply_svd_cusolver_gesvdj; the same type in
+# apply_svd_cusolver_gesvd, its fallback); NVIDIA gives no formula, so this is the most that the interface can ask for.
+_SVD_INITS = frozenset({"pissa", "loftq"})
+SVD_WORKSPACE_BYTES = (2**31 - 1) * 4
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What is near a run: its kind and its model's family (`model_type`)."""
+    """What is near a run: its kind and its model's family (`model_type`).
+
+    Attributes:
+        unseen_bytes: the most that a library may take at one moment beside what is counted, which the upper bound adds.
+    """
 
     kind: RunKind
     family: str
+    unseen_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,7 +120,8 @@ def run_of(values: Mapping[str, Any], family: str) -> Run:
     if str(peft.get("peft_type") or method.upper()) in _PROMPTS:
         return Run(RunKind.PROMPT, family)
     if method in _LORA_METHODS and not peft.get("use_dora"):
-        return Run(RunKind.QUANTIZED_ADAPTER if quantized else RunKind.ADAPTER, family)
+        unseen = SVD_WORKSPACE_BYTES if peft.get("init_lora_weights") in _SVD_INITS else 0
+        return Run(RunKind.QUANTIZED_ADAPTER if quantized else RunKind.ADAPTER, family, unseen)
     return Run(RunKind.QUANTIZED_OTHER_ADAPTER if quantized else RunKind.OTHER_ADAPTER, family)
 
 
@@ -123,12 +134,22 @@ def stated_bytes(expected_bytes: int) -> int:
 def margin(gpu: Gpu, run: Run | None, reserved_bytes: int, expected_bytes: int) -> Margin:
     """What lies between expected and upper bound, beside the context.
 
+    What the run may take unseen comes on top, as if it were taken at the peak and never given back.
+
     Args:
         gpu: the card that is judged.
         run: what was run; None where it is not known, which leaves the stated margin.
         reserved_bytes: predicted, in torch's allocator.
         expected_bytes: the same with the context.
     """
+    seen = _margin(gpu, run, reserved_bytes, expected_bytes)
+    if run is None or not run.unseen_bytes:
+        return seen
+    text = f"{seen.text}; and {format_bytes(run.unseen_bytes)}, the most that cuSOLVER's workspace for an SVD can be"
+    return Margin(seen.bytes + run.unseen_bytes, text)
+
+
+def _margin(gpu: Gpu, run: Run | None, reserved_bytes: int, expected_bytes: int) -> Margin:
     stated = stated_bytes(expected_bytes)
     near = _near(gpu, run) if run is not None else []
     profile = "".join(f"; profile of this card of {row.date}" for row in near if row.where == gpu.id)

@@ -11,11 +11,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from memplan.architecture import ModuleKind
-from memplan.errors import InvalidValueError, UnsupportedError
+from memplan.errors import InvalidValueError, UnknownNameError, UnsupportedError
 from memplan.methods.state import Weight
 from memplan.methods.targets import pattern_value
 from memplan.methods.tuner import LINEAR_OR_CONV1D, Config, Target, Tuner
 from memplan.quantization_config import is_names
+from memplan.step.adapters import decompositions
 from memplan.step.adapters import lora as adapters
 from memplan.step.adapters.embeddings import lora_embedding
 from memplan.step.site import Creator, LoraSite, Rewrite
@@ -40,6 +41,13 @@ def has_variant(config: Config, key: str) -> bool:
     """Whether a variant is on: a sub-config counts even when it is empty."""
     return config.get(key) is not None and config[key] is not False
 
+
+# Initialisations that decompose the base weight on the GPU.
+_CREATIONS: Mapping[str, Creator] = {
+    "pissa": decompositions.pissa_creation,
+    "olora": decompositions.olora_creation,
+    "loftq": decompositions.loftq_creation,
+}
 
 _INITS = ("gaussian", "olora", "loftq", "eva", "corda", "orthogonal", "lora_ga", "mica", "pissa")
 
@@ -89,11 +97,32 @@ def check(config: Config) -> None:
         raise InvalidValueError(
             "peft.init_lora_weights", init, "true, false, " + ", ".join(_INITS) + " or pissa_niter_<n>"
         )
+    if isinstance(init, str) and init.startswith("pissa_niter_") and not init.removeprefix("pissa_niter_").isdecimal():
+        raise InvalidValueError("peft.init_lora_weights", init, "pissa_niter_<n> with a whole number")
+    if init == "loftq":
+        _check_loftq(config.get("loftq_config"))
     active = [key for key in _LINEAR_VARIANTS if has_variant(config, key)] + (["mica"] if init == "mica" else [])
     if len(active) > 1:
         raise InvalidValueError("peft", active, "PEFT combines no two of these LoRA variants")
     if config.get("ensure_weight_tying") and config.get("target_modules") and not config.get("modules_to_save"):
         raise UnsupportedError("LoRA with ensure_weight_tying on target_modules is not covered")
+
+
+def _check_loftq(options: Any) -> None:
+    """Refuse what `loftq_init` refuses (peft/utils/loftq_utils.py)."""
+    if not isinstance(options, Mapping) or not options:
+        allowed = (
+            'an object such as {"loftq_bits": 4, "loftq_iter": 1}, which PEFT asks for with init_lora_weights = loftq'
+        )
+        raise InvalidValueError("peft.loftq_config", options, allowed)
+    for key in options:
+        if key not in ("loftq_bits", "loftq_iter"):
+            raise UnknownNameError("key of loftq_config", str(key), ("loftq_bits", "loftq_iter"))
+    bits, iterations = options.get("loftq_bits", 4), options.get("loftq_iter", 1)
+    if bits not in (4, 8):
+        raise InvalidValueError("peft.loftq_config.loftq_bits", bits, "4 or 8")
+    if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 1:
+        raise InvalidValueError("peft.loftq_config.loftq_iter", iterations, "a positive integer")
 
 
 def _linear(target: Target, config: Config, rank: int) -> list[Weight]:
@@ -234,13 +263,25 @@ def unwalked(target: Target, config: Config) -> str:
 
 
 def options(target: Target, config: Config) -> Mapping[str, Any]:
-    """What the forward has to know."""
-    return {"dropout": float(config["lora_dropout"])}
+    """What the forward and the making of the adapter have to know."""
+    found: dict[str, Any] = {"dropout": float(config["lora_dropout"])}
+    init = str(config["init_lora_weights"])
+    if init.startswith("pissa"):
+        found["svd_iterations"] = int(init.removeprefix("pissa_niter_")) if init != "pissa" else None
+    elif init == "loftq":
+        quantizes = config["loftq_config"] or {}
+        found["loftq"] = int(quantizes.get("loftq_bits", 4)), int(quantizes.get("loftq_iter", 1))
+    return found
 
 
 def creation(target: Target, config: Config) -> Creator | None:
     """What making the adapter computes."""
-    return adapters.dora_creation if rewrite(target, config) is adapters.dora else None
+    if rewrite(target, config) is adapters.dora:
+        return adapters.dora_creation
+    if rewrite(target, config) is not adapters.lora or target.quantized:
+        return None
+    init = str(config["init_lora_weights"]).lower()
+    return _CREATIONS.get("pissa" if init.startswith("pissa") else init)
 
 
 TUNER = Tuner(KINDS, weights, "", rank="r", check=check, rewrite=rewrite, options=options, creation=creation)

@@ -59,6 +59,11 @@ class Int8Kernels:
             columns = torch.empty(min(self.columns, tensor.shape[-1]), device=tensor.device, dtype=torch.int64)
         return quantized, scales, columns
 
+    def vectorwise_dequant(self, tensor: torch.Tensor, stats: torch.Tensor) -> torch.Tensor:
+        """int8_vectorwise_dequant, which CUDA has no kernel of its own for (bitsandbytes/_ops.py)."""
+        product = tensor * stats.view(-1, 1)
+        return product * (1 / 127)
+
     def scaled_mm(
         self,
         A: torch.Tensor,
@@ -102,7 +107,7 @@ class Int8Kernels:
 def decompositions(spec: TraceSpec) -> dict[Any, Callable[..., Any]]:
     """Ops that this trace runs as a sequence of ops."""
     always: dict[Any, Callable[..., Any]] = {torch.ops.aten.equal.default: losses.equal}
-    if not spec.load_in_8bit:
+    if not spec.load_in_8bit and not spec.has_loftq:
         return always
     import bitsandbytes  # noqa: F401  (registers the ops)
 
@@ -110,6 +115,7 @@ def decompositions(spec: TraceSpec) -> dict[Any, Callable[..., Any]]:
     ops = torch.ops.bitsandbytes
     return always | {
         ops.int8_vectorwise_quant.default: kernels.vectorwise_quant,
+        ops.int8_vectorwise_dequant.default: kernels.vectorwise_dequant,
         ops.int8_scaled_mm.default: kernels.scaled_mm,
         ops.int8_mixed_scaled_mm.default: kernels.mixed_scaled_mm,
     }

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import importlib.util
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from importlib.machinery import ModuleSpec
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,7 +15,7 @@ from torch import nn
 from memplan.errors import InvalidValueError, UnknownNameError
 from memplan.methods.base import matches
 from memplan.trace import builder
-from memplan.trace.quantized import quantized_hidden
+from memplan.trace.quantized import quantized_hidden, quantizing
 from memplan.trace.spec import TraceSpec
 
 if TYPE_CHECKING:
@@ -52,10 +56,26 @@ def apply_method(spec: TraceSpec, model: Any, labels: Labels) -> nn.Module:
             # Trainer and TRL call this for PEFT with checkpointing; without it the first layer's input has no gradient.
             model.enable_input_require_grads()
     labels.before_method(model)
-    wrapped = peft.get_peft_model(model, build_peft_config(spec), autocast_adapter_dtype=spec.autocast_adapter_dtype)
+    config = build_peft_config(spec)
+    with _loftq(labels) if spec.has_loftq else nullcontext():
+        wrapped = peft.get_peft_model(model, config, autocast_adapter_dtype=spec.autocast_adapter_dtype)
     if not quantized:
         _move_buffers(wrapped, next(model.parameters()).device)
     return wrapped
+
+
+@contextmanager
+def _loftq(labels: Labels) -> Iterator[None]:
+    """LoftQ quantizes on the way, and empties the cache before each time (peft/utils/loftq_utils.py)."""
+    from peft.utils import loftq_utils
+
+    original = loftq_utils.clear_device_cache
+    loftq_utils.clear_device_cache = labels.cache_emptied
+    try:
+        with quantizing():
+            yield
+    finally:
+        loftq_utils.clear_device_cache = original
 
 
 def _move_buffers(model: nn.Module, device: torch.device) -> None:
@@ -76,6 +96,19 @@ def _train_only(patterns: Sequence[str], model: nn.Module) -> None:
                 wanted[parameter] = not pattern.startswith("!")
     for parameter, is_trained in wanted.items():
         parameter.requires_grad_(is_trained)
+
+
+@contextmanager
+def _scipy_there() -> Iterator[None]:
+    """PEFT asks for scipy before LoftQ, and no longer uses it (peft/tuners/lora/config.py, 0.21)."""
+    missing = importlib.util.find_spec("scipy") is None
+    if missing:
+        sys.modules["scipy"] = importlib.util.module_from_spec(ModuleSpec("scipy", None))
+    try:
+        yield
+    finally:
+        if missing:
+            del sys.modules["scipy"]
 
 
 def build_peft_config(spec: TraceSpec) -> Any:
@@ -103,6 +136,7 @@ def build_peft_config(spec: TraceSpec) -> Any:
         options.pop(key, None)
     options["inference_mode"] = False
     try:
-        return cls(**options)
+        with _scipy_there() if spec.has_loftq else nullcontext():
+            return cls(**options)
     except ValueError as error:
         raise InvalidValueError("peft", dict(spec.peft), str(error)) from None

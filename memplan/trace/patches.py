@@ -44,7 +44,8 @@ class Patches:
         torch.autograd.set_multithreading_enabled(False).__enter__()
         self._torch()
         self._transformers()
-        if self.spec.load_in_4bit or self.spec.load_in_8bit or _uses_bitsandbytes(self.spec.optim):
+        quantizes = self.spec.load_in_4bit or self.spec.load_in_8bit or self.spec.has_loftq
+        if quantizes or _uses_bitsandbytes(self.spec.optim):
             self._bitsandbytes()
         if self.spec.peft is not None and (self.spec.load_in_4bit or self.spec.load_in_8bit):
             quantized.install_dequantization()

@@ -7,7 +7,7 @@ plain frozen `Parameter` that carries the same attributes.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -69,29 +69,10 @@ class QuantizedLoader:
 
     def quantize(self, module: Any, leaf: str, parameter: Any, device: torch.device) -> nn.Parameter:
         """Loads the 16- or 32-bit weight on the device, quantizes it there, and drops it."""
-        import bitsandbytes as bnb
-
         weight = torch.empty(parameter.shape, dtype=self.load_dtype, device=device)
         if self.bits == 4:
-            packed, state = bnb.functional.quantize_4bit(
-                weight,
-                blocksize=parameter.blocksize,
-                compress_statistics=parameter.compress_statistics,
-                quant_type=parameter.quant_type,
-                quant_storage=parameter.quant_storage,
-            )
-            done = nn.Parameter(packed, requires_grad=False)
-            for name in _PARAMS_4BIT:
-                setattr(done, name, getattr(parameter, name))
-            done.quant_state = state
-            done.bnb_quantized = True
-            done.module = module
-            module.quant_state = state
-            return done
-        row_quantized, row_scales, _ = torch.ops.bitsandbytes.int8_vectorwise_quant(weight.to(torch.float16), 0.0)
-        done = nn.Parameter(row_quantized, requires_grad=False)
-        done.CB, done.SCB, done.has_fp16_weights = done.data, row_scales, False
-        return done
+            return _packed(weight, {name: getattr(parameter, name) for name in _PARAMS_4BIT}, module)
+        return _in_rows(weight.to(torch.float16))
 
     def finish(self, model: nn.Module) -> None:
         """Marks the model as quantized, which PEFT and Trainer look for."""
@@ -100,6 +81,67 @@ class QuantizedLoader:
         model.config._is_quantized = True
         model.hf_quantizer = self.quantizer
         model.quantization_method = self.quantizer.quantization_config.quant_method
+
+
+def _packed(weight: torch.Tensor, options: Mapping[str, Any], module: Any = None) -> nn.Parameter:
+    """`weight` in 4 bits, as `Params4bit._quantize` leaves it."""
+    from bitsandbytes import functional
+
+    packed, state = functional.quantize_4bit(weight, **options)
+    done: Any = nn.Parameter(packed, requires_grad=False)
+    for name, value in options.items():
+        setattr(done, name, value)
+    done.quant_state, done.bnb_quantized, done.module = state, True, module
+    if module is not None:
+        module.quant_state = state
+    return done
+
+
+def _in_rows(weight: torch.Tensor) -> nn.Parameter:
+    """A float16 `weight` in 8 bits, as `Int8Params._quantize` leaves it."""
+    quantized, scales, _ = torch.ops.bitsandbytes.int8_vectorwise_quant(weight, 0.0)
+    done: Any = nn.Parameter(quantized, requires_grad=False)
+    done.CB, done.SCB, done.has_fp16_weights = done.data, scales, False
+    return done
+
+
+class _Params4bit:
+    """`Params4bit` of a weight in host memory, until it goes to the device (bitsandbytes/nn/modules.py)."""
+
+    def __init__(self, data: torch.Tensor, module: Any = None, **options: Any) -> None:
+        self.data = data
+        self.module = module
+        defaults = {"blocksize": 64, "compress_statistics": True, "quant_type": "fp4", "quant_storage": torch.uint8}
+        self.options = {name: options.get(name) or value for name, value in defaults.items()}
+        self.options["compress_statistics"] = options.get("compress_statistics", True)
+
+    def to(self, device: torch.device | str) -> nn.Parameter:
+        weight = self.data.contiguous().to(device)
+        return _packed(weight, self.options, self.module)
+
+
+class _Int8Params:
+    """`Int8Params`, likewise."""
+
+    def __init__(self, data: torch.Tensor, **_: Any) -> None:
+        self.data = data
+
+    def to(self, device: torch.device | str) -> nn.Parameter:
+        weight = self.data.contiguous().to(device=device, dtype=torch.float16)
+        return _in_rows(weight)
+
+
+@contextmanager
+def quantizing() -> Iterator[None]:
+    """Lets PEFT quantize weights anew by bitsandbytes' classes of parameters, which fakes cannot become."""
+    from bitsandbytes import nn as classes
+
+    whole = classes.Params4bit, classes.Int8Params
+    classes.Params4bit, classes.Int8Params = _Params4bit, _Int8Params
+    try:
+        yield
+    finally:
+        classes.Params4bit, classes.Int8Params = whole
 
 
 @contextmanager

@@ -210,6 +210,11 @@ class TraceSpec:
                 hint="use sdpa, bfloat16 weights, or autocast",
             )
 
+    @property
+    def has_loftq(self) -> bool:
+        """Whether the adapter is made by LoftQ, which quantizes weights on the way."""
+        return self.peft is not None and self.peft.get("init_lora_weights") == "loftq"
+
     def to_json(self) -> str:
         """The spec as one JSON object; `from_json` reads it back."""
         return json.dumps(dataclasses.asdict(self))

@@ -133,7 +133,27 @@ def softmax_backward(grad: torch.Tensor, *_: Any, **__: Any) -> Iterable[int]:
     yield grad.numel() * grad.element_size()
 
 
+def linalg_svd(self: torch.Tensor, *_: Any, **__: Any) -> Iterable[int]:
+    """cuda/linalg/BatchLinearAlgebraLib.cpp, svd_cusolver by its default driver, gesvdj: info, and a column-major copy.
+
+    Up to 32 rows and columns gesvdjBatched makes both factors square. cuSOLVER's own workspace is in no source.
+    """
+    rows, columns = self.shape[-2:]
+    yield 4
+    yield self.numel() * self.element_size()
+    if max(rows, columns) <= int(table()["linalg_svd"]["batched_max_size"]) and rows != columns:
+        yield max(rows, columns) ** 2 * self.element_size()
+
+
+def linalg_qr(self: torch.Tensor, *_: Any, **__: Any) -> Iterable[int]:
+    """BatchLinearAlgebra.cpp, linalg_qr_out: tau, and info of geqrf and orgqr; the matrix is written into Q or R."""
+    yield min(self.shape[-2:]) * self.element_size()
+    yield 4
+
+
 _RULES: dict[str, Callable[..., Iterable[int]]] = {
+    "aten::_linalg_svd": linalg_svd,
+    "aten::linalg_qr": linalg_qr,
     "aten::_scaled_dot_product_flash_attention_backward": flash_backward,
     "aten::_flash_attention_backward": flash_attn_backward,
     "aten::_scaled_dot_product_efficient_attention_backward": efficient_backward,

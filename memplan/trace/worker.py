@@ -58,7 +58,7 @@ def _answer(spec: TraceSpec, shim: Shim, started: float) -> tuple[str, int]:
 
 def trace(spec: TraceSpec, shim: Shim, started: float) -> TraceResult:
     """Traces in this process, which must not have imported torch before the first call."""
-    versions.check(bitsandbytes=spec.load_in_4bit or spec.load_in_8bit)
+    versions.check(bitsandbytes=spec.load_in_4bit or spec.load_in_8bit or spec.has_loftq)
     if not shim.active:
         shim.prepare()
         import torch

@@ -26,11 +26,17 @@ class Creation:
         events: index of a storage that is allocated, its complement when it is freed.
         sizes: of the storages, rounded; 0 for cuBLAS's workspace.
         made: storages that stay as parameters, by the parameter's name.
+        weight: the storage that takes the base weight's place, which goes before event number `replaced`; None where the
+            base weight stays.
+        flushes: numbers of the events before which the allocator's cache is emptied.
     """
 
     events: tuple[int, ...]
     sizes: tuple[int, ...]
     made: Mapping[str, int]
+    weight: int | None = None
+    replaced: int = 0
+    flushes: frozenset[int] = frozenset()
 
 
 def creations(architecture: Architecture, sites: Mapping[str, Site], plain: DType) -> dict[str, Creation]:
@@ -76,4 +82,9 @@ def _run(site: Site, shape: tuple[int, int], plain: DType) -> Creation:
     indices = {name: tensor.storage.info.index for name, tensor in made.items() if tensor.storage is not None}
     events = tuple(tape.events)
     sizes = tuple(0 if info.op == "cuBLAS workspace" else info.size_bytes for info in tape.infos)
-    return Creation(events, sizes, indices)
+    found = Creation(events, sizes, indices, flushes=frozenset(layer.flushes))
+    if layer.replaced is None:
+        return found
+    place, left = layer.replaced
+    assert left.storage is not None
+    return replace(found, weight=left.storage.info.index, replaced=place)

@@ -27,6 +27,8 @@ class AdaptedLayer:
         adapter: of the site.
         weight: of the base layer, [out, in] for linear layers and Conv1D, [V, H] for embeddings.
         bias: of the base layer, if it has one.
+        replaced: what takes the weight's place, and after how many events.
+        flushes: after how many events the program empties the allocator's cache.
     """
 
     def __init__(
@@ -46,6 +48,8 @@ class AdaptedLayer:
         self.weight = weight
         self.bias = bias
         self.base = base
+        self.replaced: tuple[int, Tensor] | None = None
+        self.flushes: list[int] = []
 
     def has(self, name: str) -> bool:
         """Whether the adapter has a tensor of that name."""
@@ -61,6 +65,14 @@ class AdaptedLayer:
             leaf = Leaf(key, entry.shape, entry.dtype, accumulates=accumulates) if entry.trainable else None
             known = self.t.parameters[key] = Tensor(self.t, entry.shape, entry.dtype, None, leaf)
         return known
+
+    def replace_weight(self, weight: Tensor) -> None:
+        """`weight.data = ...`: the old one goes here."""
+        self.replaced = len(self.t.events), weight
+
+    def empty_cache(self) -> None:
+        """The program calls `torch.cuda.empty_cache()` here."""
+        self.flushes.append(len(self.t.events))
 
     def option(self, name: str) -> Any:
         """What the adapter config says about this layer."""
@@ -94,7 +106,7 @@ def dequantize(layer: AdaptedLayer, shape: Shape) -> Tensor:
     quantized, t = layer.site.quantized, layer.t
     assert quantized is not None
     if quantized.scheme is Scheme.INT8:
-        return t.new(shape, DType.FLOAT32, "int8_vectorwise_dequant")
+        return int8_dequantized(t, shape)
     rows, columns = shape
     absmax = _absmax(
         backward_temporaries(quantized, (rows, columns), layer.weight.dtype, layer.weight.dtype)[0].tensors
@@ -102,6 +114,14 @@ def dequantize(layer: AdaptedLayer, shape: Shape) -> Tensor:
     held = [t.alloc(entry.shape, entry.dtype, f"dequantize_4bit: {entry.name}") for entry in absmax]
     out = t.new(shape, layer.weight.dtype, "dequantize_4bit")
     del held
+    return out
+
+
+def int8_dequantized(t: LayerOps, shape: tuple[int, ...]) -> Tensor:
+    """`int8_vectorwise_dequant`: `A * stats * constant` (bitsandbytes/_ops.py, 0.50.2)."""
+    product = t.alloc(shape, DType.FLOAT32, "int8_vectorwise_dequant")
+    out = t.new(shape, DType.FLOAT32, "int8_vectorwise_dequant")
+    del product
     return out
 
 
