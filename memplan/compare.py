@@ -1,4 +1,4 @@
-"""Estimate and trace of the same recipe, laid side by side: live bytes at every phase's peak and end.
+"""Estimate and trace of the same recipe, laid side by side: live bytes at peaks and ends, and the tensors each layer saves.
 
 The trace is the witness; what differs is a finding about the engine (or about the trace), never a tolerance.
 """
@@ -11,15 +11,17 @@ from dataclasses import dataclass
 from itertools import chain
 
 from memplan.errors import MemplanError
-from memplan.prepare import prepare
+from memplan.interop.memory_viz import events_of
+from memplan.prepare import Prepared, prepare
 from memplan.recipe import Recipe
-from memplan.resolve import resolve
+from memplan.resolve import Resolved, resolve
+from memplan.saved_tensors import LayerComparison, compare_layers
 from memplan.step.walk import Walk
 from memplan.trace.estimate import spec_of
 from memplan.trace.result import TraceResult
 from memplan.trace.runner import run_many
 from memplan.trace.spec import TraceSpec
-from memplan.training_step import walk
+from memplan.training_step import recordings, run_of, walk
 from memplan.unsupported import unsupported_parts
 
 # Recipes traced by one worker: enough to import torch rarely, few enough that a crash costs little.
@@ -74,19 +76,26 @@ class Comparison:
 
     Attributes:
         phases: every phase; empty where one of the two has no answer.
+        layers: the tensors that each layer saves for backward.
         parameters_equal: whether total and trainable counts agree.
         refusal: why there is no comparison, in words.
     """
 
     recipe: Recipe
     phases: tuple[PhaseDifference, ...] = ()
+    layers: tuple[LayerComparison, ...] = ()
     parameters_equal: bool = False
     refusal: str = ""
 
     @property
     def is_equal(self) -> bool:
-        """Whether everything agrees to the byte."""
+        """Whether live bytes agree at every phase's peak and end, and the numbers of parameters do."""
         return bool(self.phases) and self.parameters_equal and all(phase.is_equal for phase in self.phases)
+
+    @property
+    def saves_the_same(self) -> bool:
+        """Whether each layer's list of saved tensors agrees entry by entry."""
+        return bool(self.layers) and all(layer.is_equal for layer in self.layers)
 
     @property
     def worst_fraction(self) -> float:
@@ -110,6 +119,7 @@ def compare(recipes: Sequence[Recipe], *, walk_unsupported: bool = False, jobs: 
     found: list[Comparison | None] = [None] * len(recipes)
     asked: list[int] = []
     walks: dict[int, Walk] = {}
+    ready: dict[int, Prepared] = {}
     specs = []
     for index, entry in enumerate(resolved):
         try:
@@ -119,7 +129,7 @@ def compare(recipes: Sequence[Recipe], *, walk_unsupported: bool = False, jobs: 
                 found[index] = Comparison(recipes[index], refusal="; ".join(unsupported.texts))
                 continue
             specs.append(spec_of(entry))
-            walks[index] = walk(entry, prepared)[1]
+            walks[index], ready[index] = walk(entry, prepared)[1], prepared
             asked.append(index)
         except MemplanError as error:
             found[index] = Comparison(recipes[index], refusal=error.message)
@@ -127,15 +137,21 @@ def compare(recipes: Sequence[Recipe], *, walk_unsupported: bool = False, jobs: 
         if isinstance(result, MemplanError):
             found[index] = Comparison(recipes[index], refusal=f"trace: {result.message}")
             continue
-        parameters = prepare(resolved[index]).state.parameters
+        parameters = ready[index].state.parameters
         counts = (result.parameters["total"], result.parameters["trainable"])
         found[index] = Comparison(
             recipes[index],
             differences(walks[index], result),
+            compare_layers(_layer_by_layer(resolved[index], ready[index]), result),
             parameters_equal=(parameters.total, parameters.trainable) == counts,
         )
     assert all(entry is not None for entry in found)
     return [entry for entry in found if entry is not None]
+
+
+def _layer_by_layer(resolved: Resolved, prepared: Prepared) -> TraceResult:
+    """The walk with every layer by itself, as a trace has it."""
+    return events_of(run_of(recordings(resolved, prepared, fold=False), resolved, prepared))
 
 
 def _traced(specs: Sequence[TraceSpec], jobs: int) -> list[TraceResult | MemplanError]:

@@ -336,6 +336,14 @@ def test_every_phase_is_equal_to_the_byte(name: str) -> None:
     assert [phase for phase in comparison.phases if not phase.is_equal] == []
 
 
+@pytest.mark.parametrize("name", RECIPES)
+def test_each_layer_saves_the_same_tensors(name: str) -> None:
+    comparison = compared()[name]
+    # A checkpointed layer saves what it hands to the next; of the last one nothing may be left, nor of one that is not trained.
+    assert any(entry.layer and entry.trace for entry in comparison.layers)
+    assert [layer.difference for layer in comparison.layers if not layer.is_equal] == []
+
+
 def test_the_worked_case_of_llama_3_2_3b() -> None:
     """LoRA r=32 on q and v, batch 4, sequence 768: the phases that a trace of the real model gave, in MiB.
 

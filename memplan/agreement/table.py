@@ -29,6 +29,7 @@ def to_markdown(results: Sequence[Result]) -> str:
     """The page."""
     exact = sum(result.comparison.is_equal for result in results)
     close = sum(map(is_close, results))
+    same = sum(result.comparison.saves_the_same for result in results)
     lines = [
         "# How the walk agrees with the trace",
         "",
@@ -40,6 +41,9 @@ def to_markdown(results: Sequence[Result]) -> str:
         f"and optimizer step. The goal: {EXACT_GOAL:.0%} of cells exact, and no difference above {LARGEST_GOAL:.1%}.",
         "",
         f"**{len(results)} cells, {exact} exact, {close} within {LARGEST_GOAL:.1%}.**",
+        "",
+        "The tensors that each layer saves for backward, listed entry by entry where the second step's forward ends, are",
+        f"the same in {same} cells.",
         "",
         "The sample holds every pair of these choices that goes together and is walked:",
         "",
@@ -59,6 +63,9 @@ def to_markdown(results: Sequence[Result]) -> str:
     lines += ["", "## Cells that are not exact", ""]
     deviating = [result for result in results if not result.comparison.is_equal]
     lines += [f"- {line}" for result in deviating for line in [describe(result)]] or ["None."]
+    lines += ["", "## Cells in which a layer saves other tensors", ""]
+    others = [result for result in results if result.comparison.layers and not result.comparison.saves_the_same]
+    lines += [f"- {describe_layer(result)}" for result in others] or ["None."]
     return "\n".join(lines) + "\n"
 
 
@@ -76,6 +83,12 @@ def describe(result: Result) -> str:
         for phase in comparison.phases
         if not phase.is_equal
     )
+
+
+def describe_layer(result: Result) -> str:
+    """The first layer whose lists differ, in one line."""
+    layer = next(layer for layer in result.comparison.layers if not layer.is_equal)
+    return f"{result.cell.model_type}: {result.cell.text}: {layer.difference}"
 
 
 def _types(results: Sequence[Result]) -> set[str]:

@@ -36,17 +36,37 @@ def comparison_report(comparison: Comparison) -> Report:
         )
         headline = Headline("Different", text, "bad")
     blocks: list[Block] = [headline, _table("Peaks, live bytes", comparison, _peak), _table("Ends", comparison, _end)]
-    if not comparison.parameters_equal:
-        blocks.append(Bullets("Also", ("the numbers of parameters differ",), "bad"))
+    also = [] if comparison.parameters_equal else ["the numbers of parameters differ"]
+    also += [layer.difference for layer in comparison.layers if not layer.is_equal]
+    if also:
+        blocks.append(Bullets("Also", tuple(also), "bad"))
+    else:
+        blocks.append(Paragraph("The tensors that each layer saves for backward are the same, entry by entry."))
     return Report(tuple(blocks))
 
 
 def comparison_json(comparison: Comparison) -> dict[str, Any]:
-    """The same for programs."""
+    """The same for programs, with the saved tensors of every layer."""
+    return {
+        **_summary(comparison),
+        "layers": [
+            {
+                "layer": layer.layer,
+                "equal": layer.is_equal,
+                "estimate": [{"bytes": entry.block_bytes, "op": entry.op} for entry in layer.estimate],
+                "trace": [{"bytes": entry.block_bytes, "op": entry.op} for entry in layer.trace],
+            }
+            for layer in comparison.layers
+        ],
+    }
+
+
+def _summary(comparison: Comparison) -> dict[str, Any]:
     return {
         "equal": comparison.is_equal,
         "parameters_equal": comparison.parameters_equal,
         "refusal": comparison.refusal,
+        "saved_tensors_equal": comparison.saves_the_same,
         "largest_difference": comparison.worst_fraction,
         "phases": [
             {
@@ -73,9 +93,10 @@ def sample_json(results: Sequence[Result], *, meets_goal: bool) -> dict[str, Any
     return {
         "cells": len(results),
         "exact": sum(result.comparison.is_equal for result in results),
+        "same_saved_tensors": sum(result.comparison.saves_the_same for result in results),
         "meets_goal": meets_goal,
         "results": [
-            {"model_type": entry.cell.model_type, "choices": entry.cell.choices, **comparison_json(entry.comparison)}
+            {"model_type": entry.cell.model_type, "choices": entry.cell.choices, **_summary(entry.comparison)}
             for entry in results
         ],
     }

@@ -27,6 +27,7 @@ def test_a_recipe_is_shown_side_by_side(run: Run, recipe_file: Path) -> None:
     result = run("compare", str(recipe_file))
     assert result.code == 0, result.err
     assert "agree to the byte in every phase" in result.out
+    assert "each layer saves for backward are the same" in result.out
     assert result.out.count("optimizer step") == 4  # two steps, peaks and ends
 
 
@@ -38,6 +39,10 @@ def test_json_holds_both_answers(run: Run, recipe_file: Path) -> None:
     assert [phase["phase"] for phase in answer["phases"]] == ["load", *["forward", "backward", "optimizer_step"] * 2]
     for phase in answer["phases"]:
         assert phase["estimate"]["peak_bytes"] == phase["trace"]["peak_bytes"] >= phase["estimate"]["end_bytes"] > 0
+    assert answer["saved_tensors_equal"] is True
+    layer = next(layer for layer in answer["layers"] if layer["layer"] == "model.layers.1")
+    assert {"silu", "rsqrt"} <= {entry["op"] for entry in layer["trace"]}
+    assert [entry["bytes"] for entry in layer["estimate"]] == [entry["bytes"] for entry in layer["trace"]]
 
 
 def test_what_is_not_walked_is_refused_with_the_reason(run: Run, recipe_file: Path) -> None:
