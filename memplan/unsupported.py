@@ -66,13 +66,6 @@ def unsupported_parts(resolved: Resolved, prepared: Prepared) -> Unsupported:
     elif resolved.task not in family_of(model_type).walked_tasks:
         step.append(f"the step under a {resolved.task} head; parameters and model states are exact")
     step += [f"the step of {resolved.method}: {text}" for text in prepared.adaptation.unwalked]
-    if (
-        resolved.method == "boft"
-        and resolved.quantization is None
-        and resolved.autocast is not None
-        and values["activation_checkpointing"] == "reentrant"
-    ):
-        step.append("BOFT under autocast with reentrant checkpointing, where the walk is up to 0.2 % off the trace")
     if scheme is Scheme.INT8 and not family_of(model_type).walked_int8:
         step.append(f"the step of {model_type} on weights in 8 bits, whose biases take their inputs' type")
     copied = {entry.module for entry in prepared.adaptation.added if entry.kind is AddedKind.COPY}

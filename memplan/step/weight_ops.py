@@ -58,7 +58,7 @@ def matmul(t: LayerOps, x: Tensor, w: Tensor) -> Tensor:
     autocast = t.settings.autocast
     if autocast is not None:
         w = t.cast_weight(w, autocast)
-        x = ops.to(t, x, autocast)
+        x = t.cast_weight(x, autocast)
     saved = (x if w.node is not None else None, w if x.node is not None else None)
     node = t.record("mm", (x, w), saved, _matmul_backward, (x.shape, w.shape, x.dtype))
     return t.new((*x.shape[:-1], w.shape[1]), x.dtype, "mm", node)
