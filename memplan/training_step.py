@@ -20,6 +20,7 @@ from memplan.catalog.multiprocessors import DEFAULT_MULTIPROCESSORS, multiproces
 from memplan.dtypes import DType
 from memplan.estimate import Component, Phase
 from memplan.families import Head, family_of
+from memplan.methods.config import TASK_TYPES
 from memplan.optimizers.torch_optim import TorchOptimizer
 from memplan.prepare import Prepared
 from memplan.recipe import Stack, Task
@@ -180,13 +181,16 @@ def recordings(resolved: Resolved, prepared: Prepared, *, fold: bool | None = No
     head = Head(resolved.task, resolved.values.get("num_labels", 2))
     settings = settings_of(resolved, prepared)
 
+    # The plain PeftModel of other tasks calls the base model past AdaLoRA's own forward.
+    wraps = resolved.peft.get("task_type") or resolved.task in TASK_TYPES
+
     def forward(tape: Builder) -> Tensor:
         adaptation = prepared.adaptation
         if adaptation.prompt is not None:
             put = prompted if adaptation.prompt.key_values is None else prefixed
             return put(tape, adaptation.prompt, lambda t: family.forward(t, resolved.config, head))
         loss = family.forward(tape, resolved.config, head)
-        regularized = adaptation.method == "adalora" and tape.cache is None
+        regularized = adaptation.method == "adalora" and wraps and tape.cache is None
         return orthogonality(tape, adaptation.adapters, loss) if regularized else loss
 
     # AdaLoRA's term of the loss looks at every layer's factors; each layer's prefix is its own.

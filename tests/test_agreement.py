@@ -316,6 +316,14 @@ RECIPES: dict[str, dict[str, Any]] = {
         "model": T5, "padding": True, "activation_checkpointing": "reentrant", "target_length": 41, "keep_outputs": True,
     },
     "BART, QLoRA, reentrant": {"model": BART, "method": "qlora", "activation_checkpointing": "reentrant", **MANY_ROWS},
+    "BERT, BOFT, amp, reentrant, whose projections share the copy of their input": {
+        "model": {"model_type": "bert", **BERT}, "method": "boft", "target_modules": ["query", "key", "value"],
+        "precision": "amp", "activation_checkpointing": "reentrant", "micro_batch_size": 2, "sequence_length": 37,
+    },
+    "BERT, AdaLoRA, amp, without a wrapper that adds to the loss": {
+        "model": {"model_type": "bert", **BERT}, "method": "adalora", "peft": {"total_step": 100}, "precision": "amp",
+        "micro_batch_size": 2, "sequence_length": 37,
+    },
     "mBART, amp, outputs kept": {"model": {**BART, "model_type": "mbart"}, "precision": "amp", "keep_outputs": True},
 }  # fmt: skip
 

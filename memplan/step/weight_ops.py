@@ -95,8 +95,9 @@ def _div_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | Non
     kept = node.all_stored()
     grads: list[Tensor | None] = [None, None]
     if node.edges[1] is not None:  # -grad * ((a / b) / b)
-        quotient = tape.alloc(grad.shape, a_dtype, "div")
-        twice = tape.alloc(grad.shape, a_dtype, "div")
+        wide = ops.promote(a_dtype, b_dtype)
+        quotient = tape.alloc(grad.shape, wide, "div")
+        twice = tape.alloc(grad.shape, wide, "div")
         negative = tape.alloc(grad.shape, grad.dtype, "neg")
         grads[1] = tape.new(grad.shape, grad.dtype, "mul")
         del negative, twice, quotient
