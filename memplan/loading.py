@@ -71,7 +71,9 @@ class Loading:
         )
 
 
-class _Recorder:
+class LoadRecorder:
+    """Allocations and frees of loading, with what is alive."""
+
     def __init__(self) -> None:
         self.events: list[LoadEvent] = []
         self.sizes: dict[int, int] = {}
@@ -80,10 +82,12 @@ class _Recorder:
         self.blas: int | None = None
 
     def use_blas(self) -> None:
+        """A matrix product: the first one takes cuBLAS's workspace."""
         if self.blas is None:
             self.blas, self.peak_after_blas = len(self.events), self.live
 
     def alloc(self, size_bytes: int) -> int:
+        """The key of a new allocation; 0 where there is nothing to allocate."""
         if not size_bytes:
             return 0
         self.last_key += 1
@@ -95,9 +99,11 @@ class _Recorder:
         return self.last_key
 
     def empty_cache(self) -> None:
+        """`torch.cuda.empty_cache()`."""
         self.events.append(EMPTY_CACHE)
 
     def free(self, key: int) -> None:
+        """Frees what `alloc` gave the key of."""
         if key:
             self.events.append((key, 0))
             self.live -= self.sizes.pop(key)
@@ -126,7 +132,7 @@ def loading(
         prepare_kbit: `prepare_model_for_kbit_training` is called on a quantized base.
         recast_adapters: PEFT makes the adapters float32, and the trainer casts them back, one by one at the end.
     """
-    recorder = _Recorder()
+    recorder = LoadRecorder()
     base = [entry for entry in state.stored if entry.component is Component.WEIGHTS]
     added = [entry for entry in state.stored if entry.component is Component.ADAPTERS]
     recorder.free(recorder.alloc(round_to_block(sum(_warmup_bytes(entry, quantization) for entry in base) // 2 * 2)))
@@ -179,7 +185,7 @@ def loading(
 
 
 def _add(
-    recorder: _Recorder,
+    recorder: LoadRecorder,
     added: Sequence[StoredParameter],
     creations: Mapping[str, Creation],
     weights: Mapping[str, int],
@@ -214,7 +220,7 @@ def _add(
     return keys
 
 
-def _create(recorder: _Recorder, creation: Creation, weight: int) -> dict[int, int]:
+def _create(recorder: LoadRecorder, creation: Creation, weight: int) -> dict[int, int]:
     """Play what making an adapter on the base weight with the key `weight` allocates; returns the keys of what stays."""
     keys: dict[int, int] = {}
     for number, event in enumerate(creation.events):
@@ -248,7 +254,9 @@ def _warmup_bytes(entry: StoredParameter, quantization: Quantization | None) -> 
     return entry.elements * entry.arrival_dtype.itemsize_bytes
 
 
-def _load(recorder: _Recorder, entry: StoredParameter, quantization: Quantization | None, code_books: list[int]) -> int:
+def _load(
+    recorder: LoadRecorder, entry: StoredParameter, quantization: Quantization | None, code_books: list[int]
+) -> int:
     """One parameter; the first one that is quantized twice takes the process's code book along."""
     if not entry.quantized:
         return recorder.alloc(_bytes_in(entry.arrival_dtype, entry))
@@ -265,7 +273,7 @@ def _load(recorder: _Recorder, entry: StoredParameter, quantization: Quantizatio
     return 0
 
 
-def _cast(recorder: _Recorder, entries: Sequence[StoredParameter], arrived: Sequence[int]) -> list[int]:
+def _cast(recorder: LoadRecorder, entries: Sequence[StoredParameter], arrived: Sequence[int]) -> list[int]:
     """Each parameter whose dtype changed after it arrived: the new copy is made before the old one goes; the keys then."""
     return [
         recorder.exchange(key, _bytes_in(entry.loaded_dtype, entry))

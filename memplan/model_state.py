@@ -232,6 +232,7 @@ def model_state(
     quantization: Quantization | None = None,
     quantized: frozenset[str] = frozenset(),
     prepare_kbit: bool = False,
+    trainer: bool = True,
 ) -> ModelState:
     """Every parameter of the adapted model as stored, with gradients and optimizer states.
 
@@ -244,6 +245,7 @@ def model_state(
         quantization: of the base weights.
         quantized: paths of the modules that it covers.
         prepare_kbit: whether PEFT's `prepare_model_for_kbit_training` casts what is not quantized.
+        trainer: whether Trainer groups the parameters, and keeps the 8-bit states of embeddings in 32 bits.
 
     Raises:
         UnsupportedError: the optimizer has no rule for a trained parameter.
@@ -261,8 +263,8 @@ def model_state(
         master += round_to_block(entry.elements * policy.master_bytes(entry.dtype))
         state_dtype = policy.state_dtype(entry.dtype)
         name = entry.name if by_name else ""
-        param = ParamInfo(entry.shape, state_dtype, name, entry.is_embedding, entry.is_linear)
-        groups[0 if has_weight_decay(entry, architecture) else 1].append(param)
+        param = ParamInfo(entry.shape, state_dtype, name, entry.is_embedding and trainer, entry.is_linear)
+        groups[0 if not trainer or has_weight_decay(entry, architecture) else 1].append(param)
     added_buffers = tuple(_added_buffers(adaptation, quantization))
     return ModelState(
         stored=tuple(stored),

@@ -14,15 +14,18 @@ from memplan.dtypes import DType
 from memplan.families import Head, describe
 from memplan.loading import Loading, loading
 from memplan.methods import Adaptation, adapt
+from memplan.methods.torchtune import as_torchtune
 from memplan.model_state import ModelState, model_state, quantized_modules, sites_of
 from memplan.optimizers import Optimizer, get_optimizer
 from memplan.precision import policy_of
 from memplan.quantization import Quantization
-from memplan.recipe import Precision, Stack
+from memplan.recipe import Precision, Stack, Task
 from memplan.resolve import Resolved
 from memplan.step.adapters.creation import creations
 from memplan.step.optimizer_step import OptimizerEvent, construction_events, step_events
 from memplan.step.site import Site
+from memplan.torchtune_loading import loading as torchtune_loading
+from memplan.torchtune_models import ComponentBuilder, component_builder, is_built
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,7 +76,7 @@ def prepare(resolved: Resolved) -> Prepared:
         quantization=resolved.quantization,
         prepare_kbit=bool(values.get("prepare_model_for_kbit_training")),
         autocast_adapter_dtype=values.get("autocast_adapter_dtype", True),
-        recast_adapters=values["stack"] is Stack.TRL and resolved.quantization is not None,
+        stack=values["stack"],
         trainable=values.get("trainable"),
     )
     optim_args = json.dumps(values.get("optim_args") or {}, sort_keys=True)
@@ -93,13 +96,20 @@ class _Base:
     quantization: Quantization | None
     prepare_kbit: bool
     autocast_adapter_dtype: bool
-    recast_adapters: bool
+    stack: Stack
     trainable: tuple[str, ...] | None
 
     @property
     def widens(self) -> bool:
         """Whether what is left in 16 bits beside quantized weights is cast to float32."""
         return self.prepare_kbit and self.quantization is not None
+
+    @property
+    def torchtune(self) -> ComponentBuilder | None:
+        """The builder of torchtune's that makes the model, if one does."""
+        config = json.loads(self.config_json)
+        is_made = self.stack is Stack.TORCHTUNE and self.head.task is Task.CAUSAL_LM and is_built(config)
+        return component_builder(config) if is_made else None
 
     @property
     def plain_dtype(self) -> DType:
@@ -147,26 +157,36 @@ def _prepare(
             quantization=base.quantization,
             quantized=quantized,
             prepare_kbit=base.prepare_kbit,
+            trainer=base.stack is not Stack.TORCHTUNE,
         )
         if not optimizer.reads_names:
             adapted.state = state
     if adapted.loading is None:
         adapted.sites = sites_of(architecture, adaptation, state, base.quantization, quantized)
-        adapted.loading = loading(
-            state,
-            base.quantization,
-            creations(architecture, adapted.sites, base.plain_dtype),
-            prepare_kbit=base.widens,
-            recast_adapters=base.recast_adapters,
-        )
+        adapted.loading = _loading(base, adapted, state)
     return Prepared(
         architecture, adaptation, optimizer, quantized, state, adapted.loading, adapted.sites, adapted.courses
     )
 
 
+def _loading(base: _Base, adapted: _Adapted, state: ModelState) -> Loading:
+    architecture, builder = adapted.architecture, base.torchtune
+    if builder is not None:
+        dora = bool(adapted.adaptation.peft.get("use_dora"))
+        return torchtune_loading(state, architecture, builder, adapters=bool(adapted.adaptation.adapters), dora=dora)
+    return loading(
+        state,
+        base.quantization,
+        creations(architecture, adapted.sites, base.plain_dtype),
+        prepare_kbit=base.widens,
+        recast_adapters=base.stack is Stack.TRL and base.quantization is not None,
+    )
+
+
 @lru_cache(maxsize=32)
 def _adapted(base: _Base) -> _Adapted:
-    architecture = describe(json.loads(base.config_json), base.head)
+    builder, adapters = base.torchtune, base.method not in ("full", "bitfit")
+    architecture = describe(json.loads(base.config_json), base.head, stack=base.stack, adapters=adapters)
     quantization = base.quantization
     quantized = quantized_modules(architecture, quantization)
     packed = quantization is not None and quantization.scheme.is_4bit_bitsandbytes
@@ -181,4 +201,6 @@ def _adapted(base: _Base) -> _Adapted:
         autocast_adapter_dtype=base.autocast_adapter_dtype,
         trainable=base.trainable,
     )
+    if builder is not None:
+        adaptation = as_torchtune(adaptation, builder)
     return _Adapted(architecture, adaptation, quantized)

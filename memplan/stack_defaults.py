@@ -32,6 +32,8 @@ def stack_defaults(recipe: Recipe) -> Defaults:
         }
     if recipe.stack is Stack.TRL:
         return _trl(recipe)
+    if recipe.stack is Stack.TORCHTUNE:
+        return _torchtune(recipe)
     return {}
 
 
@@ -58,6 +60,21 @@ def _trl(recipe: Recipe) -> Defaults:
             found["precision"] = (Precision.AMP, source)
             if loads_in_float32:
                 found["dtype"] = default("dtype")
+    return found
+
+
+def _torchtune(recipe: Recipe) -> Defaults:
+    version = recipe.stack_version or reference_version("torchtune")
+
+    def default(key: str) -> tuple[Any, str]:
+        row = framework_default("torchtune", key, version)
+        return row.value, f"torchtune {version}: {row.source}"
+
+    keys = ("loss", "optim", "max_grad_norm", "activation_checkpointing", "autocast_adapter_dtype")
+    found = {key: default(key) for key in keys}
+    if recipe.precision is None and recipe.dtype is None:
+        found["dtype"] = default("dtype")
+        found["precision"] = (Precision.PURE, found["dtype"][1])
     return found
 
 

@@ -19,13 +19,14 @@ from memplan.catalog.cuda_context import cublas_workspace_bytes
 from memplan.catalog.multiprocessors import DEFAULT_MULTIPROCESSORS, multiprocessors
 from memplan.dtypes import DType
 from memplan.estimate import Component, Phase
-from memplan.families import Head, family_of
+from memplan.families import Head, family_under
 from memplan.methods.config import TASK_TYPES
 from memplan.optimizers.torch_optim import TorchOptimizer
 from memplan.prepare import Prepared
 from memplan.recipe import Stack, Task
 from memplan.resolve import Resolved
 from memplan.resolve_evaluation import eval_batches
+from memplan.step import torchtune_loop
 from memplan.step.adapters.adalora import orthogonality
 from memplan.step.adapters.prefix import prefixed
 from memplan.step.adapters.prompts import prompted
@@ -88,7 +89,11 @@ class RecordedStep:
 def settings_of(resolved: Resolved, prepared: Prepared) -> StepSettings:
     """How the recipe's step is executed."""
     values = resolved.values
-    mode, packs = values["activation_checkpointing"], bool(values["packing"])
+    mode, packs, torchtune = (
+        values["activation_checkpointing"],
+        bool(values["packing"]),
+        values["stack"] is Stack.TORCHTUNE,
+    )
     gpu = resolved.gpu
     capability = gpu.compute_capability if gpu is not None else None
     return StepSettings(
@@ -98,14 +103,14 @@ def settings_of(resolved: Resolved, prepared: Prepared) -> StepSettings:
         autocast=resolved.autocast,
         attn_implementation=str(values["attn_implementation"]),
         checkpointing=("non-reentrant" if mode is True else str(mode)) if mode else None,
-        padding=values["padding"],
+        padding=values["padding"] and not torchtune,  # its collator makes no mask
         compute_capability=capability or DEFAULT_COMPUTE_CAPABILITY,
         torch_version=_version(values["torch_version"]),
         workspace_bytes=_workspace_bytes(resolved),
         workspace_is_loaded=prepared.loading.blas is not None,
         keep_outputs=values["keep_outputs"],
         use_cache=values["use_cache"] and not mode,
-        input_require_grads=bool(mode),  # modeling_utils.py, _activation_checkpointing_enable
+        input_require_grads=bool(mode) and not torchtune,  # modeling_utils.py, _activation_checkpointing_enable
         virtual_tokens=prepared.adaptation.virtual_tokens,
         micro_batches=values["gradient_accumulation_steps"],
         grad_scaler=resolved.autocast is DType.FLOAT16,
@@ -177,7 +182,8 @@ def recordings(resolved: Resolved, prepared: Prepared, *, fold: bool | None = No
 
     `fold` as in `recorded_step`.
     """
-    family = family_of(str(resolved.config["model_type"]))
+    stack = resolved.values["stack"]
+    family = family_under(stack, resolved.config, resolved.task)
     head = Head(resolved.task, resolved.values.get("num_labels", 2))
     settings = settings_of(resolved, prepared)
 
@@ -196,9 +202,10 @@ def recordings(resolved: Resolved, prepared: Prepared, *, fold: bool | None = No
     # AdaLoRA's term of the loss looks at every layer's factors; each layer's prefix is its own.
     alone = prepared.adaptation.method == "adalora" or prepared.adaptation.prefix_key_values > 0
     folds = family.folds and not alone if fold is None else fold
-    made = [record(forward, prepared.sites, settings, fold=folds)]
+    micro_step = torchtune_loop.record if stack is Stack.TORCHTUNE else record
+    made = [micro_step(forward, prepared.sites, settings, fold=folds)]
     if settings.micro_batches > 1:
-        made.append(record(forward, prepared.sites, replace(settings, accumulating=True), fold=folds))
+        made.append(micro_step(forward, prepared.sites, replace(settings, accumulating=True), fold=folds))
     evaluation = evaluation_of(resolved)
     if evaluation is not None:
         made.append(record_evaluation(forward, prepared.sites, settings, evaluation, fold=folds))
@@ -246,6 +253,8 @@ def updating(resolved: Resolved, prepared: Prepared) -> tuple[list[OptimizerEven
         dtype = policy.gradient_dtype(param.dtype)
         gradients[dtype] = gradients.get(dtype, 0) + 1
     clipping = clipping_events(gradients, resolved.values["max_grad_norm"])
+    if resolved.values["stack"] is Stack.TORCHTUNE:
+        clipping = [*torchtune_loop.SCALING, *clipping]
     if resolved.autocast is not DType.FLOAT16:
         return clipping, prepared.optimizer_events
     optimizer = prepared.optimizer

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from memplan.catalog.multiprocessors import multiprocessors
 from memplan.dtypes import DType
+from memplan.errors import UnsupportedError
+from memplan.methods import get_method
 from memplan.prepare import Prepared
-from memplan.recipe import Loss, Stack, Task
+from memplan.recipe import Loss, Precision, Stack, Task
 from memplan.resolve import Resolved
+from memplan.torchtune_models import component_builder, lora_arguments
 from memplan.unsupported_losses import adapts_head
 
 # Model types whose step under TRL's SFTTrainer is equal to the trace (trl 1.16.0). Experts are not among them: the trainer
@@ -23,6 +26,7 @@ LIGER = frozenset({"llama", "mistral", "qwen2", "qwen3", "smollm3"})
 # Those for which Liger refuses its fused loss.
 LIGER_WITHOUT_FUSED_LOSS = frozenset({"granite"})
 LIGER_VERSION = "0.8"
+TORCHTUNE_VERSION = "0.6"
 
 
 def unsupported_stacks(resolved: Resolved, prepared: Prepared) -> list[str]:
@@ -34,6 +38,8 @@ def unsupported_stacks(resolved: Resolved, prepared: Prepared) -> list[str]:
         return _trl(resolved, prepared)
     if stack is Stack.LIGER:
         return _liger(resolved, prepared)
+    if stack is Stack.TORCHTUNE:
+        return _torchtune(resolved)
     return [f"the step under stack {stack}"]
 
 
@@ -68,6 +74,48 @@ def _liger(resolved: Resolved, prepared: Prepared) -> list[str]:
     if values.get("eval_strategy", "no") != "no":
         found.append("evaluation with Liger's layers")
     return found
+
+
+def _torchtune(resolved: Resolved) -> list[str]:
+    """Everything that is not what torchtune's single-device recipes do with a model of its own."""
+    values, version = resolved.values, resolved.values.get("stack_version")
+    found = []
+    if _is_other(version, TORCHTUNE_VERSION):
+        found.append(f"torchtune {version}: what is walked are the recipes of {TORCHTUNE_VERSION}")
+    try:
+        builder = component_builder(resolved.config)
+        if resolved.method != "full":
+            lora_arguments({"peft_type": get_method(resolved.method).peft_type, **resolved.peft}, builder)
+        if values["sequence_length"] > builder.arguments["max_seq_len"]:
+            found.append(f"sequences beyond the {builder.arguments['max_seq_len']} positions of torchtune's model")
+    except UnsupportedError as error:
+        found.append(error.message)
+    if resolved.quantization is not None:
+        found.append("a quantized base under torchtune: its NF4 weights are torchao's, not those of bitsandbytes")
+    beside = {
+        f"a {resolved.task} head": resolved.task is not Task.CAUSAL_LM,
+        f"precision={resolved.precision}: its recipes know no autocast": resolved.precision
+        not in (Precision.PURE, Precision.FP32),
+        "float16, which its recipes refuse": resolved.dtype is DType.FLOAT16,
+        "parameters chosen by trainable": values.get("trainable") is not None,
+        "adapters in another type than the model's (autocast_adapter_dtype)": resolved.method != "full"
+        and values["autocast_adapter_dtype"]
+        and resolved.dtype is not DType.FLOAT32,
+        "reentrant checkpointing": values["activation_checkpointing"] == "reentrant",
+        f"attn_implementation={values['attn_implementation']}: its attention is sdpa": values["attn_implementation"]
+        != "sdpa",
+        "packed sequences, whose block masks go to flex_attention": bool(values["packing"]),
+        "the fused_linear loss": values["loss"] is Loss.FUSED_LINEAR,
+        "kept outputs": bool(values["keep_outputs"]),
+        "use_cache": bool(values["use_cache"]),
+        "evaluation": values.get("eval_strategy", "no") != "no",
+        "saving (save_strategy), which copies weights on the device as it converts them": values.get(
+            "save_strategy", "no"
+        )
+        != "no",
+        "merging (merge_and_unload)": bool(values.get("merge_and_unload")),
+    }
+    return [*found, *(f"{what} under torchtune" for what, applies in beside.items() if applies)]
 
 
 def _trl(resolved: Resolved, prepared: Prepared) -> list[str]:

@@ -110,7 +110,7 @@ def test_what_the_user_says_wins_and_is_marked(key: str) -> None:
     other = {
         "attn_implementation": "eager", "expandable_segments": True, "gpus": 2, "gradient_accumulation_steps": 3,
         "keep_outputs": True, "loss": "chunked", "max_grad_norm": 0.5, "micro_batch_size": 5, "num_added_tokens": 7,
-        "optim": "sgd", "packing": True, "padding": True, "sequence_length": 33, "stack": "torchtune",
+        "optim": "sgd", "packing": True, "padding": True, "sequence_length": 33, "stack": "unsloth",
         "torch_version": "2.12", "use_cache": True, "eval_strategy": "epoch",
     }[key]  # fmt: skip
     found = resolved(**{key: other})

@@ -18,10 +18,11 @@ from typing import Any
 from memplan.architecture import Architecture
 from memplan.errors import InvalidValueError, UnknownNameError
 from memplan.families.registration import registered_children
-from memplan.recipe import Task
+from memplan.recipe import Stack, Task
 from memplan.step.builder import Builder
 from memplan.step.settings import StepSettings
 from memplan.step.tensor import Tensor
+from memplan.torchtune_models import is_built
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +51,7 @@ class Family:
         walked_int8: whether it is on weights in 8 bits, too; not where 8-bit layers have biases beside half-precision inputs,
             whose type the first forward gives them.
         folds: whether equal layers may be executed once; not where all of them read one tensor that needs a gradient.
+        registered_children: the order in which its modules are registered, where `registration.toml` does not say it.
         missing: heads that transformers does not have for a model type of this family.
     """
 
@@ -60,6 +62,7 @@ class Family:
     walked_tasks: frozenset[Task] = frozenset({Task.CAUSAL_LM, Task.SEQUENCE_CLASSIFICATION, Task.TOKEN_CLASSIFICATION})
     walked_int8: bool = True
     folds: bool = True
+    registered_children: Mapping[str, tuple[str, ...]] | None = None
     missing: Mapping[str, frozenset[Task]] = field(default_factory=dict)
 
     def tasks_of(self, model_type: str) -> tuple[Task, ...]:
@@ -139,6 +142,19 @@ def family_of(model_type: str) -> Family:
     return family
 
 
+def family_under(stack: Stack, config: Mapping[str, Any], task: Task) -> Family:
+    """The family that describes a config's model under a head as a stack builds it: torchtune has models of its own.
+
+    Raises:
+        UnknownNameError: no family describes it.
+    """
+    if stack is Stack.TORCHTUNE and task is Task.CAUSAL_LM and is_built(config):
+        family = import_module("memplan.families.torchtune").FAMILY
+        assert isinstance(family, Family)
+        return family
+    return family_of(str(config["model_type"]))
+
+
 def check_task(model_type: str, task: Task) -> None:
     """Refuse a head that the family does not have.
 
@@ -150,23 +166,31 @@ def check_task(model_type: str, task: Task) -> None:
         raise InvalidValueError("task", str(task), f"{model_type} models have: {', '.join(tasks)}")
 
 
-def describe(config: Mapping[str, Any], head: Head) -> Architecture:
+def describe(
+    config: Mapping[str, Any], head: Head, *, stack: Stack = Stack.TRANSFORMERS, adapters: bool = False
+) -> Architecture:
     """The modules of a normalised config with a head, cached.
+
+    Args:
+        config: of the model.
+        head: which head.
+        stack: who builds the model.
+        adapters: whether it is built with adapters in its layers, where the stack does that.
 
     Raises:
         UnknownNameError: no family for the config's `model_type`.
         InvalidValueError: the family has no such head.
     """
-    return _describe(json.dumps(config, sort_keys=True), head)
+    return _describe(json.dumps(config, sort_keys=True), head, stack, adapters)
 
 
 @lru_cache(maxsize=256)
-def _describe(config_json: str, head: Head) -> Architecture:
+def _describe(config_json: str, head: Head, stack: Stack, adapters: bool) -> Architecture:
     config = json.loads(config_json)
     model_type = config["model_type"]
     check_task(model_type, head.task)
-    family = family_of(model_type)
-    builder = Builder(StepSettings(batch=1, sequence=8))
+    family = family_under(stack, config, head.task)
+    builder = Builder(StepSettings(batch=1, sequence=8, stack=str(stack), adapters=adapters))
     builder.grad_enabled = False
     family.forward(builder, config, head)
     return Architecture(
@@ -183,5 +207,5 @@ def _describe(config_json: str, head: Head) -> Architecture:
         class_names=builder.class_names,
         head_modules=tuple(builder.head_modules),
         frozen=frozenset(builder.frozen),
-        registered_children=registered_children(config),
+        registered_children=family.registered_children or registered_children(config),
     )

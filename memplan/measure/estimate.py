@@ -52,6 +52,9 @@ def measured_spec(resolved: ResolvedRecipe, *, steps: int = DEFAULT_STEPS, devic
         message = error.message.replace("a trace does not", "a measurement does not")
         raise UnsupportedError(message, hint=error.hint, code="not_measurable") from None
     beside = {
+        f"stack={spec.stack}": spec.stack != "transformers",
+        "Liger's kernels": spec.liger_kernels,
+        f"loss={spec.loss}": spec.loss != "default",
         "eval_strategy": bool(spec.eval_batches),
         "max_new_tokens": bool(spec.max_new_tokens),
         "save_strategy": spec.saves,
@@ -60,7 +63,7 @@ def measured_spec(resolved: ResolvedRecipe, *, steps: int = DEFAULT_STEPS, devic
     asked = [key for key, is_asked in beside.items() if is_asked]
     if asked:
         raise UnsupportedError(
-            f"a measurement does not cover {', '.join(asked)}: it runs training steps alone",
+            f"a measurement does not cover {', '.join(asked)}: it runs the training steps of transformers' Trainer",
             hint="leave it out; the estimate and the trace cover it",
             code="not_measurable",
         )

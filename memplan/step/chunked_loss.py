@@ -29,19 +29,25 @@ def chunked_loss(t: LossOps, hidden: Tensor, weight: Tensor, path: str) -> Tenso
     """The mean loss of `hidden` [B, S, H] under the head `weight` [V, H], which stands at `path`."""
     with t.component(Component.LOGITS_AND_LOSS):
         logits = _logits(t, hidden, weight, path)
-        labels, count, shifted = _labels(t, [chunk.shape[1] for chunk in logits])
-        flat = [t.view(chunk, (chunk.shape[0] * chunk.shape[1], chunk.shape[2])) for chunk in logits]
-        total = None
-        for chunk, label in zip(flat, labels, strict=True):
-            upcast = ops.to(t, chunk, DType.FLOAT32)
-            loss = nll_loss(t, log_softmax(t, upcast), label)
-            del upcast
-            total = ops.add_scalar(t, loss) if total is None else ops.add_in_place(t, total, loss)
-            del loss
-        assert total is not None
-        mean = div(t, total, count)
-        del shifted  # the caller's, who holds it until the loss is there
-        return mean
+        ignored = t.new((t.batch, 1), DType.INT64, "new_full")
+        shifted = t.new((t.batch, hidden.shape[1]), DType.INT64, "cat")
+        del ignored
+        return cross_entropy_of_chunks(t, logits, shifted)
+
+
+def cross_entropy_of_chunks(t: LossOps, logits: list[Tensor], shifted: Tensor) -> Tensor:
+    """`CEWithChunkedOutputLoss.forward` on chunks [B, C, V] and shifted labels [B, S], which the caller holds meanwhile."""
+    labels, count = _labels(t, shifted, [chunk.shape[1] for chunk in logits])
+    flat = [t.view(chunk, (chunk.shape[0] * chunk.shape[1], chunk.shape[2])) for chunk in logits]
+    total = None
+    for chunk, label in zip(flat, labels, strict=True):
+        upcast = ops.to(t, chunk, DType.FLOAT32)
+        loss = nll_loss(t, log_softmax(t, upcast), label)
+        del upcast
+        total = ops.add_scalar(t, loss) if total is None else ops.add_in_place(t, total, loss)
+        del loss
+    assert total is not None
+    return div(t, total, count)
 
 
 def chunk_sizes(length: int) -> list[int]:
@@ -54,12 +60,12 @@ def chunk_sizes(length: int) -> list[int]:
 def _logits(t: LossOps, hidden: Tensor, weight: Tensor, path: str) -> list[Tensor]:
     chunks = split.split(t, hidden, chunk_sizes(hidden.shape[1]), dim=1)
     outer, t.module = t.module, path
-    found = [_output(t, chunk, weight) for chunk in chunks]
+    found = [output_of_chunk(t, chunk, weight) for chunk in chunks]
     t.module = outer
     return found
 
 
-def _output(t: LossOps, x: Tensor, weight: Tensor) -> Tensor:
+def output_of_chunk(t: LossOps, x: Tensor, weight: Tensor) -> Tensor:
     """`F.linear` of a chunk [B, C, H], whose rows are not adjacent in memory where B is more than 1.
 
     A trained weight has it folded to [B·C, H], by a copy if C is more than 1; a frozen one is multiplied with batch by batch.
@@ -78,15 +84,12 @@ def _batched_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor |
     return (tape.new(shape, dtype, "bmm"),)
 
 
-def _labels(t: LossOps, sizes: list[int]) -> tuple[list[Tensor], Tensor, Tensor]:
-    """The shifted labels of each chunk, how many there are that are not ignored, and all of them."""
-    batch, length = t.batch, sum(sizes[1:], sizes[0])
-    ignored = t.new((batch, 1), DType.INT64, "new_full")
-    shifted = t.new((batch, length), DType.INT64, "cat")
-    del ignored
+def _labels(t: LossOps, shifted: Tensor, sizes: list[int]) -> tuple[list[Tensor], Tensor]:
+    """The labels of each chunk, and how many there are that are not ignored."""
+    batch, length = shifted.shape
     mask = t.new((batch, length), DType.BOOL, "ne")
     count = t.new((), DType.INT64, "sum")
     del mask
     # A chunk of one position, or of the only row, is flat as it is.
     flat = [shifted if batch == 1 or size == 1 else t.new((batch, size), DType.INT64, "clone") for size in sizes]
-    return flat, count, shifted
+    return flat, count

@@ -40,6 +40,7 @@ class ModuleTape(Tape):
         prompt: puts it there, given the embedded batch.
         prefix: keys and values that a method puts in every layer's cache.
         cache: of a model that generates; its head makes the last token's logits alone, and no loss.
+        labels: of the batch, where the loop's own variable holds them until the loss takes them.
         layer_locals: attention weights that eager attention returns and that a variable of the layer holds until its end.
     """
 
@@ -60,6 +61,7 @@ class ModuleTape(Tape):
         self.frozen: set[str] = set()
         self.outputs: list[Tensor] = []
         self.layer_locals: list[Tensor] = []
+        self.labels: Tensor | None = None
         self.class_names: dict[str, str] = {}
         self.parameters: dict[str, Tensor] = {}
         self.batch = Dim.variable(settings.batch, "B")

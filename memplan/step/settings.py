@@ -34,7 +34,8 @@ class StepSettings:
         virtual_tokens: positions that a prompt method puts in front of every sequence.
         packing: the batch is one row of several texts, told apart by position ids that come with it.
         attention_mask: the batch holds a mask of ones, as TRL's collator makes it.
-        stack: whose training loop computes the loss (`transformers` or `trl`).
+        stack: whose training loop computes the loss (`transformers`, `trl` or `torchtune`).
+        adapters: the model is built with adapters in its layers, as torchtune builds it.
         liger_kernels: norms, gated MLP and rotary embedding are Liger's.
         multiprocessors: of the GPU.
         loss: the model's own (`default`), Liger's `fused_linear` or torchtune's `chunked`.
@@ -62,6 +63,7 @@ class StepSettings:
     packing: bool = False
     attention_mask: bool = False
     stack: str = "transformers"
+    adapters: bool = False
     liger_kernels: bool = False
     multiprocessors: int = 108
     loss: str = "default"

@@ -16,6 +16,8 @@ def make_batch(spec: TraceSpec, model: Any, device: torch.device) -> dict[str, t
     def tokens(size: tuple[int, ...]) -> torch.Tensor:
         return torch.zeros(size, dtype=torch.int64, device=device)
 
+    if spec.stack == "torchtune":  # data/_collate.py, padded_collate_sft: no mask, whatever is padded
+        return {"tokens": tokens(shape), "labels": tokens(shape)}
     batch = {"input_ids": tokens(shape)}
     if spec.packing:
         batch["position_ids"] = tokens(shape)

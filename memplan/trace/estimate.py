@@ -78,7 +78,8 @@ def spec_of(resolved: ResolvedRecipe) -> TraceSpec:
     values = resolved.values
     _refuse_what_cannot_be_traced(values)
     peft, packs = values.get("peft") or None, bool(values.get("packing"))
-    trl, quantized = str(values.get("stack")) == "trl", bool(values.get("load_in_4bit") or values.get("load_in_8bit"))
+    stack = str(values.get("stack"))
+    trl, quantized = stack == "trl", bool(values.get("load_in_4bit") or values.get("load_in_8bit"))
     checkpointing = values.get("activation_checkpointing")
     if checkpointing is True:
         checkpointing = Checkpointing.NON_REENTRANT  # modeling_utils.py, _activation_checkpointing_enable
@@ -104,7 +105,8 @@ def spec_of(resolved: ResolvedRecipe) -> TraceSpec:
         prepare_for_kbit_training=bool(values.get("prepare_model_for_kbit_training", False)),
         optim=str(values["optim"]),
         optim_args=values.get("optim_args") or {},
-        weight_decay_groups=True,
+        weight_decay_groups=stack != "torchtune",
+        warmup=stack != "torchtune",
         batch=1 if packs else int(values["micro_batch_size"]),
         sequence=int(values["sequence_length"]) * (int(values["micro_batch_size"]) if packs else 1),
         packing=packs,
@@ -120,7 +122,7 @@ def spec_of(resolved: ResolvedRecipe) -> TraceSpec:
         expandable_segments=bool(values["expandable_segments"]),
         empty_cache_steps=int(values.get("empty_cache_steps") or 0),
         attention_mask=trl and not packs,
-        stack="trl" if trl else "transformers",
+        stack=stack if stack in ("trl", "torchtune") else "transformers",  # type: ignore[arg-type]
         liger_kernels=str(values.get("stack")) == "liger",
         multiprocessors=multiprocessors(resolved.gpu) or DEFAULT_MULTIPROCESSORS,
         loss=str(values.get("loss", "default")),  # type: ignore[arg-type]
@@ -140,7 +142,7 @@ def _refuse_what_cannot_be_traced(values: Mapping[str, Any]) -> None:
     reasons = {
         "more than one GPU": values.get("gpus", 1) != 1,
         f"stack={values.get('stack')}": str(values.get("stack", "transformers"))
-        not in ("transformers", "trl", "liger"),
+        not in ("transformers", "trl", "liger", "torchtune"),
         f"activation_offloading={values.get('activation_offloading')}": bool(values.get("activation_offloading")),
         f"precision={values.get('precision')}": str(values.get("precision")) not in ("fp32", "amp", "pure"),
         f"method={values.get('method')}": not values.get("peft")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -33,7 +34,11 @@ class Labels:
 
     def before_method(self, model: nn.Module) -> None:
         """Everything that is a parameter now belongs to the base model."""
-        self.base_ids = {self.recorder.id_of(parameter) for parameter in model.parameters()}
+        self.base_is(model.parameters())
+
+    def base_is(self, parameters: Iterable[torch.Tensor]) -> None:
+        """These belong to the base model, all others to the method."""
+        self.base_ids = {self.recorder.id_of(parameter) for parameter in parameters}
 
     def after_load(self, model: nn.Module) -> None:
         """Labels parameters, buffers and quantization state; counts parameters."""
@@ -50,7 +55,7 @@ class Labels:
         for name, tensor in quantized.state_tensors(model):
             self._label(tensor, "quantization_state", name)
         self.parameters = {"total": total, "trainable": trainable}
-        head = getattr(model, "get_output_embeddings", lambda: None)()
+        head = getattr(model, "get_output_embeddings", lambda: getattr(model, "output", None))()
         self._head_paths = {*self._paths_of(model, head), ""}
 
     def _paths_of(self, model: nn.Module, head: Any) -> list[str]:

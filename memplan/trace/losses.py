@@ -12,7 +12,7 @@ from torch import nn
 from transformers.modeling_outputs import CausalLMOutput
 
 from memplan.errors import UnsupportedError
-from memplan.trace import liger, trl, versions
+from memplan.trace import liger, torchtune, trl, versions
 from memplan.trace.spec import TraceSpec
 
 _IGNORED = -100
@@ -27,7 +27,9 @@ def install(spec: TraceSpec) -> None:
     liger.restore()
     if spec.liger_kernels or spec.loss == "fused_linear":
         liger.install(spec)
-    if spec.stack == "trl":
+    if spec.stack == "torchtune":
+        torchtune.install(spec)
+    elif spec.stack == "trl":
         trl.install(spec)
     elif spec.loss == "chunked":
         versions.check_package("torchtune", "0.6.1", "0.6.2", extra="torchtune==0.6.1")

@@ -137,7 +137,8 @@ class ModuleStack:
 
 
 def plain_path(name: str) -> str:
-    """`name` as the base model knows it: `base_model.model.` is PEFT's wrapping."""
+    """`name` as the base model knows it: `base_model.model.` is PEFT's wrapping, the other torch's around a checkpoint."""
+    name = name.replace("._checkpoint_wrapped_module", "")
     if name in ("base_model", "base_model.model"):
         return ""
     return name.removeprefix("base_model.model.")

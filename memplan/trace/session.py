@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from memplan.trace import builder, fake_kernels, losses, optimizers, sparse, versions
+from memplan.trace import builder, fake_kernels, losses, optimizers, sparse, torchtune, versions
 from memplan.trace.batches import make_batch
 from memplan.trace.evaluation import evaluation_loop
 from memplan.trace.forward import forward
@@ -53,6 +53,7 @@ class Session:
         self.batch: dict[str, torch.Tensor] = {}
         self.outputs: Any = None
         self.loss: Any = None
+        self.loop: Any = None
 
     def _enter(self, where: str, phases: float = 1.0) -> None:
         """The trace comes to `where`, having finished `phases` phases since it was last told."""
@@ -65,7 +66,12 @@ class Session:
             sys.stderr.flush()
 
     def build(self) -> nn.Module:
-        """The model on the meta device: no storage yet, and no fake tensors, so that bitsandbytes can subclass them."""
+        """The model on the meta device: no storage yet, and no fake tensors, so that bitsandbytes can subclass them.
+
+        torchtune makes its model on the device itself.
+        """
+        if self.spec.stack == "torchtune":
+            return nn.Module()
         model = builder.build_on_meta(self.spec, builder.build_config(self.spec))
         self.quantizer = QuantizedLoader.for_spec(self.spec)
         if self.quantizer is not None:
@@ -101,6 +107,8 @@ class Session:
         """The model on the device, with its PEFT method applied and everything labelled."""
         spec, recorder = self.spec, self.recorder
         recorder.mark(0, "load")
+        if spec.stack == "torchtune":
+            return self._load_torchtune()
         if spec.warmup:
             size_bytes = builder.warmup_bytes(model, self.device, self.quantizer)
             recorder.release(recorder.allocate(size_bytes, "caching_allocator_warmup", component="temporaries"))
@@ -113,6 +121,15 @@ class Session:
         losses.apply(spec, model)
         model.train(spec.train_mode)
         recorder.modules.name_modules(model)
+        self.labels.after_load(model)
+        self.parameters = self.labels.parameters
+        return model
+
+    def _load_torchtune(self) -> nn.Module:
+        model = torchtune.build(self.spec, self.device)
+        model.train(self.spec.train_mode)
+        self.labels.base_is(torchtune.base_parameters(model))
+        self.recorder.modules.name_modules(model)
         self.labels.after_load(model)
         self.parameters = self.labels.parameters
         return model
@@ -148,23 +165,31 @@ class Session:
     def step(self, step: int, model: nn.Module, optimizer: Any, scaler: Any) -> None:
         """One optimizer step: micro-batches forward and backward, clipping, the update, gradients dropped."""
         spec, recorder = self.spec, self.recorder
-        for _ in range(spec.gradient_accumulation_steps):
+        for micro_step in range(spec.gradient_accumulation_steps):
             recorder.mark(step, "forward")
             self._enter(f"forward of step {step}", 1 if self.done >= 1 else 1 - self.done)
+            if spec.stack == "torchtune":
+                self.loop = torchtune.before_micro_step(self, model, is_first=micro_step == 0)
             before = recorder.live_ids()
             self.batch = make_batch(spec, model, self.device)
             self.labels.batch(self.batch)
-            forward(self, model, scaler, "cuda")
+            if self.loop is not None:
+                torchtune.forward(self)
+            else:
+                forward(self, model, scaler, "cuda")
             self.saved[step] = sorted(recorder.live_ids() - before)
             recorder.mark(step, "backward")
             self._enter(f"backward of step {step}")
             self.loss.backward()
-            self.loss = self.loss.detach()  # Trainer.training_step returns it so: the graph goes here
+            if self.loop is None:
+                self.loss = self.loss.detach()  # Trainer.training_step returns it so: the graph goes here
             if spec.keep_outputs == "backward":
                 self.outputs = None
         self.labels.after_backward(model)
         recorder.mark(step, "optimizer_step")
         self._enter(f"optimizer step {step}")
+        if self.loop is not None:
+            self.loop.scale_gradients(model)
         if spec.max_grad_norm:
             if scaler is not None:
                 scaler.unscale_(optimizer)
@@ -217,7 +242,7 @@ def trace_in_process(spec: TraceSpec, *, shim_kind: str, import_seconds: float) 
     patches.attention.decomposed = recorder.decomposed
     session = Session(spec, recorder)
     model = session.build()
-    if getattr(model.config, "is_encoder_decoder", False):
+    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
         # The padding is the source's. A decoder that is given no mask has none or makes one of ones (modeling_bart.py).
         recorder.guesses.known.insert(0, ("transformers/masking_utils.py", "_ignore_causal_mask_sdpa", True))
     with ExitStack() as stack:

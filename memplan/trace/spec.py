@@ -94,7 +94,8 @@ class TraceSpec:
         use_cache: `config.use_cache` during training; None leaves the configuration's own value.
         expandable_segments: allocator mode of the replay.
         empty_cache_steps: `torch.cuda.empty_cache()` after every so many updates, gradients still there; 0 for never.
-        stack: whose training loop computes the loss: transformers' Trainer, or TRL's SFTTrainer with its fused head.
+        stack: whose training loop computes the loss: transformers' Trainer, TRL's SFTTrainer with its fused head, or
+            torchtune's recipes on torchtune's own model.
         loss: the model's own (`default`), Liger's `fused_linear`, or torchtune's `chunked`.
         liger_kernels: whether Trainer patches the layers with Liger's kernels (`use_liger_kernel`).
         multiprocessors: streaming multiprocessors of the GPU; Liger's norms sum their weight's gradient in so many rows.
@@ -146,7 +147,7 @@ class TraceSpec:
     keep_outputs: bool | Literal["backward"] = False
     outputs_fp32: bool = False
     use_cache: bool | None = None
-    stack: Literal["transformers", "trl"] = "transformers"
+    stack: Literal["transformers", "trl", "torchtune"] = "transformers"
     loss: Literal["default", "fused_linear", "chunked"] = "default"
     liger_kernels: bool = False
     multiprocessors: int = 108

@@ -126,6 +126,77 @@ LIGER_RUNS = (
     | _of_types(("mistral", "qwen2", "qwen3", "smollm3"), lora="all-linear")
 )
 
+SCALED_ROPE = {
+    "rope_type": "llama3", "rope_theta": 500_000.0, "factor": 8.0, "high_freq_factor": 4.0, "low_freq_factor": 1.0,
+    "original_max_position_embeddings": 8192,
+}  # fmt: skip
+# Models that torchtune builds: with one rotary table or one a layer, in pairs or in halves, tied or not.
+TORCHTUNE_MODELS: dict[str, dict[str, Any]] = {
+    "llama 3": LLAMA,
+    "llama 3.1": {**LLAMA, "rope_parameters": SCALED_ROPE},
+    "llama 3.2": {**TIED, "rope_parameters": SCALED_ROPE},
+    "mistral": {"model_type": "mistral", **DECODER},
+    "qwen2": {"model_type": "qwen2", **DECODER},
+    "tied qwen2": {**TIED, "model_type": "qwen2"},
+}
+HEAD = {"target_modules": ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head")}
+TORCHTUNE_RUNS: dict[str, dict[str, Any]] = (
+    {"nothing said": {}}
+    | {
+        f"{method}, {precision}, {'checkpointed' if on else 'kept'}, {loss}": {
+            **METHODS[method], "precision": precision, "activation_checkpointing": on, "loss": loss,
+        }
+        for method in ("full", "LoRA")
+        for precision in ("pure", "fp32")
+        for on in (False, True)
+        for loss in ("chunked", "default")
+    }
+    | {
+        f"{name}, {text}": {"model": model, **keys}
+        for name, model in TORCHTUNE_MODELS.items()
+        for text, keys in {
+            "full": {"loss": "default"},
+            "LoRA": {"method": "lora", "target_modules": ("q_proj", "v_proj"), "activation_checkpointing": True},
+            "DoRA": {"method": "dora", "target_modules": "all-linear"},
+        }.items()
+    }
+    | {
+        f"head, {text}": {"method": "lora", **HEAD, **keys}
+        for text, keys in {
+            "LoRA": {},
+            "own loss": {"loss": "default", "activation_checkpointing": True},
+            "one row": {"micro_batch_size": 1},
+            "dropout": {"lora_dropout": 0.1},
+            "mistral, dropout": {"model": TORCHTUNE_MODELS["mistral"], "lora_dropout": 0.1},
+            "DoRA": {"method": "dora", "activation_checkpointing": True},
+        }.items()
+    }
+    | {
+        "accumulated": {"gradient_accumulation_steps": 3},
+        "LoRA, accumulated": {"gradient_accumulation_steps": 2, "activation_checkpointing": True, **ADAPTED},
+        "clipped": {"max_grad_norm": 1.0},
+        "one row, LoRA": {"micro_batch_size": 1, "sequence_length": 64, **ADAPTED},
+        "one position": {"micro_batch_size": 3, "sequence_length": 1},
+        "nine positions": {"sequence_length": 9},
+        "long": {"micro_batch_size": 2, "sequence_length": 700},
+        "many rows": {"micro_batch_size": 100, "sequence_length": 16},
+        "padded": {"padding": True},
+        "dropout": {"lora_dropout": 0.1, "activation_checkpointing": True, **ADAPTED},
+        "DoRA, dropout, fp32": {"method": "dora", "target_modules": "all-linear", "lora_dropout": 0.1, "precision": "fp32"},
+        "MLP and keys": {"method": "lora", "target_modules": ("k_proj", "gate_proj", "up_proj", "down_proj")},
+        "heads for all": {"model": {**LLAMA, "num_key_value_heads": 6}, **ADAPTED},
+        "one key head": {"model": {**LLAMA, "num_key_value_heads": 1}},
+        "one key head, fp32": {"model": {**TORCHTUNE_MODELS["qwen2"], "num_key_value_heads": 1}, "precision": "fp32"},
+        "dropout in attention": {"model": {**LLAMA, "attention_dropout": 0.1}},
+        "H100": {"gpu": "h100", **ADAPTED},
+        "T4": {"gpu": "t4", "precision": "fp32"},
+        "AdamW, foreach": {"optim": "adamw_torch"},
+        "AdamW, 8 bits": {"optim": "adamw_8bit"},
+        "LoRA, paged": {"optim": "paged_adamw_8bit", **ADAPTED},
+        "SGD": {"optim": "sgd"},
+    }
+)  # fmt: skip
+
 # By library: the recipe keys that make it run, and its runs.
 LIBRARIES: dict[str, tuple[dict[str, Any], dict[str, dict[str, Any]]]] = {
     "liger-kernel": (
@@ -139,11 +210,19 @@ LIBRARIES: dict[str, tuple[dict[str, Any], dict[str, dict[str, Any]]]] = {
         {"loss": "chunked"},
         COURSES | _of_types(("mistral", "qwen3", "gemma", "olmo2", "mixtral", "starcoder2", "stablelm", "olmo")),
     ),
+    "torchtune_recipes": ({"stack": "torchtune"}, TORCHTUNE_RUNS),
 }
+# Where a library is more than the package of its name: torchtune's recipes import torchao, in a version that PEFT refuses.
+PACKAGES = {"torchtune_recipes": ("torchtune", "torchao")}
 # What was traced, by library; the version is in the file's name.
 TRACED = {name: next(Path(__file__).parent.glob(f"{name}-*.json"), None) for name in LIBRARIES}
 
 Phases = list[list[Any]]
+
+
+def packages_of(library: str) -> tuple[str, ...]:
+    """What is to be installed for a library's traces, the one that gives the file its version first."""
+    return PACKAGES.get(library, (library,))
 
 
 def recipe_of(library: str, name: str) -> Recipe:
@@ -178,10 +257,11 @@ def main(libraries: Iterable[str]) -> None:
     for library in libraries:
         found = traced(library, LIBRARIES[library][1])
         versions = {
-            name: version(name) for name in dict.fromkeys((library, "torch", "transformers", "peft", "bitsandbytes"))
+            name: version(name)
+            for name in dict.fromkeys((*packages_of(library), "torch", "transformers", "peft", "bitsandbytes"))
         }
         lines = ",\n".join(f"  {json.dumps(name)}: {json.dumps(phases)}" for name, phases in found.items())
-        path = Path(__file__).parent / f"{library}-{version(library)}.json"
+        path = Path(__file__).parent / f"{library}-{version(packages_of(library)[0])}.json"
         for old in path.parent.glob(f"{library}-*.json"):
             old.unlink()
         path.write_text(f'{{"versions": {json.dumps(versions)},\n"phases": {{\n{lines}\n}}}}\n', encoding="utf-8")

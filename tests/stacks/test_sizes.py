@@ -25,6 +25,8 @@ STACKS: list[dict[str, Any]] = [
     {"loss": "chunked"},
     {"stack": "liger"},
     {"stack": "trl"},
+    {"stack": "torchtune"},
+    {"stack": "torchtune", "method": "lora", "target_modules": "all-linear", "activation_checkpointing": True},
     {"packing": True},
 ]
 SHAPES = ((1, 64), (3, 37), (2, 700), (5, 64), (7, 1000), (1, 9001), (64, 1), (3, 9), (2, 128))
@@ -79,8 +81,48 @@ def test_defaults_of_trl_are_those_of_its_version() -> None:
         resolve(Recipe(model=LLAMA, stack="trl", stack_version="abc"))
 
 
+def test_defaults_of_torchtune_are_those_of_its_recipes() -> None:
+    found = resolve(Recipe(model=LLAMA, stack="torchtune", method="lora"))
+    assert (found["loss"], found["precision"], found.dtype) == (Loss.CHUNKED, Precision.PURE, DType.BFLOAT16)
+    assert (found["max_grad_norm"], found["activation_checkpointing"]) == (0.0, False)
+    assert found["autocast_adapter_dtype"] is False
+    assert "recipes/" in found.sources["max_grad_norm"]
+    said = resolve(Recipe(model=LLAMA, stack="torchtune", precision="fp32"))
+    assert said.dtype is DType.FLOAT32
+    with pytest.raises(InputError, match="not known"):
+        resolve(Recipe(model=LLAMA, stack="torchtune", stack_version="0.1.0"))
+
+
+def test_torchtune_has_its_own_rotary_tables_and_no_warm_up() -> None:
+    full, lora = (
+        estimate(
+            Recipe(model={**LLAMA, "max_position_embeddings": 65_536}, stack="torchtune", sequence_length=64, **keys)
+        )
+        for keys in ({}, {"method": "lora", "target_modules": ("q_proj", "v_proj")})
+    )
+    table = 65_536 * 64 * 4 + 512
+    buffers = [next(part.bytes for part in e.components if part.component == "buffers") for e in (full, lora)]
+    assert buffers[1] - buffers[0] == 3 * table  # one for each of four layers, where a full model shares one
+
+
+TORCHTUNE = {"stack": "torchtune", "method": "lora", "target_modules": ("q_proj",)}
+
+
 @pytest.mark.parametrize("keys", [
-    {"stack": "unsloth"}, {"stack": "torchtune"}, {"stack": "trl", "packing": True}, {"stack": "trl", "keep_outputs": True},
+    {**TORCHTUNE, "target_modules": ("q_proj", "gate_proj")}, {**TORCHTUNE, "target_modules": ("gate_proj",)},
+    {**TORCHTUNE, "autocast_adapter_dtype": True}, {**TORCHTUNE, "peft": {"use_rslora": True}},
+    {**TORCHTUNE, "peft": {"modules_to_save": ["lm_head"]}}, {**TORCHTUNE, "merge_and_unload": True},
+    {**TORCHTUNE, "activation_checkpointing": "reentrant"}, {**TORCHTUNE, "stack_version": "0.5.0"},
+    {**TORCHTUNE, "model": {**LLAMA, "model_type": "qwen3"}}, {**TORCHTUNE, "model": {**LLAMA, "attention_bias": True}},
+    {**TORCHTUNE, "model": {**LLAMA, "tie_word_embeddings": True}}, {**TORCHTUNE, "model": {**LLAMA, "head_dim": 32}},
+    {"stack": "torchtune", "method": "qlora"}, {"stack": "torchtune", "method": "ia3"},
+    {"stack": "torchtune", "packing": True}, {"stack": "torchtune", "precision": "amp"},
+    {"stack": "torchtune", "dtype": "float16"}, {"stack": "torchtune", "attn_implementation": "eager"},
+    {"stack": "torchtune", "loss": "fused_linear"}, {"stack": "torchtune", "keep_outputs": True},
+    {"stack": "torchtune", "save_strategy": "steps"}, {"stack": "torchtune", "eval_strategy": "steps"},
+    {"stack": "torchtune", "max_new_tokens": 8}, {"stack": "torchtune", "trainable": ("lm_head.weight",)},
+    {"stack": "torchtune", "task": "sequence-classification"}, {"stack": "torchtune", "use_cache": True},
+    {"stack": "unsloth"}, {"stack": "trl", "packing": True}, {"stack": "trl", "keep_outputs": True},
     {"stack": "trl", "loss": "default"}, {"stack": "trl", "method": "lora", "load_in_8bit": True},
     {"stack": "trl", "method": "lora", "target_modules": ("lm_head", "q_proj")}, {"stack": "liger", "loss": "chunked"},
     {"stack": "liger", "model": {**LLAMA, "model_type": "gemma"}}, {"stack": "liger", "gpu": "rtx-5090"},

@@ -7,11 +7,12 @@ from importlib.metadata import PackageNotFoundError, version
 
 import pytest
 
+from memplan.errors import UnavailableError
 from memplan.prepare import prepare
 from memplan.resolve import resolve
 from memplan.training_step import walk
 from memplan.unsupported import unsupported_parts
-from tests.stacks.cases import LIBRARIES, TRACED, recipe_of, recorded, traced
+from tests.stacks.cases import LIBRARIES, TRACED, packages_of, recipe_of, recorded, traced
 
 RUNS = [(library, name) for library, (_, runs) in LIBRARIES.items() for name in runs]
 
@@ -32,10 +33,14 @@ def test_recorded_traces_are_those_of_the_installed_library(library: str) -> Non
     named = re.fullmatch(rf"{library}-([\d.]+)\.json", path.name)
     assert named is not None
     try:
-        found = version(library)
+        found = version(packages_of(library)[0])
     except PackageNotFoundError:
         pytest.skip(f"{library} is not installed: its traces are on record only")
     assert found.startswith(named.group(1))
     sample = list(LIBRARIES[library][1])[::24]
     known = recorded(library)
-    assert traced(library, sample) == {name: known[name] for name in sample}
+    try:
+        now = traced(library, sample)
+    except UnavailableError as error:  # PEFT and torchtune want different versions of torchao
+        pytest.skip(str(error))
+    assert now == {name: known[name] for name in sample}
