@@ -279,6 +279,7 @@ def walker_of(
             gradients_bytes=state.gradients_bytes,
             load_transient_bytes=loading.peak_bytes - loading.end_bytes,
             settling_bytes=loading.end_bytes - loading.settled_bytes,
+            adapter_buffers_bytes=sum(buffer.data_bytes for buffer in state.added_buffers),
         ),
         prepared.construction,
         clipping,
@@ -292,8 +293,10 @@ def walker_of(
 
 def merging_of(resolved: Resolved, prepared: Prepared) -> tuple[OptimizerEvent, ...] | None:
     """What merging the adapter after the last step borrows; None where it is not merged."""
-    merges = resolved.values.get("merge_and_unload")
-    return merging_events(prepared.architecture, prepared.sites) if merges else None
+    if not resolved.values.get("merge_and_unload"):
+        return None
+    buffers = {buffer.name: buffer.data_bytes for buffer in prepared.state.added_buffers}
+    return merging_events(prepared.architecture, prepared.sites, buffers)
 
 
 def _parted(recordings: Sequence[Recording]) -> tuple[tuple[Recording, ...], tuple[Recording, ...]]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 
-from memplan.architecture import ModuleKind
+from memplan.architecture import Module, ModuleKind
 from memplan.methods import AddedKind, get_method
 from memplan.prepare import Prepared
 from memplan.recipe import Loss, Stack, Task
 from memplan.resolve import Resolved
 from memplan.step.generation import EXECUTED_TOKENS
-from memplan.step.merging import PLAIN
+from memplan.step.merging import merges
+from memplan.step.site import Site
 from memplan.training_step import saves
 
 # Model types whose generation is equal to the trace.
@@ -113,32 +114,44 @@ def unsupported_merging(resolved: Resolved, prepared: Prepared) -> list[str]:
     """What keeps merging from being walked."""
     if not resolved.values.get("merge_and_unload"):
         return []
-    adapters = [site.adapter for site in prepared.sites.values() if site.adapter is not None]
-    plain = all(entry.name in PLAIN for adapter in adapters for entry in adapter.tensors)
-    variants = [key for key, value in resolved.peft.items() if value and key.startswith("use_") and key != "use_rslora"]
+    adapted = {
+        module.path: (module, site)
+        for module in prepared.architecture.modules
+        if (site := prepared.sites[module.path]).adapter is not None
+    }
+    # Layers that are alike are asked for once.
+    alike: dict[tuple[Site, int, int], Module] = {}
+    for module, site in adapted.values():
+        alike.setdefault((site, module.in_features, module.out_features), module)
+    unmerged = [module.path for (site, _, _), module in alike.items() if not merges(module, site)]
     found = []
-    if get_method(resolved.method).peft_type != "LORA" or not adapters or not plain or variants:
-        detail = f" with {', '.join(variants)}" if variants else ""
-        found.append(f"merging {resolved.method}{detail} into the base (merge_and_unload)")
+    if not adapted or unmerged:
+        where = f" on {unmerged[0]}" if unmerged else ""
+        found.append(f"merging {resolved.method}{where} into the base (merge_and_unload){_why(resolved, unmerged)}")
     if any(entry.kind is not AddedKind.ADAPTER for entry in prepared.adaptation.added):
         found.append("merging (merge_and_unload) with modules_to_save, whose copies take the place of the base's")
-    biased = {
-        module.path
-        for module in prepared.architecture.modules
-        if any(parameter.name == "bias" for parameter in module.parameters)
-    }
-    if any(
-        site.adapter is not None
-        and path not in biased
-        and any(entry.name == "lora_B.bias" for entry in site.adapter.tensors)
-        for path, site in prepared.sites.items()
-    ):
+    biases = [
+        any(parameter.name == "bias" for parameter in module.parameters)
+        for module, site in adapted.values()
+        if site.adapter is not None and any(entry.name == "lora_B.bias" for entry in site.adapter.tensors)
+    ]
+    if not all(biases):
         found.append("merging (merge_and_unload) lora_bias into layers without a bias, which PEFT refuses")
+    elif biases and resolved.quantization is not None:
+        found.append("merging (merge_and_unload) lora_bias into quantized layers, whose biases take its type")
     if resolved.peft.get("target_parameters"):
         found.append("merging (merge_and_unload) with target_parameters")
-    if resolved.quantization is not None:
-        found.append("merging (merge_and_unload) into quantized weights, which are quantized anew")
     return found
+
+
+def _why(resolved: Resolved, unmerged: list[str]) -> str:
+    """What PEFT itself does where there is no rule, as far as it is known."""
+    peft_type = str(get_method(resolved.method).peft_type)
+    if unmerged and resolved.quantization is not None and peft_type in ("IA3", "ADALORA", "LOHA", "LOKR"):
+        return ", which PEFT refuses for quantized weights"
+    if unmerged and peft_type == "OFT":
+        return ": in the adapter's own type PEFT leaves autograd's graph behind, and with it the adapter"
+    return ""
 
 
 def unplayed_growth(resolved: Resolved) -> list[str]:

@@ -25,6 +25,7 @@ class OptimizerEvent:
         blocks: (bytes rounded to blocks, how many) of each tensor.
         component: what they are.
         once: states, which only the first step allocates and nothing frees.
+        loaded: of a free, whether it ends what loading allocated; the allocator's model keeps that.
     """
 
     label: str
@@ -32,6 +33,7 @@ class OptimizerEvent:
     blocks: tuple[tuple[int, int], ...]
     component: Component = Component.TEMPORARIES
     once: bool = False
+    loaded: bool = False
 
     @property
     def change_bytes(self) -> int:

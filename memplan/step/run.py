@@ -100,7 +100,7 @@ class RunWriter(ABC):
     def _optimizer(self, events: Iterable[OptimizerEvent], step: int) -> None:
         alive: dict[str, list[int]] = {}
         for event in events:
-            if event.once and step > 1:
+            if event.loaded or (event.once and step > 1):
                 continue
             if not event.allocates:
                 self._free(alive.pop(event.label))

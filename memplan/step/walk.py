@@ -43,12 +43,14 @@ class Resident:
         gradients_bytes: of all trained parameters, allocated in backward, freed by `zero_grad`.
         load_transient_bytes: the most that loading needs besides what it leaves.
         settling_bytes: what loading leaves beyond `loaded` and the first forward gives back, by writing parameters anew.
+        adapter_buffers_bytes: of `loaded`, buffers that go with the adapter.
     """
 
     loaded: Mapping[Component, int]
     gradients_bytes: int
     load_transient_bytes: int
     settling_bytes: int = 0
+    adapter_buffers_bytes: int = 0
 
     @property
     def loaded_bytes(self) -> int:
@@ -369,11 +371,18 @@ class Walker:
 
         def now(label: str) -> Candidate:
             op, _, module = label.partition(" in ")
-            return Candidate(dict(self.live), Moment(step, Phase.MERGE, op, module), Counter(self.base), lambda: alive)
+            return Candidate(
+                dict(self.live),
+                Moment(step, Phase.MERGE, op.partition("#")[0], module),
+                Counter(self.base),
+                lambda: alive,
+            )
 
+        own_buffers = self.base[Component.BUFFERS] - self.resident.adapter_buffers_bytes
         top = self._highest(now, "start", events)
         for component in (Component.ADAPTERS, Component.OPTIMIZER_STATES):
             self._add(component, -self.base[component])
+        self._add(Component.BUFFERS, own_buffers - self.base[Component.BUFFERS])
         gone = Counter({index: count for index, count in self.alive.items() if index not in self.workspaces})
         return PhaseForms((top,), added(self.live, self.terms.form(gone), -1))
 

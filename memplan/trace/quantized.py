@@ -109,7 +109,7 @@ class _Params4bit:
     """`Params4bit` of a weight in host memory, until it goes to the device (bitsandbytes/nn/modules.py)."""
 
     def __init__(self, data: torch.Tensor, module: Any = None, **options: Any) -> None:
-        self.data = data
+        self.data = data.detach()
         self.module = module
         defaults = {"blocksize": 64, "compress_statistics": True, "quant_type": "fp4", "quant_storage": torch.uint8}
         self.options = {name: options.get(name) or value for name, value in defaults.items()}
@@ -124,7 +124,7 @@ class _Int8Params:
     """`Int8Params`, likewise."""
 
     def __init__(self, data: torch.Tensor, **_: Any) -> None:
-        self.data = data
+        self.data = data.detach()
 
     def to(self, device: torch.device | str) -> nn.Parameter:
         weight = self.data.contiguous().to(device=device, dtype=torch.float16)

@@ -6,7 +6,7 @@ import gc
 import os
 import sys
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from typing import Any, cast
 
@@ -22,7 +22,7 @@ from memplan.trace.generation import generate
 from memplan.trace.labels import Labels
 from memplan.trace.methods import apply_method
 from memplan.trace.patches import Patches
-from memplan.trace.quantized import QuantizedLoader
+from memplan.trace.quantized import QuantizedLoader, quantizing
 from memplan.trace.recorder import Recorder
 from memplan.trace.result import TraceResult
 from memplan.trace.runner import PROGRESS_MARK
@@ -96,7 +96,8 @@ class Session:
         if self.spec.merges:
             self.recorder.mark(self.spec.num_steps, "merge")
             self._enter("merging the adapter into the base")
-            model = cast(Any, model).merge_and_unload()
+            with quantizing() if self.quantizer is not None else nullcontext():
+                model = cast(Any, model).merge_and_unload()
             # The trainer goes, and with its optimizer what was unloaded.
             del optimizer, scaler
             self.batch, self.outputs, self.loss = {}, None, None

@@ -14,22 +14,13 @@ Known limits:
 from __future__ import annotations
 
 from memplan.dtypes import DType
-from memplan.quantization import Quantization, Scheme, arrival
+from memplan.quantization import Quantization, Scheme
 from memplan.step import ops
 from memplan.step.adapters.layer import AdaptedLayer, int8_dequantized
+from memplan.step.adapters.requantizing import play_arrival
 from memplan.step.layers import LayerOps
 from memplan.step.tensor import Storage, Tensor
 from memplan.step.weight_ops import mm, transposed
-
-_LET_GO_LAST_FIRST = (
-    "weight",
-    "weight.nested_quant_map",
-    "weight.nested_absmax",
-    "weight.nested_offset",
-    "weight.quant_map",
-    "weight.absmax",
-    "weight.SCB",
-)
 
 # cusolverDn<t>gesvdjBatched: the largest rows and columns.
 BATCHED_MAX_SIZE = 32
@@ -185,23 +176,6 @@ def _quantized(layer: AdaptedLayer, bits: int) -> list[Storage]:
     if bits == 4:
         return play_arrival(layer.t, Quantization(Scheme.NF4), layer.weight.shape, DType.FLOAT32)
     return play_arrival(layer.t, Quantization(Scheme.INT8), layer.weight.shape, DType.FLOAT32)
-
-
-def play_arrival(t: LayerOps, quantization: Quantization, shape: tuple[int, ...], dtype: DType) -> list[Storage]:
-    """A weight goes from host memory to the device and is quantized there; returns what stays.
-
-    `Int8Params._quantize` makes it float16 on the way.
-    """
-    keys: dict[str, Storage] = {}
-    for name, size in arrival(quantization, shape, dtype):
-        if quantization.scheme is Scheme.INT8 and name == "value":
-            continue
-        if size:
-            keys[name] = t.alloc((size,), DType.UINT8, f"quantize: {name}")
-        else:
-            keys.pop(name, None)
-    # A list lets go of its last entry first: the state by its attributes (functional.py, QuantState), then the weight.
-    return [keys[name] for name in _LET_GO_LAST_FIRST if name in keys]
 
 
 def _dequantized(t: LayerOps, shape: tuple[int, ...], bits: int) -> Tensor:

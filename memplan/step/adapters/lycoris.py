@@ -23,14 +23,14 @@ from memplan.step.weight_ops import autocast_mm, mm
 def loha(layer: AdaptedLayer, x: Tensor) -> Tensor:
     """`result + F.linear(x, (w1_a @ w1_b) * (w2_a @ w2_b) * scaling)`."""
     result = layer.base(x)
-    result = result + _applied(layer, x, _hadamard(layer))
+    result = result + _applied(layer, x, hadamard(layer))
     return ops.to(layer.t, result, x.dtype)
 
 
 def lokr(layer: AdaptedLayer, x: Tensor) -> Tensor:
     """`result + F.linear(x, kron(w1, w2) * scaling)`."""
     result = layer.base(x)
-    result = result + _applied(layer, x, _kronecker(layer))
+    result = result + _applied(layer, x, kronecker(layer))
     return ops.to(layer.t, result, x.dtype)
 
 
@@ -39,7 +39,7 @@ def _applied(layer: AdaptedLayer, x: Tensor, delta: Tensor) -> Tensor:
     return layer.t.matmul(x, delta, None)
 
 
-def _hadamard(layer: AdaptedLayer) -> Tensor:
+def hadamard(layer: AdaptedLayer) -> Tensor:
     """`HadaWeight.forward`: an autograd Function, whose products are not kept."""
     t = layer.t
     factors = tuple(layer[f"hada_{name}"] for name in ("w1_a", "w1_b", "w2_a", "w2_b"))
@@ -69,7 +69,8 @@ def _hadamard_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor 
     return grads
 
 
-def _kronecker(layer: AdaptedLayer) -> Tensor:
+def kronecker(layer: AdaptedLayer) -> Tensor:
+    """`make_kron`: the Kronecker product of the factors, scaled."""
     t = layer.t
     w1 = layer["lokr_w1"] if layer.has("lokr_w1") else autocast_mm(t, layer["lokr_w1_a"], layer["lokr_w1_b"])
     w2 = layer["lokr_w2"] if layer.has("lokr_w2") else autocast_mm(t, layer["lokr_w2_a"], layer["lokr_w2_b"])

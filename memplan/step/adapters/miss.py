@@ -33,7 +33,7 @@ def miss(layer: AdaptedLayer, x: Tensor) -> Tensor:
     rank = block.shape[0]
     outputs, inputs = layer.weight.shape
     if block.shape[1] != outputs:
-        block = _repeat(t, block, (rank, outputs))
+        block = repeat(t, block, (rank, outputs))
     if inputs % rank:
         x = _pad(t, x, inputs + rank - inputs % rank)
     x = ops.to(t, x, block.dtype)
@@ -65,7 +65,8 @@ def _sum_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | Non
     return (tape.new(shape, dtype, "clone"),)
 
 
-def _repeat(t: Tape, x: Tensor, shape: Shape) -> Tensor:
+def repeat(t: Tape, x: Tensor, shape: Shape) -> Tensor:
+    """`x.repeat(...)` to `shape`."""
     node = t.record("repeat", (x,), (), _repeat_backward, (x.shape, x.dtype))
     return t.new(shape, x.dtype, "repeat", node)
 

@@ -35,7 +35,7 @@ def oft(layer: AdaptedLayer, x: Tensor) -> Tensor:
 def _rotate(layer: AdaptedLayer, x: Tensor, weight: Tensor) -> Tensor:
     t, required = layer.t, x.dtype
     blocks, size = weight.shape[0], x.shape[-1] // weight.shape[0]
-    rotation = _cayley(t, weight, (blocks, size, size), layer.option("terms"))
+    rotation = cayley(t, weight, (blocks, size, size), layer.option("terms"))
     rows = count_elements(x.shape[:-1])  # a pooler's input has one dimension less
     # einsum("...rk,rkc->...rc") permutes its operands and multiplies them with bmm, the rotation on the left.
     shards = permuted(t, x, (blocks, size, rows))
@@ -44,7 +44,7 @@ def _rotate(layer: AdaptedLayer, x: Tensor, weight: Tensor) -> Tensor:
     return ops.to(t, copy(t, rotated, x.shape), required)  # back to [B, S, in]
 
 
-def _cayley(t: LayerOps, vector: Tensor, shape: Shape, terms: int) -> Tensor:
+def cayley(t: LayerOps, vector: Tensor, shape: Shape, terms: int) -> Tensor:
     """I + 2 Q + 2 Q^2 + ... + Q^(terms - 1), [n, b, b], added up in place."""
     skew = _skew_symmetric(t, vector, shape)
     eye = t.new(shape[1:], vector.dtype, "eye")
