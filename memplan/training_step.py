@@ -18,7 +18,7 @@ from typing import Any
 from memplan.catalog.cuda_context import cublas_workspace_bytes
 from memplan.catalog.multiprocessors import DEFAULT_MULTIPROCESSORS, multiprocessors
 from memplan.dtypes import DType
-from memplan.estimate import Component, Phase
+from memplan.estimate import Component
 from memplan.families import Head, family_under
 from memplan.methods.config import TASK_TYPES
 from memplan.optimizers.torch_optim import TorchOptimizer
@@ -43,6 +43,7 @@ from memplan.step.ports import CannotUnfold
 from memplan.step.recording import Recording, joined, record
 from memplan.step.replay import Program
 from memplan.step.run import Run
+from memplan.step.saving import record_saving
 from memplan.step.settings import StepSettings
 from memplan.step.sums import Sums
 from memplan.step.tensor import Tensor
@@ -213,7 +214,7 @@ def recordings(resolved: Resolved, prepared: Prepared, *, fold: bool | None = No
     if generation is not None:
         made.append(record_generation(forward, prepared.sites, settings, generation, fold=folds))
     if saves(resolved):
-        made.append(Recording([], [], frozenset(), frozenset(), (), Phase.SAVE))  # nothing is copied on the device
+        made.append(record_saving(prepared.sites))
     return joined(*made)
 
 

@@ -78,8 +78,6 @@ def unsupported_saving(resolved: Resolved, prepared: Prepared) -> list[str]:
     """What keeps saving from being walked."""
     if not saves(resolved):
         return []
-    if resolved.quantization is not None:
-        return ["saving (save_strategy) beside quantized weights, whose state dict copies some of their state"]
     if prepared.adaptation.prompt is not None:
         return [f"saving (save_strategy) under {resolved.method}, whose prompt encoder runs while the adapter is saved"]
     model_type = str(resolved.config["model_type"])
