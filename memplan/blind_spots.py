@@ -14,6 +14,8 @@ from memplan.quantization import Scheme
 _METHODS = {
     "adalora": "the importance scores that AdaLoRA's update_and_allocate keeps: three numbers a parameter",
     "fourierft": "the workspace of cuFFT, whose size its planner chooses",
+    "c3a": "the workspace of cuFFT, whose size its planner chooses",
+    "shira": "what the kernels of sparse matrices hold besides values and places: a few integers an entry",
 }
 # Source: aten/src/ATen/native/cudnn/RNN.cpp; the record peft.json, ptuning/llama-3.2-3B-vt50-LSTM: 8 % more than its trace.
 _LSTM = "what cuDNN's LSTM keeps for backward and works in"

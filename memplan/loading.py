@@ -150,18 +150,24 @@ def loading(
     weights = {entry.name: place for place, entry in enumerate(base)}
     keys = _add(recorder, added, creations or {}, weights, loaded)
     early = [buffer for buffer in state.added_buffers if not buffer.after_casts]
-    arriving = [(buffer, recorder.alloc(buffer.arrival_bytes)) for buffer in early]
+    arriving = [
+        (buffer, keys.get(adapter_tensor_name(buffer.name)) or recorder.alloc(buffer.arrival_bytes)) for buffer in early
+    ]
     buffers = [(buffer, key) for buffer, key in arriving if buffer.arrival_bytes != buffer.data_bytes]
     widened: list[tuple[StoredParameter, int]] = []
+    casts = _AdapterCasts(recorder)
     for path, entries in groupby(added, key=lambda entry: entry.module):
         members = list(entries)
-        settled = _cast(recorder, members, [keys[entry.name] for entry in members])
+        settled = casts.cast(members, [keys[entry.name] for entry in members])
         if recast_adapters:
             for entry, key in zip(members, settled, strict=True):
                 widened.append((entry, recorder.exchange(key, _bytes_in(DType.FLOAT32, entry))))
-        for buffer, key in buffers:
-            if buffer.name.startswith(f"{path}."):
-                recorder.exchange(key, buffer.data_bytes)
+        for buffer, key in [entry for entry in buffers if entry[0].name.startswith(f"{path}.")]:
+            recorder.exchange(key, buffer.data_bytes)
+            buffers.remove((buffer, key))
+    for buffer, key in buffers:  # of layers that have no parameters of their own
+        recorder.exchange(key, buffer.data_bytes)
+    casts.finish()
     for entry, key in widened:
         recorder.exchange(key, entry.data_bytes)
     _add(recorder, last, {}, {}, [])
@@ -184,6 +190,43 @@ def loading(
     )
 
 
+class _AdapterCasts:
+    """`cast_adapter_dtype`: a variable of its loop holds the last parameter of a module until it comes to another one."""
+
+    def __init__(self, recorder: LoadRecorder) -> None:
+        self._recorder = recorder
+        self._held = 0
+
+    def cast(self, entries: Sequence[StoredParameter], arrived: Sequence[int]) -> list[int]:
+        """Each parameter of a layer that is to be float32, one after the other; the keys then."""
+        recorder, keys = self._recorder, []
+        for owner, members in groupby(zip(entries, arrived, strict=True), key=lambda pair: _owning_module(pair[0])):
+            if not owner:
+                keys += [_cast(recorder, [entry], [key])[0] for entry, key in members]
+                continue
+            self.finish()
+            replaced = []
+            for entry, key in members:
+                if key and entry.arrival_dtype is not entry.loaded_dtype:
+                    replaced.append(key)
+                    key = recorder.alloc(_bytes_in(entry.loaded_dtype, entry))
+                keys.append(key)
+            for key in replaced[:-1]:
+                recorder.free(key)
+            self._held = replaced[-1] if replaced else 0
+        return keys
+
+    def finish(self) -> None:
+        """The variable lets go."""
+        self._recorder.free(self._held)
+        self._held = 0
+
+
+def _owning_module(entry: StoredParameter) -> str:
+    """The module under an adapter's name that holds a parameter (`lora_A.default`); "" for a parameter of that name."""
+    return entry.name.rpartition(".")[0] if ".default." in entry.name else ""
+
+
 def _add(
     recorder: LoadRecorder,
     added: Sequence[StoredParameter],
@@ -191,7 +234,9 @@ def _add(
     weights: Mapping[str, int],
     loaded: list[int],
 ) -> dict[str, int]:
-    """The key of every added parameter; a layer's are there before its adapter computes the others.
+    """The key of every added parameter, and of every buffer that is computed.
+
+    A layer's tensors are there before its adapter computes the others.
 
     Args:
         recorder: takes the events.
@@ -216,6 +261,7 @@ def _add(
             stays = _create(recorder, creation, loaded[place] if place >= 0 else 0)
             if creation.weight is not None and place >= 0:
                 loaded[place] = stays[creation.weight]
+            keys.update((f"{module}.{name}", stays[index]) for name, index in made.items())
             keys.update((entry.name, stays[index]) for entry, index in computed)
     return keys
 

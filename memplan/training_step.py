@@ -200,8 +200,10 @@ def recordings(resolved: Resolved, prepared: Prepared, *, fold: bool | None = No
         regularized = adaptation.method == "adalora" and wraps and tape.cache is None
         return orthogonality(tape, adaptation.adapters, loss) if regularized else loss
 
-    # AdaLoRA's term of the loss looks at every layer's factors; each layer's prefix is its own.
-    alone = prepared.adaptation.method == "adalora" or prepared.adaptation.prefix_key_values > 0
+    # AdaLoRA's term of the loss looks at every layer's factors; each layer's prefix is its own; one layer leaves the first
+    # gradient of a tensor that several train.
+    adaptation = prepared.adaptation
+    alone = adaptation.method == "adalora" or adaptation.prefix_key_values > 0 or adaptation.shares_trained
     folds = family.folds and not alone if fold is None else fold
     micro_step = torchtune_loop.record if stack is Stack.TORCHTUNE else record
     made = [micro_step(forward, prepared.sites, settings, fold=folds)]

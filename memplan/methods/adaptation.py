@@ -55,6 +55,7 @@ class AddedBuffer:
         dtype: as it is in memory after `get_peft_model`.
         created_dtype: before PEFT casts adapters, if it does.
         on_host: PEFT leaves it in host memory; Trainer moves the model to the device, unless bitsandbytes quantized it.
+        registered: whether `named_buffers()` lists it.
     """
 
     name: str
@@ -62,6 +63,7 @@ class AddedBuffer:
     dtype: str
     created_dtype: str = ""
     on_host: bool = False
+    registered: bool = True
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,7 @@ class Adaptation:
         buffers: tensors beyond parameters.
         lora: how plain LoRA rewrites modules, by module path.
         adapters: how other methods rewrite modules, by module path.
+        shares_trained: layers train the same tensor, so that none of them is like another.
         prompt: virtual tokens and what they come from.
         virtual_tokens: positions added to every sequence (prompt methods).
         prefix_key_values: key/value positions added to every layer's cache (prefix tuning).
@@ -89,6 +92,7 @@ class Adaptation:
     buffers: tuple[AddedBuffer, ...] = ()
     lora: Mapping[str, LoraSite] = field(default_factory=dict)
     adapters: Mapping[str, AdapterSite] = field(default_factory=dict)
+    shares_trained: bool = False
     prompt: PromptSite | None = None
     virtual_tokens: int = 0
     prefix_key_values: int = 0

@@ -103,6 +103,7 @@ def apply_tuner(method: str, tuner: Tuner, state: ModelState, config: dict[str, 
         buffers=tuple(state.buffers),
         lora={path: site for path, site in sites.items() if not is_saved(path)},
         adapters={path: site for path, site in adapters.items() if not is_saved(path)},
+        shares_trained=any(tensor.trainable for tensor in common),
         unwalked=tuple(dict.fromkeys(unwalked)),
     )
 
@@ -223,7 +224,8 @@ def find_targets(tuner: Tuner, state: ModelState, config: dict[str, Any]) -> lis
                 f"its weight is packed in 4 bits, which PEFT's {config['peft_type']} cannot adapt",
                 hint="load the model in 16 bits, or use a method such as lora, ia3, vera or oft",
             )
-        found.append(Target(module, state.layer_dtype(module), module.path in state.quantized))
+        quantized = module.path in state.quantized
+        found.append(Target(module, state.layer_dtype(module), quantized, quantized and state.packed))
     return found
 
 

@@ -16,7 +16,9 @@ from memplan.errors import InvalidValueError
 from memplan.methods.state import Weight
 from memplan.methods.targets import compile_pattern, pattern_value
 from memplan.methods.tuner import LINEAR, LINEAR_OR_CONV1D, Config, Target, Tuner
+from memplan.step.adapters import c3a as adapted_c3a
 from memplan.step.adapters import ia3 as adapters
+from memplan.step.adapters import shira as adapted_shira
 from memplan.step.adapters.fourierft import fourierft as adapted_fourierft
 from memplan.step.adapters.miss import miss as adapted_miss
 
@@ -117,12 +119,15 @@ def miss(target: Target, config: Config) -> list[Weight]:
 
 
 def shira(target: Target, config: Config) -> list[Weight]:
-    """r (in + out) entries of the weight."""
+    """r (in + out) entries of the weight, and their places."""
     number = config["r"] * (target.in_features + target.out_features)
     limit = target.in_features * target.out_features
     if number > limit:
         raise InvalidValueError("peft.r", config["r"], f"at most {limit} entries in {target.path}, not {number}")
-    return [Weight("shira_weight.default", (number,))]
+    return [
+        Weight("shira_weight.default", (number,)),
+        Weight("shira_indices.default", (2, number), dtype=DType.INT32, parameter=False, registered=False),
+    ]
 
 
 def _check_shira(config: Config) -> None:
@@ -197,7 +202,13 @@ IA3 = Tuner(
 BEFT = Tuner(LINEAR, beft, "", rewrite=lambda target, config: adapters.beft)
 FOURIERFT = Tuner(LINEAR_OR_CONV1D, fourierft, "", rewrite=lambda target, config: adapted_fourierft)
 WAVEFT = Tuner(LINEAR_OR_CONV1D, waveft, "WaveFT's materialised update", shared=waveft_shared)
-C3A = Tuner(LINEAR, c3a, "C3A's circulant convolution")
+C3A = Tuner(
+    LINEAR,
+    c3a,
+    "C3A on weights in 8 bits, whose results are views that PEFT 0.21 adds to in place: the run stops",
+    rewrite=lambda target, config: adapted_c3a.c3a if target.packed or not target.quantized else None,
+    creation=lambda target, config: adapted_c3a.creation,
+)
 MISS = Tuner(
     LINEAR,
     miss,
@@ -205,7 +216,14 @@ MISS = Tuner(
     rewrite=lambda target, config: adapted_miss if config["init_weights"] != "bat" else None,
     options=lambda target, config: {"dropout": float(config["miss_dropout"])},
 )
-SHIRA = Tuner(LINEAR, shira, "ShiRA's materialised sparse update", check=_check_shira)
+SHIRA = Tuner(
+    LINEAR,
+    shira,
+    "SHiRA's sparse update of a quantized weight",
+    check=_check_shira,
+    rewrite=lambda target, config: adapted_shira.shira if not target.quantized else None,
+    creation=lambda target, config: adapted_shira.creation,
+)
 SUPERTUNING = Tuner(
     LINEAR, supertuning, "Supertuning's materialised sparse update", check=_check_supertuning, packed=False
 )

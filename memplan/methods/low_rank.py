@@ -14,6 +14,12 @@ from memplan.methods.state import Weight
 from memplan.methods.targets import is_all_linear
 from memplan.methods.tuner import LINEAR, LINEAR_OR_CONV1D, Config, Target, Tuner
 from memplan.step.adapters import adalora as adapters
+from memplan.step.adapters import peanut as peanut_step
+from memplan.step.adapters.deft import deft as deft_step
+from memplan.step.adapters.delora import delora as delora_step
+from memplan.step.adapters.glora import glora as glora_step
+from memplan.step.adapters.gralora import gralora as gralora_step
+from memplan.step.adapters.hira import hira as hira_step
 
 _CONVOLUTIONS = frozenset({*LINEAR_OR_CONV1D, ModuleKind.CONV})
 
@@ -213,11 +219,61 @@ ADALORA = Tuner(
     rewrite=lambda target, config: adapters.adalora if target.kind is not ModuleKind.CONV else None,
     options=lambda target, config: {"dropout": float(config["lora_dropout"])},
 )
-HIRA = Tuner(frozenset({*_CONVOLUTIONS, ModuleKind.EMBEDDING}), hira, "HiRA's product of weight and update", rank="r")
-DELORA = Tuner(LINEAR, delora, "DeLoRA's normalised update", rank="r", packed=False)
-DEFT = Tuner(LINEAR_OR_CONV1D, deft, "DEFT's decomposed update", packed=False)
-GRALORA = Tuner(LINEAR_OR_CONV1D, gralora, "GraLoRA's sub-blocks", rank="r", check=_check_gralora)
-PEANUT = Tuner(LINEAR, peanut, "PEANuT's weight-aware networks", rank="r", packed=False)
+HIRA = Tuner(
+    frozenset({*_CONVOLUTIONS, ModuleKind.EMBEDDING}),
+    hira,
+    "HiRA on embeddings and convolutions",
+    rank="r",
+    rewrite=lambda target, config: hira_step if target.kind in LINEAR_OR_CONV1D else None,
+    options=lambda target, config: {"dropout": float(config["hira_dropout"])},
+)
+DELORA = Tuner(
+    LINEAR,
+    delora,
+    "DeLoRA on quantized weights",
+    rank="r",
+    packed=False,
+    rewrite=lambda target, config: delora_step if not target.quantized else None,
+    options=lambda target, config: {"dropout": float(config["module_dropout"])},
+)
+DEFT = Tuner(
+    LINEAR_OR_CONV1D,
+    deft,
+    "DEFT with a QR decomposition, or on quantized weights",
+    packed=False,
+    rewrite=lambda target, config: (
+        deft_step if config["decomposition_method"] == "relu" and not target.quantized else None
+    ),
+    options=lambda target, config: {"dropout": float(config["deft_dropout"])},
+)
+GRALORA = Tuner(
+    LINEAR_OR_CONV1D,
+    gralora,
+    "",
+    rank="r",
+    check=_check_gralora,
+    rewrite=lambda target, config: gralora_step,
+    options=lambda target, config: {"dropout": float(config["gralora_dropout"])},
+)
+PEANUT = Tuner(
+    LINEAR,
+    peanut,
+    "PEANuT with another act_fn than " + ", ".join(peanut_step.ACTIVATIONS) + ", or on quantized weights",
+    rank="r",
+    packed=False,
+    rewrite=lambda target, config: (
+        peanut_step.peanut if config["act_fn"] in peanut_step.ACTIVATIONS and not target.quantized else None
+    ),
+    options=lambda target, config: {"act_fn": config["act_fn"], "depth": config["depth"]},
+)
 POLY = Tuner(LINEAR, poly, "Poly's routed factors", rank="r")
-GLORA = Tuner(LINEAR, glora, "GLoRA's materialised paths", rank="r", check=_check_glora, packed=False)
+GLORA = Tuner(
+    LINEAR,
+    glora,
+    "GLoRA on quantized weights",
+    rank="r",
+    check=_check_glora,
+    packed=False,
+    rewrite=lambda target, config: glora_step if not target.quantized else None,
+)
 LILY = Tuner(LINEAR, lily, "Lily's routed factors", shared=lily_shared, rank="r", check=_check_lily)

@@ -14,6 +14,9 @@ from memplan.methods.state import Weight
 from memplan.methods.tuner import LINEAR, LINEAR_OR_CONV, Config, Target, Tuner
 from memplan.step.adapters import oft as adapters
 from memplan.step.adapters.boft import boft as boft_step
+from memplan.step.adapters.hra import hra as hra_step
+from memplan.step.adapters.psoft import psoft as psoft_step
+from memplan.step.adapters.road import road as road_step
 from memplan.step.site import Rewrite
 
 
@@ -167,6 +170,32 @@ BOFT = Tuner(
     ),
     options=lambda target, config: {"on_host": target.quantized},
 )
-HRA = Tuner(LINEAR_OR_CONV, hra, "HRA's materialised reflections", rank="r", packed=False)
-PSOFT = Tuner(LINEAR, psoft, "PSOFT's rotation in the principal subspace", rank="r", packed=False)
-ROAD = Tuner(LINEAR, road, "RoAd's rotation of the output", check=_check_road)
+HRA = Tuner(
+    LINEAR_OR_CONV,
+    hra,
+    "HRA on convolutions, or with apply_GS",
+    rank="r",
+    packed=False,
+    rewrite=lambda target, config: (
+        hra_step if target.kind is ModuleKind.LINEAR and not config["apply_GS"] and not target.quantized else None
+    ),
+)
+PSOFT = Tuner(
+    LINEAR,
+    psoft,
+    "PSOFT with a Cayley-Neumann series, or on quantized weights",
+    rank="r",
+    packed=False,
+    rewrite=lambda target, config: (
+        psoft_step if not (config["psoft_orth"] and config["use_cayley_neumann"]) and not target.quantized else None
+    ),
+    options=lambda target, config: {"dropout": float(config["psoft_dropout"]), "orth": config["psoft_orth"]},
+)
+ROAD = Tuner(
+    LINEAR,
+    road,
+    "",
+    check=_check_road,
+    rewrite=lambda target, config: road_step,
+    options=lambda target, config: {"variant": config["variant"], "group_size": config["group_size"]},
+)

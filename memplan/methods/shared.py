@@ -15,6 +15,10 @@ from memplan.errors import InvalidValueError
 from memplan.methods.state import Weight
 from memplan.methods.tuner import LINEAR_OR_CONV1D, Config, Target, Tuner
 from memplan.step.adapters import vera as adapters
+from memplan.step.adapters.pvera import pvera as pvera_step
+from memplan.step.adapters.randlora import randlora as randlora_step
+from memplan.step.adapters.unilora import unilora as unilora_step
+from memplan.step.adapters.vblora import vblora as vblora_step
 
 Shared = list[tuple[str, Weight]]
 
@@ -69,12 +73,16 @@ def randlora(target: Target, config: Config) -> list[Weight]:
 
 
 def randlora_shared(targets: list[Target], config: Config) -> Shared:
-    """The frozen bases A [r, 1, min(IN, OUT)] and B [max(IN, OUT), n, r], buffers."""
-    rank = config["r"]
+    """The frozen bases A [r, 1, min(IN, OUT)] and B [max(IN, OUT), n, r], buffers.
+
+    They are made in bfloat16, and moved to the type of the layer where it has one (not in 8 bits).
+    """
+    rank, first = config["r"], targets[0]
     small, large = sorted(_largest(targets))
+    dtype = DType.BFLOAT16 if first.quantized and not first.packed else None
     return [
-        (targets[0].path, Weight("randlora_A.default", (rank, 1, small), parameter=False)),
-        (targets[0].path, Weight("randlora_B.default", (large, -(-small // rank), rank), parameter=False)),
+        (first.path, Weight("randlora_A.default", (rank, 1, small), dtype=dtype, parameter=False)),
+        (first.path, Weight("randlora_B.default", (large, -(-small // rank), rank), dtype=dtype, parameter=False)),
     ]
 
 
@@ -189,10 +197,38 @@ VERA = Tuner(
     rewrite=lambda target, config: adapters.vera,
     options=lambda target, config: {"dropout": float(config["vera_dropout"])},
 )
-PVERA = Tuner(LINEAR_OR_CONV1D, pvera, "PVeRA's sampled projections", shared=pvera_shared)
-RANDLORA = Tuner(LINEAR_OR_CONV1D, randlora, "RandLoRA's scaled bases", shared=randlora_shared)
-VBLORA = Tuner(LINEAR_OR_CONV1D, vblora, "VB-LoRA's mixed vectors", shared=vblora_shared)
-UNILORA = Tuner(LINEAR_OR_CONV1D, unilora, "UniLoRA's gathered factors", shared=unilora_shared)
+PVERA = Tuner(
+    LINEAR_OR_CONV1D,
+    pvera,
+    "",
+    shared=pvera_shared,
+    rewrite=lambda target, config: pvera_step,
+    options=lambda target, config: {"dropout": float(config["pvera_dropout"])},
+)
+RANDLORA = Tuner(
+    LINEAR_OR_CONV1D,
+    randlora,
+    "",
+    shared=randlora_shared,
+    rewrite=lambda target, config: randlora_step,
+    options=lambda target, config: {"dropout": float(config["randlora_dropout"])},
+)
+VBLORA = Tuner(
+    LINEAR_OR_CONV1D,
+    vblora,
+    "",
+    shared=vblora_shared,
+    rewrite=lambda target, config: vblora_step,
+    options=lambda target, config: {"dropout": float(config["vblora_dropout"]), "topk": config["topk"]},
+)
+UNILORA = Tuner(
+    LINEAR_OR_CONV1D,
+    unilora,
+    "",
+    shared=unilora_shared,
+    rewrite=lambda target, config: unilora_step,
+    options=lambda target, config: {"dropout": float(config["unilora_dropout"])},
+)
 TINYLORA = Tuner(
     frozenset({*LINEAR_OR_CONV1D, ModuleKind.EMBEDDING}),
     tinylora,

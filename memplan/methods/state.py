@@ -28,6 +28,7 @@ class Weight:
         autocast: whether `autocast_adapter_dtype` casts it (it stands under the adapter's name in a tuner layer).
         parameter: False for a buffer.
         on_host: a buffer that PEFT leaves in the host memory in which it makes it.
+        registered: False for a tensor that its module holds and does not list among its buffers.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Weight:
     autocast: bool = True
     parameter: bool = True
     on_host: bool = False
+    registered: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +130,7 @@ class ModelState:
         else:
             created = weight.dtype or layer_dtype
             before = "" if created is dtype else created
-            self.buffers.append(AddedBuffer(path, weight.shape, dtype, before, weight.on_host))
+            self.buffers.append(AddedBuffer(path, weight.shape, dtype, before, weight.on_host, weight.registered))
 
     def inject(self, module: Module, weights: Iterable[Weight]) -> None:
         """Put a tuner layer around a module."""

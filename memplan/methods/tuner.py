@@ -22,11 +22,13 @@ class Target:
         module: the base module.
         dtype: that adapters on it are created in.
         quantized: whether its weight is.
+        packed: whether that is in 4 bits.
     """
 
     module: Module
     dtype: DType
     quantized: bool = False
+    packed: bool = False
 
     @property
     def path(self) -> str:

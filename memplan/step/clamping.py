@@ -58,3 +58,19 @@ def _clamp_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | N
     out = tape.new(shape, grad.dtype, "where")
     del inside, zero, kept
     return (out,)
+
+
+def clamp_from_below(t: Tape, x: Tensor) -> Tensor:
+    """`x.clamp(min=number)`: saves its input."""
+    node = t.record("clamp", (x,), (x,), _clamp_from_below_backward, (x.shape,))
+    return t.new(x.shape, x.dtype, "clamp", node)
+
+
+def _clamp_from_below_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | None]:
+    (shape,) = cast(tuple[Shape], node.meta)
+    kept = node.all_stored()
+    zero = tape.alloc((), grad.dtype, "scalar_tensor")
+    inside = tape.alloc(shape, DType.BOOL, "ge")
+    out = tape.new(shape, grad.dtype, "where")
+    del inside, zero, kept
+    return (out,)

@@ -6,7 +6,7 @@ every rule is held against a trace of the real op.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, cast
 
 from memplan.dtypes import DType
@@ -45,23 +45,22 @@ def _mm_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | None
 
 
 def autocast_mm(t: LayerOps, a: Tensor, b: Tensor) -> Tensor:
-    """`mm` under the step's autocast."""
+    """`mm` under the step's autocast; what is cast lives until the product is there, as its caller holds it."""
     autocast = t.settings.autocast
-    if autocast is not None:
-        b = t.cast_weight(b, autocast)
-        a = t.cast_weight(a, autocast)
-    return mm(t, a, b)
+    if autocast is None:
+        return mm(t, a, b)
+    right = t.cast_weight(b, autocast)
+    return mm(t, t.cast_weight(a, autocast), right)
 
 
 def matmul(t: LayerOps, x: Tensor, w: Tensor) -> Tensor:
-    """`x @ w` of x [..., in] and w [in, out] under the step's autocast."""
+    """`x @ w` of x [..., in] and w [in, out] under the step's autocast; what is cast lives as long, as its caller holds it."""
     autocast = t.settings.autocast
-    if autocast is not None:
-        w = t.cast_weight(w, autocast)
-        x = t.cast_weight(x, autocast)
-    saved = (x if w.node is not None else None, w if x.node is not None else None)
-    node = t.record("mm", (x, w), saved, _matmul_backward, (x.shape, w.shape, x.dtype))
-    return t.new((*x.shape[:-1], w.shape[1]), x.dtype, "mm", node)
+    right = w if autocast is None else t.cast_weight(w, autocast)
+    left = x if autocast is None else t.cast_weight(x, autocast)
+    saved = (left if right.node is not None else None, right if left.node is not None else None)
+    node = t.record("mm", (left, right), saved, _matmul_backward, (left.shape, right.shape, left.dtype))
+    return t.new((*left.shape[:-1], right.shape[1]), left.dtype, "mm", node)
 
 
 def _matmul_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | None]:
@@ -105,3 +104,42 @@ def _div_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | Non
         grads[0] = tape.new(grad.shape, grad.dtype, "div")
     del kept  # what a recomputation made for this node goes before the engine's `validate_outputs`
     return ops.fitted(tape, grads, ((a_shape, a_dtype), (b_shape, b_dtype)))
+
+
+def norm(tape: Tape, x: Tensor, shape: Shape) -> Tensor:
+    """`x.norm(...)` of a tensor that is trained, [*shape]: saves its input and its result."""
+    out = tape.alloc(shape, x.dtype, "linalg_vector_norm")
+    node = tape.record("linalg_vector_norm", (x,), (x, out), _norm_backward, (x.shape, x.dtype, shape))
+    return Tensor(tape, shape, x.dtype, out, node)
+
+
+def _norm_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | None]:
+    shape, dtype, norms = cast(tuple[Shape, DType, Shape], node.meta)
+    kept = node.all_stored()
+    quotient = tape.alloc(shape, dtype, "div")
+    mask = tape.alloc(norms, DType.BOOL, "eq")
+    out = tape.new(shape, dtype, "mul")
+    del mask, quotient, kept
+    return (out,)
+
+
+def repeated(tape: Tape, x: Tensor, shape: Shape, op: str = "repeat") -> Tensor:
+    """`x` copied into the larger `shape`; backward sums over the repeats."""
+    node = tape.record(op, (x,), (), _repeated_backward, (x.shape, x.dtype))
+    return tape.new(shape, x.dtype, op, node)
+
+
+def _repeated_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | None]:
+    shape, dtype = cast(tuple[Shape, DType], node.meta)
+    return (tape.new(shape, dtype, "sum"),)
+
+
+def stack(tape: Tape, parts: Sequence[Tensor], shape: Shape) -> Tensor:
+    """`torch.stack(parts)` of the given result shape; each part's gradient is a view of the whole one."""
+    node = tape.record("stack", tuple(parts), (), _stack_backward, tuple(part.shape for part in parts))
+    return tape.new(shape, parts[0].dtype, "stack", node)
+
+
+def _stack_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | None]:
+    shapes = cast(tuple[Shape, ...], node.meta)
+    return [Tensor(tape, shape, grad.dtype, grad.storage, None, is_view=True) for shape in shapes]

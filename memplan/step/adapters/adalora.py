@@ -11,13 +11,12 @@ Known limits:
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
-from memplan.dtypes import DType
 from memplan.step import ops
 from memplan.step.adapters.layer import AdaptedLayer
-from memplan.step.tensor import Node, Shape, Tape, Tensor
-from memplan.step.weight_ops import autocast_mm, div, matmul, transposed
+from memplan.step.tensor import Tensor
+from memplan.step.weight_ops import autocast_mm, div, matmul, norm, transposed
 
 if TYPE_CHECKING:
     from memplan.step.layers import LayerOps
@@ -53,25 +52,8 @@ def orthogonality(t: LayerOps, paths: Iterable[str], loss: Tensor) -> Tensor:
         for left, right in ((a, transposed(t, a)), (transposed(t, b), b)):
             covariance = autocast_mm(t, left, right)
             eye = t.new(covariance.shape, covariance.dtype, "empty_like")
-            norm = _norm(t, ops.sub(t, covariance, eye))
-            total = ops.add_scalar(t, norm) if total is None else ops.add_in_place(t, total, norm)
+            size = norm(t, ops.sub(t, covariance, eye), ())
+            total = ops.add_scalar(t, size) if total is None else ops.add_in_place(t, total, size)
     assert total is not None
     total = ops.scale(t, total, "div")
     return ops.add_in_place(t, loss, ops.scale(t, total))
-
-
-def _norm(t: Tape, x: Tensor) -> Tensor:
-    """`torch.norm(x, p="fro")`: saves its input and its result."""
-    out = t.alloc((), x.dtype, "linalg_vector_norm")
-    node = t.record("linalg_vector_norm", (x,), (x, out), _norm_backward, (x.shape, x.dtype))
-    return Tensor(t, (), x.dtype, out, node)
-
-
-def _norm_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | None]:
-    shape, dtype = cast(tuple[Shape, DType], node.meta)
-    kept = node.all_stored()
-    quotient = tape.alloc(shape, dtype, "div")
-    mask = tape.alloc((), DType.BOOL, "eq")
-    out = tape.new(shape, dtype, "mul")
-    del mask, quotient, kept
-    return (out,)

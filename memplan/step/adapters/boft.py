@@ -62,15 +62,15 @@ def _cayley(t: Tape, data: Tensor) -> Tensor:
     blocks = t.view(data, shape)
     skew = ops.scale(t, ops.sub(t, blocks, t.view(blocks, shape)))
     eye = t.new(shape[1:], DType.FLOAT32, "eye")
-    solved = _solve(t, eye + skew, ops.sub(t, eye, skew))
+    solved = solve(t, eye + skew, ops.sub(t, eye, skew))
     return ops.to(t, solved, data.dtype)
 
 
-def _solve(t: Tape, a: Tensor, b: Tensor) -> Tensor:
-    """`torch.linalg.solve(a, b, left=False)` of [n, b, b]: saves a, the result and the factors of a."""
+def solve(t: Tape, a: Tensor, b: Tensor) -> Tensor:
+    """`torch.linalg.solve(a, b, left=False)` of matrices, or batches of them: saves a, the result and the factors of a."""
     out, factors = (t.alloc(a.shape, a.dtype, "_linalg_solve_ex") for _ in range(2))
-    pivots = t.alloc(a.shape[:2], DType.INT32, "_linalg_solve_ex")
-    info = t.alloc(a.shape[:1], DType.INT32, "_linalg_solve_ex")
+    pivots = t.alloc(a.shape[:-1], DType.INT32, "_linalg_solve_ex")
+    info = t.alloc(a.shape[:-2], DType.INT32, "_linalg_solve_ex")
     node = t.record("_linalg_solve_ex", (a, b), (a, out, factors, pivots), _solve_backward, (a.shape, a.dtype))
     del info
     return Tensor(t, a.shape, a.dtype, out, node)
@@ -80,7 +80,7 @@ def _solve_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | N
     shape, dtype = cast(tuple[Shape, DType], node.meta)
     kept = node.all_stored()
     grad_b = tape.new(shape, dtype, "linalg_lu_solve")
-    product = tape.alloc(shape, dtype, "bmm")
+    product = tape.alloc(shape, dtype, "mm" if len(shape) == 2 else "bmm")
     grad_a = tape.new(shape, dtype, "neg")
     del product, kept
     return (grad_a, grad_b)

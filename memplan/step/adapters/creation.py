@@ -25,7 +25,7 @@ class Creation:
     Attributes:
         events: index of a storage that is allocated, its complement when it is freed.
         sizes: of the storages, rounded; 0 for cuBLAS's workspace.
-        made: storages that stay as parameters, by the parameter's name.
+        made: storages that stay as parameters or buffers, by the tensor's name.
         weight: the storage that takes the base weight's place, which goes before event number `replaced`; None where the
             base weight stays.
         flushes: numbers of the events before which the allocator's cache is emptied.
