@@ -222,9 +222,9 @@ ADALORA = Tuner(
 HIRA = Tuner(
     frozenset({*_CONVOLUTIONS, ModuleKind.EMBEDDING}),
     hira,
-    "HiRA on embeddings and convolutions",
+    "HiRA on Conv1D, embeddings and convolutions",
     rank="r",
-    rewrite=lambda target, config: hira_step if target.kind in LINEAR_OR_CONV1D else None,
+    rewrite=lambda target, config: hira_step if target.kind is ModuleKind.LINEAR else None,
     options=lambda target, config: {"dropout": float(config["hira_dropout"])},
 )
 DELORA = Tuner(
@@ -249,10 +249,10 @@ DEFT = Tuner(
 GRALORA = Tuner(
     LINEAR_OR_CONV1D,
     gralora,
-    "",
+    "GraLoRA on weights in 8 bits, whose results are views that PEFT 0.21 adds to in place: the run stops",
     rank="r",
     check=_check_gralora,
-    rewrite=lambda target, config: gralora_step,
+    rewrite=lambda target, config: gralora_step if target.packed or not target.quantized else None,
     options=lambda target, config: {"dropout": float(config["gralora_dropout"])},
 )
 PEANUT = Tuner(

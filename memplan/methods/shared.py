@@ -107,11 +107,13 @@ def vblora_shared(targets: list[Target], config: Config) -> Shared:
 def unilora(target: Target, config: Config) -> list[Weight]:
     """Indices into the shared vector and scales for every entry of A [r, in] and B [out, r], buffers."""
     a, b = (config["r"], target.in_features), (target.out_features, config["r"])
+    # PEFT 0.21 moves the scales to the type of the stored weight (unilora/layer.py, update_scaling).
+    scales = DType.UINT8 if target.quantized else None
     return [
         Weight("unilora_indices_A.default", a, dtype=DType.INT64, parameter=False),
         Weight("unilora_indices_B.default", b, dtype=DType.INT64, parameter=False),
-        Weight("unilora_scales_A.default", a, parameter=False),
-        Weight("unilora_scales_B.default", b, parameter=False),
+        Weight("unilora_scales_A.default", a, dtype=scales, parameter=False),
+        Weight("unilora_scales_B.default", b, dtype=scales, parameter=False),
     ]
 
 
@@ -224,9 +226,9 @@ VBLORA = Tuner(
 UNILORA = Tuner(
     LINEAR_OR_CONV1D,
     unilora,
-    "",
+    "UniLoRA on quantized weights, to whose stored type PEFT 0.21 rounds its scales",
     shared=unilora_shared,
-    rewrite=lambda target, config: unilora_step,
+    rewrite=lambda target, config: unilora_step if not target.quantized else None,
     options=lambda target, config: {"dropout": float(config["unilora_dropout"])},
 )
 TINYLORA = Tuner(

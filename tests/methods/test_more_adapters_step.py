@@ -13,13 +13,13 @@ METHODS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "c3a": ({"block_size": 8}, ("nf4", "all linears")),
     "delora": ({"r": 8, "module_dropout": 0.1}, ("all linears",)),
     "gralora": ({"r": 32, "hybrid_r": 8, "gralora_dropout": 0.1}, ("nf4", "gpt2", "all linears")),
-    "hira": ({"hira_dropout": 0.1}, ("nf4", "int8", "gpt2", "all linears")),
+    "hira": ({"hira_dropout": 0.1}, ("nf4", "int8", "all linears")),
     "hra": ({"r": 4}, ("all linears",)),
     "pvera": ({"r": 8, "pvera_dropout": 0.1}, ("nf4", "int8", "gpt2", "all linears")),
     "randlora": ({"r": 32, "randlora_dropout": 0.1}, ("nf4", "int8", "gpt2", "all linears")),
     "road": ({"group_size": 8}, ("nf4", "int8", "all linears")),
     "shira": ({}, ("all linears",)),
-    "unilora": ({"r": 8, "unilora_dropout": 0.1}, ("nf4", "int8", "gpt2", "all linears")),
+    "unilora": ({"r": 8, "unilora_dropout": 0.1}, ("gpt2", "all linears")),
     "vblora": ({"r": 4, "vector_length": 8, "vblora_dropout": 0.1}, ("nf4", "int8", "gpt2", "all linears")),
 }
 GEMMA = {"model_type": "gemma", **DECODER}

@@ -5,7 +5,7 @@ Symbols: r rank, in and out the layer's sizes.
 Source: peft/tuners/hira/{layer,bnb}.py (PEFT 0.21.2).
 
 Known limits:
-    Linear layers and Conv1D.
+    Linear layers.
 """
 
 from __future__ import annotations
