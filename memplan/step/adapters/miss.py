@@ -17,7 +17,7 @@ from memplan.dtypes import DType
 from memplan.step import ops
 from memplan.step.adapters.layer import AdaptedLayer
 from memplan.step.tensor import Node, Shape, Tape, Tensor
-from memplan.step.weight_ops import matmul
+from memplan.step.weight_ops import matmul, repeated
 
 if TYPE_CHECKING:
     from memplan.step.layers import LayerOps
@@ -33,7 +33,7 @@ def miss(layer: AdaptedLayer, x: Tensor) -> Tensor:
     rank = block.shape[0]
     outputs, inputs = layer.weight.shape
     if block.shape[1] != outputs:
-        block = repeat(t, block, (rank, outputs))
+        block = repeated(t, block, (rank, outputs))
     if inputs % rank:
         x = _pad(t, x, inputs + rank - inputs % rank)
     x = ops.to(t, x, block.dtype)
@@ -63,14 +63,3 @@ def _sum_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | Non
     if grad.dtype is not dtype:
         grad = tape.new(grad.shape, dtype, "_to_copy")
     return (tape.new(shape, dtype, "clone"),)
-
-
-def repeat(t: Tape, x: Tensor, shape: Shape) -> Tensor:
-    """`x.repeat(...)` to `shape`."""
-    node = t.record("repeat", (x,), (), _repeat_backward, (x.shape, x.dtype))
-    return t.new(shape, x.dtype, "repeat", node)
-
-
-def _repeat_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | None]:
-    shape, dtype = cast(tuple[Shape, DType], node.meta)
-    return (tape.new(shape, dtype, "sum"),)
