@@ -24,7 +24,7 @@ from memplan.step.adapters.layer import AdaptedLayer
 from memplan.step.adapters.requantizing import play_arrival
 from memplan.step.site import Rewrite
 from memplan.step.tensor import Node, Shape, Tape, Tensor
-from memplan.step.weight_ops import detached, div, mm, transposed, vector_norm
+from memplan.step.weight_ops import detached, div, mm, repeated, transposed, vector_norm
 
 Merge = Callable[[AdaptedLayer], None]
 
@@ -90,7 +90,7 @@ def _miss_weight(layer: AdaptedLayer, weight: Tensor) -> Tensor:
     """The weight in shards, and the block added to each."""
     t, block, (outputs, inputs) = layer.t, layer["miss_block"], weight.shape
     if block.shape[1] != outputs:
-        block = miss.repeat(t, block, (block.shape[0], outputs))
+        block = repeated(t, block, (block.shape[0], outputs))
     rank = block.shape[0]
     return t.view(weight, (inputs // rank, rank, outputs)) + ops.scale(t, block)
 
