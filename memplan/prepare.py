@@ -12,6 +12,7 @@ from typing import Any
 from memplan.architecture import Architecture
 from memplan.dtypes import DType
 from memplan.families import Head, describe
+from memplan.families.unsloth import unsloth_buffers_bytes
 from memplan.loading import Loading, loading
 from memplan.methods import Adaptation, adapt
 from memplan.methods.torchtune import as_torchtune
@@ -159,6 +160,8 @@ def _prepare(
             prepare_kbit=base.prepare_kbit,
             trainer=base.stack is not Stack.TORCHTUNE,
         )
+        if base.stack is Stack.UNSLOTH:
+            state = replace(state, buffers_bytes=state.buffers_bytes + unsloth_buffers_bytes(architecture))
         if not optimizer.reads_names:
             adapted.state = state
     if adapted.loading is None:

@@ -30,7 +30,7 @@ from memplan.resolve_dtypes import (
 )
 from memplan.resolve_evaluation import HINTS, fill_evaluation
 from memplan.resolve_offloading import fill_offloading
-from memplan.stack_defaults import stack_defaults
+from memplan.stack_defaults import UNSLOTH_LORA, UNSLOTH_MODEL_TYPES, stack_defaults
 
 DEFAULT_SEQUENCE_LENGTH = 2048
 
@@ -111,7 +111,7 @@ def resolve(recipe: Recipe, *, allow_paths: bool = True, described_only: bool = 
     method = canonical_method(recipe.method, recipe.peft)
     filler.fill("method", method, "default: every parameter is trained" if method == "full" else "peft.peft_type")
     filler.values["method"] = method
-    peft = _peft(recipe, method, filler)
+    peft = _peft(recipe, method, filler, str(model.config["model_type"]))
 
     task = _task(recipe, model, peft, filler)
     gpu = get_gpu(recipe.gpu) if recipe.gpu else None
@@ -177,7 +177,7 @@ def _refuse_unused(said: Mapping[str, Any], filler: Filler, method: str, task: T
         raise InputError(f"{key} is given, but nothing in this recipe uses it", hint=reason or "leave it out")
 
 
-def _peft(recipe: Recipe, method: str, filler: Filler) -> dict[str, Any]:
+def _peft(recipe: Recipe, method: str, filler: Filler, model_type: str) -> dict[str, Any]:
     """The adapter config as far as it was said: `peft`, the flat keys, and what the method's name sets."""
     known = get_method(method)
     flat = {
@@ -205,6 +205,8 @@ def _peft(recipe: Recipe, method: str, filler: Filler) -> dict[str, Any]:
                 f"{flat_key} is given twice: {value!r} beside peft.{key} = {config[key]!r}", hint="give it once"
             )
         config[key] = value
+    if recipe.stack is Stack.UNSLOTH and method in ("lora", "qlora") and model_type in UNSLOTH_MODEL_TYPES:
+        config = {**UNSLOTH_LORA, **config}
     if method == "qlora" and config.get("target_modules") is None and config.get("target_parameters") is None:
         config["target_modules"] = "all-linear"
     _check_peft(config)

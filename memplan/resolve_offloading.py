@@ -31,10 +31,13 @@ def fill_offloading(filler: Filler) -> None:
     Raises:
         InvalidValueError: a variant that the recipe's checkpointing does not allow, or true where the stack has no switch.
     """
-    key, said, stack = "activation_offloading", filler.said.get("activation_offloading"), filler.values["stack"]
+    key, stack = "activation_offloading", filler.values["stack"]
+    said, source = filler.said.get(key), USER
+    if said is None and key in filler.own:
+        said, source = filler.own[key]
     if not said:
         return
-    value, source = said, USER
+    value = said
     if said is True:
         if stack not in _OWN:
             raise InvalidValueError(
@@ -44,7 +47,8 @@ def fill_offloading(filler: Filler) -> None:
                 f"{CHECKPOINTS}, {HIDDEN_STATES} or {SAVED_TENSORS}",
                 hint=f"{CHECKPOINTS} is transformers' activation_checkpointing_kwargs={{'offload': True}}",
             )
-        value, source = _OWN[stack]
+        value, own = _OWN[stack]
+        source = own if source is USER else source
     mode = filler.values["activation_checkpointing"]
     if value != SAVED_TENSORS and not mode:
         raise InvalidValueError(

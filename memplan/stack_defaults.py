@@ -12,6 +12,16 @@ from memplan.recipe import Loss, Precision, Recipe, Stack
 # Before, the checkpoint's own type decides, as under transformers.
 LOADS_IN_FLOAT32 = ">=1.0"
 
+# From this max_seq_length on Unsloth's checkpoints keep their inputs in host memory.
+OFFLOADS_FROM = 512
+_UNSLOTH = "unsloth 2026.10.9"
+# Its `get_peft_model` (models/llama.py) where nothing is said, and the model types that it is known for here.
+UNSLOTH_MODEL_TYPES = frozenset({"llama", "mistral", "qwen3"})
+UNSLOTH_LORA: dict[str, Any] = {
+    "r": 16,
+    "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+}
+
 Defaults = dict[str, tuple[Any, str]]
 
 
@@ -34,6 +44,8 @@ def stack_defaults(recipe: Recipe) -> Defaults:
         return _trl(recipe)
     if recipe.stack is Stack.TORCHTUNE:
         return _torchtune(recipe)
+    if recipe.stack is Stack.UNSLOTH:
+        return _unsloth(recipe)
     return {}
 
 
@@ -75,6 +87,27 @@ def _torchtune(recipe: Recipe) -> Defaults:
     if recipe.precision is None and recipe.dtype is None:
         found["dtype"] = default("dtype")
         found["precision"] = (Precision.PURE, found["dtype"][1])
+    return found
+
+
+def _unsloth(recipe: Recipe) -> Defaults:
+    """FastLanguageModel and SFTTrainer as Unsloth patches it."""
+    found: Defaults = {
+        "loss": (Loss.FUSED_LINEAR, f"{_UNSLOTH}: unsloth_zoo/fused_losses/fused_linear.py"),
+        "packing": (True, f"{_UNSLOTH}: trainer.py turns padding_free on, which makes one row of a batch"),
+        "optim": ("adamw_8bit", f"{_UNSLOTH}: models/rl.py"),
+        "prepare_model_for_kbit_training": (False, f"{_UNSLOTH}: its own prepares the model, and casts no norms"),
+    }
+    if recipe.precision is None:
+        found["precision"] = (Precision.AMP, f"{_UNSLOTH}: models/rl.py, autocast in the weights' type")
+        found["dtype"] = ("bfloat16", f"{_UNSLOTH}: from_pretrained on GPUs with bfloat16")
+    if recipe.activation_checkpointing is None:
+        length = recipe.sequence_length
+        offloads = length is None or length >= OFFLOADS_FROM
+        source = f"{_UNSLOTH}: use_gradient_checkpointing='unsloth', which below 512 tokens is plain checkpointing"
+        found["activation_checkpointing"] = ("reentrant", source)
+        if offloads:
+            found["activation_offloading"] = (True, source)
     return found
 
 

@@ -47,6 +47,7 @@ from memplan.step.saving import record_saving
 from memplan.step.settings import StepSettings
 from memplan.step.sums import Sums
 from memplan.step.tensor import Tensor
+from memplan.step.unsloth_loss import SMALL_CARD_BYTES
 from memplan.step.walk import Resident, Walk, Walker
 
 # Without a GPU in the recipe: the data-centre generation that most published figures come from.
@@ -95,15 +96,19 @@ def settings_of(resolved: Resolved, prepared: Prepared) -> StepSettings:
         bool(values["packing"]),
         values["stack"] is Stack.TORCHTUNE,
     )
+    unsloth = values["stack"] is Stack.UNSLOTH  # its row of texts is described by their number and length
     gpu = resolved.gpu
     capability = gpu.compute_capability if gpu is not None else None
+    checkpointing = ("non-reentrant" if mode is True else str(mode)) if mode else None
+    if unsloth and mode is True:
+        checkpointing = "reentrant"  # what use_gradient_checkpointing=True is
     return StepSettings(
-        batch=1 if packs else values["micro_batch_size"],
-        sequence=values["sequence_length"] * (values["micro_batch_size"] if packs else 1),
+        batch=1 if packs and not unsloth else values["micro_batch_size"],
+        sequence=values["sequence_length"] * (values["micro_batch_size"] if packs and not unsloth else 1),
         target_sequence=values.get("target_length") or 0,
         autocast=resolved.autocast,
         attn_implementation=str(values["attn_implementation"]),
-        checkpointing=("non-reentrant" if mode is True else str(mode)) if mode else None,
+        checkpointing=checkpointing,
         padding=values["padding"] and not torchtune,  # its collator makes no mask
         compute_capability=capability or DEFAULT_COMPUTE_CAPABILITY,
         torch_version=_version(values["torch_version"]),
@@ -111,7 +116,8 @@ def settings_of(resolved: Resolved, prepared: Prepared) -> StepSettings:
         workspace_is_loaded=prepared.loading.blas is not None,
         keep_outputs=values["keep_outputs"],
         use_cache=values["use_cache"] and not mode,
-        input_require_grads=bool(mode) and not torchtune,  # modeling_utils.py, _activation_checkpointing_enable
+        # modeling_utils.py, _activation_checkpointing_enable; Unsloth asks for it always.
+        input_require_grads=(bool(mode) and not torchtune) or unsloth,
         virtual_tokens=prepared.adaptation.virtual_tokens,
         micro_batches=values["gradient_accumulation_steps"],
         grad_scaler=resolved.autocast is DType.FLOAT16,
@@ -121,6 +127,8 @@ def settings_of(resolved: Resolved, prepared: Prepared) -> StepSettings:
         stack=str(values["stack"]),
         liger_kernels=values["stack"] is Stack.LIGER,
         multiprocessors=multiprocessors(gpu) or DEFAULT_MULTIPROCESSORS,
+        offloads_hidden_states=unsloth and bool(values.get("activation_offloading")),
+        small_card=gpu is not None and gpu.usable_bytes <= SMALL_CARD_BYTES,
         loss=str(values["loss"]),
     )
 
@@ -207,6 +215,8 @@ def recordings(resolved: Resolved, prepared: Prepared, *, fold: bool | None = No
     folds = family.folds and not alone if fold is None else fold
     micro_step = torchtune_loop.record if stack is Stack.TORCHTUNE else record
     made = [micro_step(forward, prepared.sites, settings, fold=folds)]
+    if settings.offloads_hidden_states:
+        made.insert(0, record(forward, prepared.sites, replace(settings, opening=True), fold=folds))
     if settings.micro_batches > 1:
         made.append(micro_step(forward, prepared.sites, replace(settings, accumulating=True), fold=folds))
     evaluation = evaluation_of(resolved)
@@ -271,7 +281,7 @@ def walker_of(
     """The walk over a step's recordings, on top of what stays; `sums` of an earlier one over the same."""
     state = prepared.state
     clipping, optimizer_events = updating(resolved, prepared)
-    micro_steps, moments = _parted(recordings)
+    opening, micro_steps, moments = _parted(recordings)
     loading = prepared.loading.with_workspace(_workspace_bytes(resolved))
     loaded = Counter(state.loaded)
     loaded[Component.TEMPORARIES] += loading.end_bytes - prepared.loading.end_bytes
@@ -291,6 +301,7 @@ def walker_of(
         moments=moments,
         merging=merging_of(resolved, prepared),
         sums=sums,
+        opening=opening,
     )
 
 
@@ -302,10 +313,13 @@ def merging_of(resolved: Resolved, prepared: Prepared) -> tuple[OptimizerEvent, 
     return merging_events(prepared.architecture, prepared.sites, buffers)
 
 
-def _parted(recordings: Sequence[Recording]) -> tuple[tuple[Recording, ...], tuple[Recording, ...]]:
-    """A step's micro-steps, and what happens after it."""
+def _parted(
+    recordings: Sequence[Recording],
+) -> tuple[Recording | None, tuple[Recording, ...], tuple[Recording, ...]]:
+    """A run's first micro-step where it goes otherwise than the others, a step's micro-steps, and what happens after it."""
     return (
-        tuple(entry for entry in recordings if entry.moment is None),
+        next((entry for entry in recordings if entry.is_opening), None),
+        tuple(entry for entry in recordings if entry.moment is None and not entry.is_opening),
         tuple(entry for entry in recordings if entry.moment is not None),
     )
 
@@ -319,7 +333,7 @@ def walk(resolved: Resolved, prepared: Prepared, *, fold: bool | None = None) ->
 def run_of(recordings: tuple[Recording, ...], resolved: Resolved, prepared: Prepared) -> Run:
     """The run as the allocator sees it."""
     clipping, optimizer_events = updating(resolved, prepared)
-    micro_steps, moments = _parted(recordings)
+    opening, micro_steps, moments = _parted(recordings)
     later = min(resolved.values["gradient_accumulation_steps"], PLAYED_MICRO_STEPS) - 1
     loading = prepared.loading.with_workspace(_workspace_bytes(resolved))
     return Run(
@@ -332,6 +346,7 @@ def run_of(recordings: tuple[Recording, ...], resolved: Resolved, prepared: Prep
         empties_cache=_empties_cache(resolved),
         moments=moments,
         merging=merging_of(resolved, prepared),
+        opening=opening,
     )
 
 

@@ -11,6 +11,7 @@ from memplan.recipe import Loss, Precision, Stack, Task
 from memplan.resolve import Resolved
 from memplan.torchtune_models import component_builder, lora_arguments
 from memplan.unsupported_losses import adapts_head
+from memplan.unsupported_unsloth import unsupported_unsloth
 
 # Model types whose step under TRL's SFTTrainer is equal to the trace (trl 1.16.0). Experts are not among them: the trainer
 # adds their routers' loss.
@@ -40,7 +41,7 @@ def unsupported_stacks(resolved: Resolved, prepared: Prepared) -> list[str]:
         return _liger(resolved, prepared)
     if stack is Stack.TORCHTUNE:
         return _torchtune(resolved)
-    return [f"the step under stack {stack}"]
+    return unsupported_unsloth(resolved, prepared)
 
 
 def _is_other(version: object, walked: str) -> bool:

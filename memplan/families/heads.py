@@ -19,6 +19,7 @@ from memplan.step.fused_loss import fused_linear_loss
 from memplan.step.sft_loss import sft_loss
 from memplan.step.split import narrow, take
 from memplan.step.tensor import Dim, Tensor
+from memplan.step.unsloth_loss import fused_loss
 
 Body = Callable[[Builder], Tensor]
 Finish = Callable[[Builder, Tensor], Tensor]
@@ -63,6 +64,9 @@ def _loss_without_logits(t: Builder, hidden: Tensor, vocabulary: Dim, tied_to: s
     if t.settings.stack == Stack.TRL:
         assert not bias, "no walked decoder has a head with bias"
         return sft_loss(t, hidden, weight)
+    if t.settings.stack == Stack.UNSLOTH:
+        assert not bias, "no walked decoder has a head with bias"
+        return fused_loss(t, hidden, weight)
     if t.settings.loss == Loss.CHUNKED:
         assert not bias, "no walked decoder has a head with bias"
         return chunked_loss(t, hidden, weight, "lm_head")

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from memplan.families import Family, Head
+from memplan.families import Family, Head, unsloth
 from memplan.families.decoder import (
     TEXT_TASKS,
     Dims,
@@ -24,7 +24,7 @@ from memplan.families.decoder import (
     split_normed_heads,
     with_head,
 )
-from memplan.recipe import Task
+from memplan.recipe import Stack, Task
 from memplan.step import ops
 from memplan.step.builder import Builder
 from memplan.step.tensor import Dim, Tensor
@@ -133,6 +133,8 @@ def forward(t: Builder, config: Mapping[str, Any], head: Head) -> Tensor:
     """The decoder under its head; returns the loss."""
 
     def body(t: Builder) -> Tensor:
+        if t.settings.stack == Stack.UNSLOTH:
+            return unsloth.decoder(t, config, qk_norm=variant(config).qk_norm)
         return model(t, config, embeddings(t, config))
 
     scaled = config["model_type"] == "granite"

@@ -75,6 +75,7 @@ class _Writer(RunWriter):
         self.result = TraceResult(storages=[nothing], events=[], marks=[])
         self._temporary = {key for key, size in run.load_events if not size}
         self._loaded: dict[int, int] = {}
+        self._lasting: dict[int, int] = {}
         self.write(run)
 
     def _begin(self, step: int, phase: Phase) -> None:
@@ -105,22 +106,26 @@ class _Writer(RunWriter):
     def _allocate(self, size_bytes: int, event: OptimizerEvent) -> int:
         return self._born(size_bytes, event.label, "optimizer", event.component, (size_bytes,), "bytes")
 
-    def _play(self, recording: Recording, phase: Phase, *, first: bool) -> None:
+    def _play(self, recording: Recording, phase: Phase, made: frozenset[int]) -> None:
         for instance, allocates in unfold(recording, phase):
             index, layer = instance
             if not allocates:
                 key = self._held.pop(instance, 0)
                 if key:
                     self._free([key])
+                if index in made:
+                    self._free([self._lasting.pop(index)])
                 continue
             info = recording.infos[index]
             is_workspace = index in recording.workspaces
-            if not info.size_bytes or (is_workspace and not first):
+            if not info.size_bytes or (is_workspace and index not in made):
                 continue
             module = info.module if layer < 0 else f"{info.module} [{layer}]"
             shape = tuple(int(size) for size in info.shape)
             number = self._born(info.size_bytes, info.op, module, info.component, shape, str(info.dtype))
-            if not is_workspace:
+            if is_workspace:
+                self._lasting[index] = number
+            else:
                 self._held[instance] = number
 
     def _left(self) -> Iterator[tuple[int, int]]:

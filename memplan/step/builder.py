@@ -16,6 +16,7 @@ from memplan.recipe import Loss
 from memplan.step.autograd import Results
 from memplan.step.autograd import checkpoint as checkpoint_non_reentrant
 from memplan.step.loss import LossOps
+from memplan.step.offloaded_checkpoint import checkpoint_offloaded
 from memplan.step.reentrant import checkpoint_reentrant
 from memplan.step.settings import StepSettings
 from memplan.step.site import Site
@@ -110,6 +111,7 @@ class Builder(LossOps):
         super().__init__(settings, sites)
         self.fold = fold
         self.ports: list[tuple[int, int]] = []
+        self.last_layer = 0
 
     def layers(
         self,
@@ -151,6 +153,7 @@ class Builder(LossOps):
                 x, handed = out[0], list(out[1:]) if handed is not None else None
             return x
         mode = self.settings.checkpointing if checkpoint else None
+        self.last_layer = count - 1
         for run in self._with_last_alone(self.runs(path, count, kind)):
             for first, together, repeats in run.parts(self.fold and handed is None):
                 self.layer_counts.append(repeats)
@@ -202,6 +205,8 @@ class Builder(LossOps):
 
         if checkpointing is None:
             return forward(x, *others)
+        if self.settings.offloads_hidden_states:
+            return checkpoint_offloaded(self, forward, x, is_last=index == self.last_layer, kept=kept)
         if checkpointing == "reentrant":
             return checkpoint_reentrant(self, forward, x, others, kept=kept)
         return checkpoint_non_reentrant(self, forward, x, others)
@@ -209,7 +214,7 @@ class Builder(LossOps):
     def _with_last_alone(self, runs: list[Run]) -> list[Run]:
         """`runs`, with the last layer apart where backward's first matrix product, which makes the workspace, is in it."""
         last = runs[-1]
-        if self.settings.loss != Loss.FUSED_LINEAR or last.count == 1:
+        if (self.settings.loss != Loss.FUSED_LINEAR and not self.settings.offloads_hidden_states) or last.count == 1:
             return runs
         following = last.first + last.group * (last.count - 1)
         return [*runs[:-1], Run(last.first, last.group, last.count - 1), Run(following, last.group, 1)]

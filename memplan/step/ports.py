@@ -67,7 +67,7 @@ class Ledger:
     ) -> None:
         """Add repetitions `start` to `stop` of `segment` to `alive`; only `events` of them where given.
 
-        Allocations of `skipped` storages do not happen.
+        Of `skipped` storages nothing happens.
         """
         repeats = stop - start
         renamed = self._names(segment) if segment.count > 1 else {}
@@ -77,6 +77,8 @@ class Ledger:
                     alive[event] += repeats
                 continue
             index = ~event
+            if index in skipped:
+                continue
             name, outside = renamed.get(index, (index, -1))
             own = int(start <= outside < stop)
             alive[index] -= own

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 from memplan.dtypes import DType
 from memplan.estimate import Component, Phase
+from memplan.recipe import Stack
 from memplan.step import ops
 from memplan.step.autograd import backward
 from memplan.step.builder import Builder
@@ -19,6 +20,7 @@ from memplan.step.ports import Ledger
 from memplan.step.settings import StepSettings
 from memplan.step.site import Site
 from memplan.step.tensor import Segment, StorageInfo, Tensor
+from memplan.step.unsloth import LENGTHS
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,9 @@ class Recording:
         named: indices of what the training loop's variables hold until the next step has made its own: the loss, and
             the outputs where they are kept.
         ports: for each folded run, indices of what its executed layer took and gave.
-        workspaces: indices of cuBLAS's workspaces, allocated in the first step only and never freed.
+        workspaces: indices of cuBLAS's workspaces and what else stays for the whole run: allocated in the first step only.
+        late: of those what a run's second micro-step allocates.
+        is_opening: whether this is how a run's first micro-step goes, unlike all others.
         moment: the phase beside the step that this is; None for a micro-step.
         empties_cache: whether `torch.cuda.empty_cache()` is called at its end.
     """
@@ -43,6 +47,12 @@ class Recording:
     ports: tuple[tuple[int, int], ...]
     moment: Phase | None = None
     empties_cache: bool = False
+    late: frozenset[int] = frozenset()
+    is_opening: bool = False
+
+    def lasting(self, passes: int) -> frozenset[int]:
+        """Of the workspaces those that are made where this is a run's first, second, third ... micro-step."""
+        return self.workspaces if passes == 1 else self.late if passes == 2 else frozenset()
 
 
 def record(
@@ -62,7 +72,7 @@ def record(
     loss = forward(tape)
     if not settings.keep_outputs:
         tape.outputs.clear()  # Trainer.compute_loss returns the loss alone
-    if settings.micro_batches > 1:
+    if settings.micro_batches > 1 and settings.stack != Stack.UNSLOTH:
         tape.outputs.append(loss)
         with tape.component(Component.LOGITS_AND_LOSS):
             loss = ops.scale(tape, loss, "div")
@@ -85,11 +95,19 @@ def record(
     tape.enter(Phase.OPTIMIZER_STEP)
     held = [loss, *tape.outputs]
     named = frozenset(entry.storage.info.index for entry in held if entry.storage is not None)
-    workspaces = frozenset(storage.info.index for storage in tape.workspaces.values())
+    workspaces = frozenset(storage.info.index for storage in tape.workspaces.values()) | tape.outgrown
     if settings.keep_outputs is True:
         fed = {tensor.storage.info.index for tensor in inputs if tensor.storage is not None}
         named |= _kept(tape, workspaces | fed)
-    result = Recording(tape.infos, tape.segments, named, workspaces, tuple(tape.ports))
+    result = Recording(
+        tape.infos,
+        tape.segments,
+        named,
+        workspaces,
+        tuple(tape.ports),
+        late=frozenset(storage.info.index for storage in tape.late.values()),
+        is_opening=settings.opening,
+    )
     del held
     tape.held.clear()
     tape.outputs.clear()
@@ -109,6 +127,10 @@ def feed(tape: Builder) -> tuple[Tensor, ...]:
             fed.append(tape.new(tokens, DType.INT64, "position_ids"))
         if settings.padding or settings.attention_mask:
             fed.append(tape.new(tokens, DType.INT64, "attention_mask"))
+        if settings.stack == Stack.UNSLOTH:
+            # The texts' lengths, which its cache keeps until the next batch is there, and Trainer's count of labels.
+            tape.workspaces[LENGTHS] = tape.alloc((tape.batch,), DType.INT32, LENGTHS)
+            fed.append(tape.new((), DType.INT64, "num_items_in_batch"))
     return tuple(fed)
 
 
@@ -149,5 +171,6 @@ def _moved(recording: Recording, offset: int) -> Recording:
         segments=[replace(segment, events=[move(event) for event in segment.events]) for segment in recording.segments],
         named=frozenset(index + offset for index in recording.named),
         workspaces=frozenset(index + offset for index in recording.workspaces),
+        late=frozenset(index + offset for index in recording.late),
         ports=tuple((given + offset, result + offset) for given, result in recording.ports),
     )

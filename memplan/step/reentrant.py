@@ -49,13 +49,20 @@ class Call:
 
 
 def checkpoint_reentrant(
-    tape: Tape, call: Callable[..., Returned], x: Tensor, given: Sequence[Tensor | None] = (), *, kept: object = None
+    tape: Tape,
+    call: Callable[..., Returned],
+    x: Tensor,
+    given: Sequence[Tensor | None] = (),
+    *,
+    kept: object = None,
+    saves_input: bool = True,
 ) -> Returned:
     """`call(x, *given)` without a graph; backward runs it again with one and a backward pass of its own.
 
     The arguments are saved; in backward the whole call is repeated on detached arguments, and its results and the incoming
     gradients live until the inner backward pass is done. All results need a gradient then. `kept` is what the function has of
-    its own, which stays as long as the graph. A result that nobody used has zeros for its gradient.
+    its own, which stays as long as the graph. A result that nobody used has zeros for its gradient. Without `saves_input`
+    `x` stands elsewhere until then.
     """
     if not tape.grad_enabled:
         return call(x, *given)
@@ -71,10 +78,10 @@ def checkpoint_reentrant(
     made = Call(
         call,
         module,
-        [_detached(entry) for entry in arguments],
+        [_detached(entry, is_saved=saves_input or entry is not x) for entry in arguments],
         [(entry.shape, entry.dtype) if entry is not None else None for entry in rest],
     )
-    node = tape.record("checkpoint", arguments, arguments, _backward, (made,))
+    node = tape.record("checkpoint", arguments, arguments if saves_input else tuple(given), _backward, (made,))
     results: list[Tensor | None] = [_with_node(first, node)]
     for position, entry in enumerate(rest):
         if entry is None or node is None:
@@ -90,8 +97,8 @@ def _with_node(x: Tensor, node: Node | Leaf | None) -> Tensor:
     return Tensor(x.tape, x.shape, x.dtype, x.storage, node, x.is_view, x.by_token)
 
 
-def _detached(x: Tensor | None) -> Detached | None:
-    return Detached(x.shape, x.dtype, x.by_token, x.storage is not None) if x is not None else None
+def _detached(x: Tensor | None, *, is_saved: bool) -> Detached | None:
+    return Detached(x.shape, x.dtype, x.by_token, is_saved and x.storage is not None) if x is not None else None
 
 
 def _all(out: Tensor | Results) -> Results:

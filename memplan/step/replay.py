@@ -78,6 +78,7 @@ class Program(RunWriter):
         self.phases: list[tuple[str, int]] = []
         self.written = written
         self._last_key = run.last_key
+        self._lasting: dict[int, int] = {}
         self.write(run)
         self.n_keys = self._last_key + 1
 
@@ -113,11 +114,19 @@ class Program(RunWriter):
         self._offset = self._last_key + 1
         self._last_key += self._played.births
 
-    def _play(self, recording: Recording, phase: Phase, *, first: bool) -> None:
+    def _play(self, recording: Recording, phase: Phase, made: frozenset[int]) -> None:
         begin = 0
-        for position, index in self._played.workspaces[phase] if first else ():
+        for position, event in self._played.workspaces[phase] if made else ():
+            index = event if event >= 0 else ~event
+            if index not in made:
+                continue
             self._extend(phase, begin, position)
-            self._add(self._new_key(), recording.infos[index].size_bytes)
+            if event >= 0:
+                self._lasting[index] = self._new_key()
+                self.keys.append(self._lasting[index])
+                self.sizes.append(self.written.entry(index))
+            else:
+                self._add(self._lasting.pop(index), None)
             begin = position
         self._extend(phase, begin, len(self._played.keys[phase]))
 
@@ -176,7 +185,8 @@ class _MicroStep:
 
     Attributes:
         keys, sizes: of each phase's events, as a program has them.
-        workspaces: of each phase, the storages that only a run's first micro-step allocates, by the event they precede.
+        workspaces: of each phase, the storages that only a run's first micro-steps allocate, or free (the complement), by the
+            event they precede.
         births: how many keys there are.
         left: what is not freed, as (key, storage).
     """
@@ -192,6 +202,9 @@ class _MicroStep:
             keys, sizes = self.keys[phase], self.sizes[phase] = array("i"), array("i")
             made = self.workspaces[phase] = []
             for instance, allocates in unfold(recording, phase):
+                if not allocates and instance[0] in workspaces:
+                    made.append((len(keys), ~instance[0]))
+                    continue
                 if not allocates:
                     key = held.pop(instance, -1)
                     if key >= 0:

@@ -29,6 +29,7 @@ class Run:
         moments: what happens after each step, in order.
         merging: what merging the adapter borrows after the last step; None where it is not merged.
         steps: how many steps.
+        opening: the run's first micro-step where it goes otherwise than the first of `micro_steps`.
         empties_cache: whether `torch.cuda.empty_cache()` is called after each update, with the gradients still there.
     """
 
@@ -42,6 +43,7 @@ class Run:
     empties_cache: bool = False
     moments: Sequence[Recording] = ()
     merging: Sequence[OptimizerEvent] | None = None
+    opening: Recording | None = None
 
 
 class RunWriter(ABC):
@@ -60,11 +62,13 @@ class RunWriter(ABC):
         for step in range(1, run.steps + 1):
             gradients: list[int] = []
             batch: list[int] = []
-            for place, recording in enumerate(run.micro_steps):
+            for place, usual in enumerate(run.micro_steps):
+                recording = run.opening if run.opening is not None and step == 1 and not place else usual
+                made = recording.lasting((step - 1) * len(run.micro_steps) + place + 1)
                 self._enter(recording)
                 for phase in (Phase.FORWARD, Phase.BACKWARD):
                     self._begin(step, phase)
-                    self._play(recording, phase, first=step == 1 and not place)
+                    self._play(recording, phase, made)
                     if phase is Phase.FORWARD:
                         self._free(named)
                         named = []
@@ -93,7 +97,7 @@ class RunWriter(ABC):
         assert recording.moment is not None
         self._enter(recording)
         self._begin(step, recording.moment)
-        self._play(recording, recording.moment, first=False)
+        self._play(recording, recording.moment, frozenset())
         if recording.empties_cache:
             self._empty_cache()
 
@@ -121,8 +125,8 @@ class RunWriter(ABC):
         """A micro-step begins: nothing of it is alive."""
 
     @abstractmethod
-    def _play(self, recording: Recording, phase: Phase, *, first: bool) -> None:
-        """One phase of the micro-step; workspaces are allocated by the run's `first` alone, and stay."""
+    def _play(self, recording: Recording, phase: Phase, made: frozenset[int]) -> None:
+        """One phase of the micro-step; of its workspaces those in `made` are allocated, and stay until they are replaced."""
 
     @abstractmethod
     def _left(self) -> Iterable[tuple[int, int]]:

@@ -38,6 +38,9 @@ class StepSettings:
         adapters: the model is built with adapters in its layers, as torchtune builds it.
         liger_kernels: norms, gated MLP and rotary embedding are Liger's.
         multiprocessors: of the GPU.
+        offloads_hidden_states: Unsloth's checkpoints keep their layer's input in host memory.
+        opening: this is a run's first pass, where that goes otherwise than in all others.
+        small_card: the GPU has no more than 24.5 GiB, by which Unsloth's loss chooses.
         loss: the model's own (`default`), Liger's `fused_linear` or torchtune's `chunked`.
     """
 
@@ -66,4 +69,7 @@ class StepSettings:
     adapters: bool = False
     liger_kernels: bool = False
     multiprocessors: int = 108
+    offloads_hidden_states: bool = False
+    opening: bool = False
+    small_card: bool = False
     loss: str = "default"

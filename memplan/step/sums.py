@@ -33,19 +33,22 @@ class Sums:
         self._infos = infos
         self.terms = Terms(infos)
         self.recorded_sizes = self.terms.recorded()
-        self._profiles: dict[tuple[int, bool], Profile] = {}  # by the segment
+        self._profiles: dict[tuple[int, frozenset[int]], Profile] = {}  # by the segment
         self._courses: dict[object, Profile] = {}  # by what it does
 
     def profile(self, segment: Segment, skipped: frozenset[int]) -> Profile:
         """A segment's events summed, those of `skipped` storages left out: a recording's workspaces, or none."""
-        key = id(segment), bool(skipped)
+        key = id(segment), skipped
         known = self._profiles.get(key)
         if known is not None:
             return known
         # Layers of one kind change the same terms in the same order.
         of = self.terms.of
         course = tuple(
-            [(of[~event], -1) if event < 0 else (of[event], event not in skipped) for event in segment.events]
+            [
+                (of[~event], -int(~event not in skipped)) if event < 0 else (of[event], int(event not in skipped))
+                for event in segment.events
+            ]
         )
         known = self._courses.get(course)
         if known is not None:
@@ -56,6 +59,8 @@ class Sums:
         rising = -1  # the last allocation since a free
         for position, event in enumerate(segment.events):
             if event < 0:
+                if ~event in skipped:
+                    continue
                 if rising >= 0:
                     tops.append((dict(height), rising))
                     rising = -1

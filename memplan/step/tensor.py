@@ -269,7 +269,9 @@ class Tape:
         scope_component: what allocations count as, where it is not decided by the op.
         training: whether the model is in training: without it dropout does nothing.
         frame: the checkpointed call that is running, if any.
-        workspaces: cuBLAS's, by the phase whose thread made it.
+        workspaces: what stays for the whole run once it is made: cuBLAS's, by the phase whose thread made it, others by name.
+        outgrown: indices of such as have been replaced by larger ones.
+        late: of them what a run's second pass makes.
         casts: autocast's cache of casted parameters; emptied when autocast's context ends.
         held: what the loss's graph keeps until backward is done: tensors made to require a gradient with their gradients, and
             what the functions of reentrant checkpoints have of their own.
@@ -294,6 +296,8 @@ class Tape:
         self.workspace_bytes = 0
         self.workspace_is_loaded = False
         self.workspaces: dict[str, Storage] = {}
+        self.outgrown: set[int] = set()
+        self.late: dict[str, Storage] = {}
         self._sequence = 0
 
     # -- segments ---------------------------------------------------------------------------------------

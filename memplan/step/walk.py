@@ -162,6 +162,7 @@ class Walker:
         moments: what happens after every step, in order, over the same list.
         merging: what merging the adapter into the base borrows after the last step; None where it is not merged.
         steps: how many steps to walk; the second one is the steady state.
+        opening: the run's first micro-step where it goes otherwise than `recording`, over the same list.
         sums: of an earlier walk over the same recordings.
 
     Attributes:
@@ -181,16 +182,20 @@ class Walker:
         merging: Iterable[OptimizerEvent] | None = None,
         steps: int = 2,
         sums: Sums | None = None,
+        opening: Recording | None = None,
     ) -> None:
         self.infos = recording.infos
         self.sums = sums or Sums(self.infos)
         self.terms, self.recorded_sizes = self.sums.terms, self.sums.recorded_sizes
         self.micro_steps = (recording,) if following is None else (recording, following)
-        self.all_named = frozenset().union(*(entry.named for entry in self.micro_steps))
-        self.workspaces = recording.workspaces
+        self.opening = recording if opening is None else opening
+        passes = (self.opening, *self.micro_steps)
+        self.all_named = frozenset().union(*(entry.named for entry in passes))
+        self.workspaces = frozenset().union(*(entry.workspaces for entry in passes))
+        self._passes = 0
         self.moments = tuple(moments)
         self.merging = None if merging is None else tuple(merging)
-        played = (*self.micro_steps, *self.moments)
+        played = (*passes, *self.moments)
         self.ledgers = {id(entry): Ledger(self.infos, entry.ports) for entry in played}
         self.resident = resident
         self.construction = tuple(construction)
@@ -254,7 +259,8 @@ class Walker:
         phases = [self._load()]
         for step in range(1, steps + 1):
             played: list[list[PhaseForms]] = []
-            for recording in self.micro_steps:
+            for place, following in enumerate(self.micro_steps):
+                recording = self.opening if step == 1 and not place else following
                 if played:
                     self._next_batch()
                 played.append([self._play(recording, step, phase) for phase in (Phase.FORWARD, Phase.BACKWARD)])
@@ -286,8 +292,9 @@ class Walker:
         return PhaseForms((top,), now().form)
 
     def _play(self, recording: Recording, step: int, phase: Phase) -> PhaseForms:
-        is_first = step == 1 and recording is self.micro_steps[0]
-        skipped = frozenset() if is_first else recording.workspaces
+        self._passes += phase is Phase.FORWARD
+        made = recording.lasting(self._passes) if recording.moment is None else frozenset()
+        skipped = recording.workspaces - made
         ledger = self.ledgers[id(recording)]
         start, base = Counter(self.alive), Counter(self.base)
         segments = [segment for segment in recording.segments if segment.phase == phase]

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from memplan.trace import unsloth
 from memplan.trace.spec import TraceSpec
 
 
@@ -33,6 +34,8 @@ def make_batch(spec: TraceSpec, model: Any, device: torch.device) -> dict[str, t
         batch["start_positions"], batch["end_positions"] = tokens((spec.batch,)), tokens((spec.batch,))
     elif spec.task != "feature-extraction":
         batch["labels"] = tokens(shape)
+    if spec.stack == "unsloth":
+        batch.update(unsloth.metadata(spec, device))
     if spec.peft is not None and spec.peft["peft_type"] in ("POLY", "MULTITASK_PROMPT_TUNING"):
         batch["task_ids"] = tokens((spec.batch,))
     return batch

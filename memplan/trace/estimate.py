@@ -34,6 +34,7 @@ from memplan.trace.runner import run
 from memplan.trace.spec import Checkpointing, GpuArch, TraceSpec
 from memplan.verdict import judge
 
+UNSLOTH_VERSION = "2026.10.9"
 _BIASES = (r"re:(.*\.)?bias",)
 
 
@@ -79,10 +80,12 @@ def spec_of(resolved: ResolvedRecipe) -> TraceSpec:
     _refuse_what_cannot_be_traced(values)
     peft, packs = values.get("peft") or None, bool(values.get("packing"))
     stack = str(values.get("stack"))
-    trl, quantized = stack == "trl", bool(values.get("load_in_4bit") or values.get("load_in_8bit"))
+    trl, unsloth = stack == "trl", stack == "unsloth"
+    quantized = bool(values.get("load_in_4bit") or values.get("load_in_8bit"))
     checkpointing = values.get("activation_checkpointing")
     if checkpointing is True:
-        checkpointing = Checkpointing.NON_REENTRANT  # modeling_utils.py, _activation_checkpointing_enable
+        # modeling_utils.py, _activation_checkpointing_enable; unsloth_zoo/training_utils.py.
+        checkpointing = Checkpointing.REENTRANT if unsloth else Checkpointing.NON_REENTRANT
     autocast = values.get("autocast_dtype") if str(values.get("precision")) == "amp" else None
     return TraceSpec(
         model_config=dict(resolved.config),
@@ -110,6 +113,7 @@ def spec_of(resolved: ResolvedRecipe) -> TraceSpec:
         batch=1 if packs else int(values["micro_batch_size"]),
         sequence=int(values["sequence_length"]) * (int(values["micro_batch_size"]) if packs else 1),
         packing=packs,
+        packed_sequences=int(values["micro_batch_size"]) if unsloth else 2,
         target_sequence=values.get("target_length"),
         gradient_accumulation_steps=int(values["gradient_accumulation_steps"]),
         checkpointing=Checkpointing(checkpointing or Checkpointing.NONE),
@@ -122,10 +126,12 @@ def spec_of(resolved: ResolvedRecipe) -> TraceSpec:
         expandable_segments=bool(values["expandable_segments"]),
         empty_cache_steps=int(values.get("empty_cache_steps") or 0),
         attention_mask=trl and not packs,
-        stack=stack if stack in ("trl", "torchtune") else "transformers",  # type: ignore[arg-type]
+        stack=stack if stack in ("trl", "torchtune", "unsloth") else "transformers",  # type: ignore[arg-type]
+        offloads_hidden_states=unsloth and bool(values.get("activation_offloading")),
+        gpu_memory_bytes=resolved.gpu.usable_bytes if resolved.gpu is not None else 80 * 2**30,
         liger_kernels=str(values.get("stack")) == "liger",
         multiprocessors=multiprocessors(resolved.gpu) or DEFAULT_MULTIPROCESSORS,
-        loss=str(values.get("loss", "default")),  # type: ignore[arg-type]
+        loss="default" if unsloth else str(values.get("loss", "default")),  # type: ignore[arg-type]
         eval_batches=eval_batches(values),
         prediction_loss_only=bool(values.get("prediction_loss_only", True)),
         eval_accumulation_steps=int(values.get("eval_accumulation_steps") or 0),
@@ -138,12 +144,21 @@ def spec_of(resolved: ResolvedRecipe) -> TraceSpec:
 
 
 def _refuse_what_cannot_be_traced(values: Mapping[str, Any]) -> None:
-    trl = str(values.get("stack")) == "trl"
+    trl, unsloth = (str(values.get("stack")) == name for name in ("trl", "unsloth"))
+    offloading = values.get("activation_offloading")
     reasons = {
         "more than one GPU": values.get("gpus", 1) != 1,
         f"stack={values.get('stack')}": str(values.get("stack", "transformers"))
-        not in ("transformers", "trl", "liger", "torchtune"),
-        f"activation_offloading={values.get('activation_offloading')}": bool(values.get("activation_offloading")),
+        not in ("transformers", "trl", "liger", "torchtune", "unsloth"),
+        f"activation_offloading={offloading}": bool(offloading) and not (unsloth and offloading == "hidden-states"),
+        "padded batches under Unsloth, whose layers it compiles": unsloth and not values.get("packing"),
+        f"stack=unsloth with loss={values.get('loss')}": unsloth and str(values.get("loss")) != "fused_linear",
+        "non-reentrant checkpoints under Unsloth": unsloth
+        and values.get("activation_checkpointing") == "non-reentrant",
+        f"Unsloth {values.get('stack_version')}": unsloth
+        and str(values.get("stack_version") or UNSLOTH_VERSION) != UNSLOTH_VERSION,
+        f"attn_implementation={values.get('attn_implementation')} under Unsloth": unsloth
+        and str(values.get("attn_implementation")) != "sdpa",
         f"precision={values.get('precision')}": str(values.get("precision")) not in ("fp32", "amp", "pure"),
         f"method={values.get('method')}": not values.get("peft")
         and values.get("method", "full") not in ("full", "bitfit"),

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from memplan.trace import losses
+from memplan.trace import losses, unsloth
 from memplan.trace.spec import TraceSpec
 
 Kernel = Callable[[Any, Any, Any], Any]
@@ -107,6 +107,8 @@ class Int8Kernels:
 def decompositions(spec: TraceSpec) -> dict[Any, Callable[..., Any]]:
     """Ops that this trace runs as a sequence of ops."""
     always: dict[Any, Callable[..., Any]] = {torch.ops.aten.equal.default: losses.equal}
+    if spec.stack == "unsloth":
+        always |= unsloth.decompositions()
     if not spec.load_in_8bit and not spec.has_loftq:
         return always
     import bitsandbytes  # noqa: F401  (registers the ops)

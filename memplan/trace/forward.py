@@ -39,6 +39,10 @@ def forward(held: Held, model: Any, scaler: Any, device_type: str) -> None:
         held.loss = scaler.scale(loss) if scaler is not None else loss
         return
     outputs = run(**held.batch)
+    if spec.stack == "unsloth":
+        # Its loss, too, is already divided by the tokens of all micro-steps.
+        held.loss = outputs.loss
+        return
     if spec.outputs_fp32:
         outputs = convert_to_fp32(outputs)
     loss = outputs.loss

@@ -12,13 +12,14 @@ from torch import nn
 from transformers.modeling_outputs import CausalLMOutput
 
 from memplan.errors import UnsupportedError
-from memplan.trace import liger, torchtune, trl, versions
+from memplan.trace import liger, torchtune, trl, unsloth, versions
+from memplan.trace.attention import AttentionChooser
 from memplan.trace.spec import TraceSpec
 
 _IGNORED = -100
 
 
-def install(spec: TraceSpec) -> None:
+def install(spec: TraceSpec, attention: AttentionChooser) -> None:
     """Makes the libraries of the spec's loss and layers usable.
 
     Raises:
@@ -29,6 +30,8 @@ def install(spec: TraceSpec) -> None:
         liger.install(spec)
     if spec.stack == "torchtune":
         torchtune.install(spec)
+    elif spec.stack == "unsloth":
+        unsloth.install(spec, attention)
     elif spec.stack == "trl":
         trl.install(spec)
     elif spec.loss == "chunked":

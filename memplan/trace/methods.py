@@ -14,7 +14,7 @@ from torch import nn
 
 from memplan.errors import InvalidValueError, UnknownNameError
 from memplan.methods.base import matches
-from memplan.trace import builder
+from memplan.trace import builder, unsloth
 from memplan.trace.quantized import quantized_hidden, quantizing
 from memplan.trace.spec import TraceSpec
 
@@ -38,6 +38,9 @@ def apply_method(spec: TraceSpec, model: Any, labels: Labels) -> nn.Module:
             _train_only(spec.trainable, model)
         builder.apply_checkpointing(spec, model)
         return model
+    if spec.stack == "unsloth":
+        options = {key: value for key, value in spec.peft.items() if key != "peft_type"}
+        return unsloth.apply_method(spec, model, options, labels.before_method)
     import peft
 
     quantized = spec.load_in_4bit or spec.load_in_8bit

@@ -49,7 +49,7 @@ class Patches:
             self._bitsandbytes()
         if self.spec.peft is not None and (self.spec.load_in_4bit or self.spec.load_in_8bit):
             quantized.install_dequantization()
-        losses.install(self.spec)
+        losses.install(self.spec, self.attention)
 
     def _torch(self) -> None:
         if Patches._library is None:

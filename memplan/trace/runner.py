@@ -42,6 +42,14 @@ def run_many(specs: Sequence[TraceSpec], *, timeout_s: float | None = None) -> l
     Raises:
         TraceFailedError: the worker died.
     """
+    # Unsloth patches the libraries for good, and for the GPU that it finds.
+    kinds = [(spec.stack == "unsloth", spec.gpu_arch if spec.stack == "unsloth" else None) for spec in specs]
+    if len(set(kinds)) > 1:
+        found: dict[int, TraceResult | MemplanError] = {}
+        for kind in dict.fromkeys(kinds):
+            places = [place for place, entry in enumerate(kinds) if entry == kind]
+            found |= zip(places, run_many([specs[place] for place in places], timeout_s=timeout_s), strict=True)
+        return [found[place] for place in range(len(specs))]
     request = "[" + ",".join(spec.to_json() for spec in specs) + "]"
     process = _start(request, timeout_s)
     lines = [line for line in process.stdout.splitlines() if line.startswith("{")]

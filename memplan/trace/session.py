@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from memplan.trace import builder, fake_kernels, losses, optimizers, sparse, torchtune, versions
+from memplan.trace import builder, fake_kernels, losses, optimizers, sparse, torchtune, unsloth, versions
 from memplan.trace.batches import make_batch
 from memplan.trace.evaluation import evaluation_loop
 from memplan.trace.forward import forward
@@ -42,6 +42,8 @@ class Session:
         self.notes: list[str] = []
         if spec.peft is not None and spec.peft["peft_type"] in sparse.METHODS:
             self.notes.append("sparse weights are traced with dense ops: a few integers an entry are not counted")
+        if spec.stack == "unsloth":
+            self.notes.append(unsloth.NOTE)
         if spec.load_in_8bit and spec.llm_int8_threshold:
             self.notes.append(f"LLM.int8 with {spec.llm_int8_outlier_columns} outlier columns in every layer")
         self.saved: dict[int, list[int]] = {}
@@ -240,6 +242,8 @@ def trace_in_process(spec: TraceSpec, *, shim_kind: str, import_seconds: float) 
     recorder.sizes.rules["transformers/modeling_flash_attention_utils.py", "prepare_fa_kwargs_from_position_ids"] = (
         lambda _scope, _mask: spec.packed_sequences
     )
+    if spec.stack == "unsloth":
+        recorder.sizes.rules |= unsloth.sizes(spec)
     patches.attention.decomposed = recorder.decomposed
     session = Session(spec, recorder)
     model = session.build()

@@ -94,8 +94,10 @@ class TraceSpec:
         use_cache: `config.use_cache` during training; None leaves the configuration's own value.
         expandable_segments: allocator mode of the replay.
         empty_cache_steps: `torch.cuda.empty_cache()` after every so many updates, gradients still there; 0 for never.
-        stack: whose training loop computes the loss: transformers' Trainer, TRL's SFTTrainer with its fused head, or
-            torchtune's recipes on torchtune's own model.
+        stack: whose training loop computes the loss: transformers' Trainer, TRL's SFTTrainer with its fused head,
+            torchtune's recipes on torchtune's own model, or Unsloth's.
+        offloads_hidden_states: whether Unsloth's checkpoints keep their layer's input in host memory.
+        gpu_memory_bytes: by which Unsloth's loss chooses how it computes.
         loss: the model's own (`default`), Liger's `fused_linear`, or torchtune's `chunked`.
         liger_kernels: whether Trainer patches the layers with Liger's kernels (`use_liger_kernel`).
         multiprocessors: streaming multiprocessors of the GPU; Liger's norms sum their weight's gradient in so many rows.
@@ -147,7 +149,9 @@ class TraceSpec:
     keep_outputs: bool | Literal["backward"] = False
     outputs_fp32: bool = False
     use_cache: bool | None = None
-    stack: Literal["transformers", "trl", "torchtune"] = "transformers"
+    stack: Literal["transformers", "trl", "torchtune", "unsloth"] = "transformers"
+    offloads_hidden_states: bool = False
+    gpu_memory_bytes: int = 80 * 2**30
     loss: Literal["default", "fused_linear", "chunked"] = "default"
     liger_kernels: bool = False
     multiprocessors: int = 108

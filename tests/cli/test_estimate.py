@@ -134,11 +134,11 @@ def test_exit_code_1_when_it_does_not_fit(run: Run) -> None:
 
 
 def test_exit_code_3_only_where_asked(run: Run) -> None:
-    unsupported = ("estimate", *QLORA, "--stack", "unsloth")
+    unsupported = ("estimate", *QLORA, "--stack", "unsloth", "--no-packing")
     plain = run(*unsupported)
     assert plain.code == 0
     assert plain.out.startswith("Uncertain on RTX 4090 24GB: at least ")
-    assert "Not covered, so this is no promise\n- the step under stack unsloth\n" in plain.out
+    assert "Not covered, so this is no promise\n- under stack unsloth: padded batches" in plain.out
     assert run(*unsupported, "--fail-on", "uncertain").code == 3
     assert run(*unsupported, "--fail-on", "unsupported").code == 3
 

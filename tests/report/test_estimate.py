@@ -57,19 +57,20 @@ def test_headline(answer: Estimate, sentence: str, tone: str) -> None:
 
 def test_headline_without_a_gpu() -> None:
     assert headline(_estimate(None)).sentence.endswith(" GiB on the device at its peak; no GPU is named")
-    assert headline(_estimate(None, stack="unsloth")).sentence.startswith("Needs at least ")
+    assert headline(_estimate(None, stack="unsloth", packing=False)).sentence.startswith("Needs at least ")
 
 
 def test_headline_of_what_is_not_covered() -> None:
-    sentence = headline(_estimate(stack="unsloth")).sentence
+    sentence = headline(_estimate(stack="unsloth", packing=False)).sentence
     assert sentence.startswith("Uncertain on RTX 4090 24GB: at least ")
     assert sentence.endswith(" of 23.5 GiB usable; not everything is covered")
 
 
 def test_what_is_not_covered_stands_before_the_figures() -> None:
-    blocks = estimate_report(_estimate(stack="unsloth")).blocks
+    blocks = estimate_report(_estimate(stack="unsloth", packing=False)).blocks
     place = next(index for index, block in enumerate(blocks) if isinstance(block, Bullets))
-    assert blocks[place].items == ("the step under stack unsloth",)  # type: ignore[union-attr]
+    (text,) = blocks[place].items  # type: ignore[union-attr]
+    assert text.startswith("under stack unsloth: padded batches (packing=false), whose layers it compiles")
     assert place < next(index for index, block in enumerate(blocks) if isinstance(block, Table))
 
 
