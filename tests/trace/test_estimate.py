@@ -55,7 +55,9 @@ def test_amp_in_float16_scales_the_loss() -> None:
     assert (spec.dtype, spec.autocast, spec.grad_scaler) == ("float32", "float16", True)
 
 
-@pytest.mark.parametrize("options", [{"gpus": 2}, {"stack": "unsloth", "packing": False}, {"precision": "master", "dtype": "bfloat16"}])
+@pytest.mark.parametrize(
+    "options", [{"gpus": 2}, {"stack": "unsloth", "packing": False}, {"precision": "master", "dtype": "bfloat16"}]
+)
 def test_what_a_trace_does_not_cover_is_said(options: dict[str, Any]) -> None:
     with pytest.raises(UnsupportedError, match="does not cover"):
         spec_of(resolve(Recipe(**{**BASE, **options})))
