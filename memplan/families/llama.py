@@ -133,7 +133,7 @@ def forward(t: Builder, config: Mapping[str, Any], head: Head) -> Tensor:
     """The decoder under its head; returns the loss."""
 
     def body(t: Builder) -> Tensor:
-        if t.settings.stack == Stack.UNSLOTH:
+        if t.settings.stack == Stack.UNSLOTH and not t.declaring:
             return unsloth.decoder(t, config, qk_norm=variant(config).qk_norm)
         return model(t, config, embeddings(t, config))
 
