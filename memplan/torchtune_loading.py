@@ -26,7 +26,9 @@ from memplan.units import round_to_block
 # What one layer is made of, in the order in which its parts are made.
 _ATTENTION = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
 _FEED_FORWARD = ("mlp.gate_proj", "mlp.down_proj", "mlp.up_proj")
-_NORMS = ("input_layernorm", "post_attention_layernorm")
+_NORMS = (
+    "input_layernorm", "pre_feedforward_layernorm", "post_attention_layernorm", "post_feedforward_layernorm",
+)  # fmt: skip
 _REST = ("model.embed_tokens", "lm_head", "model.norm")
 
 
@@ -52,17 +54,20 @@ def loading(
             recorder.alloc(entry.data_bytes)
 
     per_layer = adapters and not builder.shares_rope_under_lora
+    is_gemma2, rest = builder.name == "gemma2", list(_REST)
+    if is_gemma2 and adapters:
+        make(rest.pop(0))
     if not per_layer:
         _make_rope(recorder, builder)
     for index in range(builder.arguments["num_layers"]):
         layer = f"model.layers.{index}."
-        for name in _ATTENTION:
+        for name in (*(_FEED_FORWARD if is_gemma2 else ()), *_ATTENTION):
             make(layer + name)
         if per_layer:
             _make_rope(recorder, builder)
-        for name in (*_FEED_FORWARD, *_NORMS):
+        for name in (*(() if is_gemma2 else _FEED_FORWARD), *_NORMS):
             make(layer + name)
-    for path in _REST:
+    for path in rest:
         make(path)
     if dora:
         _compute_magnitudes(recorder, architecture, stored)
@@ -97,15 +102,16 @@ def _make_rope(recorder: LoadRecorder, builder: ComponentBuilder) -> None:
         tensor(half)
     index = tensor(positions)
     angles = tensor(positions * half)
-    if builder.rope == "halves":
+    doubled = builder.rope != "pairs"
+    if doubled:
         both = tensor(positions * size)
-    parts = [tensor(positions * (size if builder.rope == "halves" else half)) for _ in ("cos", "sin")]
-    tensor(positions * (2 * size if builder.rope == "halves" else size))
+    parts = [tensor(positions * (size if doubled else half)) for _ in ("cos", "sin")]
+    tensor(positions * (2 * size if doubled else size))
     for key in reversed(parts):
         recorder.free(key)
     recorder.free(index)
     recorder.free(angles)
-    if builder.rope == "halves":
+    if doubled:
         recorder.free(both)
     if builder.scales_rope:
         recorder.free(frequencies)

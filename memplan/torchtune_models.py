@@ -2,7 +2,8 @@
 
 Only what a builder makes exactly: a config with anything else is refused, and the refusal says what it is.
 
-Sources: torchtune 0.6.1 models/{llama2,llama3,llama3_1,llama3_2,mistral,qwen2}/_component_builders.py and _model_builders.py.
+Sources: torchtune 0.6.1 models/{llama2,llama3,llama3_1,llama3_2,mistral,qwen2,gemma,phi3}/_component_builders.py and
+_model_builders.py.
 
 Known limits:
     Rotary tables are as long as the config's `max_position_embeddings`. That is what the model builders pass, but for Qwen2
@@ -37,10 +38,12 @@ class ComponentBuilder:
     Attributes:
         name: of the function and its package below torchtune.models; `lora_` stands before it with adapters.
         arguments: what it is given, adapters aside.
-        rope: class of the rotary embedding: `pairs` rotates in float32, `halves` in the model's type.
+        rope: class of the rotary embedding: `pairs` of neighbours in float32, `halves` of each head in the model's type, or
+            `float32 halves` with products that are promoted.
         scales_rope: whether its frequencies are scaled (Llama 3.1).
         shares_rope_under_lora: whether all layers have one rotary table with adapters, too; without them they always do.
         output_dropout: whether an adapter on the output has dropout.
+        tied: whether the output multiplies with the embedding's weight.
     """
 
     name: str
@@ -49,11 +52,22 @@ class ComponentBuilder:
     scales_rope: bool = False
     shares_rope_under_lora: bool = False
     output_dropout: bool = True
+    tied: bool = False
 
     @property
-    def tied(self) -> bool:
-        """Whether the output multiplies with the embedding's weight."""
-        return bool(self.arguments.get("tie_word_embeddings"))
+    def is_gemma(self) -> bool:
+        """Whether it scales its embeddings and has Gemma's norms."""
+        return self.name in ("gemma", "gemma2")
+
+    @property
+    def adapts_output(self) -> bool:
+        """Whether its `lora_` twin takes `apply_lora_to_output`."""
+        return not self.is_gemma
+
+    @property
+    def attention(self) -> str:
+        """What transformers calls its attention: torch's kernels, or op by op."""
+        return "eager" if self.name == "gemma2" else "sdpa"
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +116,7 @@ def _llama(config: Mapping[str, Any]) -> ComponentBuilder:
     if not tied:
         return ComponentBuilder("llama3_1", arguments, scales_rope=True, shares_rope_under_lora=True)
     arguments["tie_word_embeddings"] = True
-    return ComponentBuilder("llama3_2", arguments, scales_rope=True, shares_rope_under_lora=True)
+    return ComponentBuilder("llama3_2", arguments, scales_rope=True, shares_rope_under_lora=True, tied=True)
 
 
 def _mistral(config: Mapping[str, Any]) -> ComponentBuilder:
@@ -114,22 +128,65 @@ def _mistral(config: Mapping[str, Any]) -> ComponentBuilder:
 def _qwen2(config: Mapping[str, Any]) -> ComponentBuilder:
     _rope_type(config, "default")
     tied = bool(config.get("tie_word_embeddings"))
-    return ComponentBuilder("qwen2", {**_arguments(config), "tie_word_embeddings": tied}, rope="halves")
+    arguments = {**_arguments(config), "tie_word_embeddings": tied}
+    return ComponentBuilder("qwen2", arguments, rope="halves", tied=tied)
+
+
+def _gemma(config: Mapping[str, Any]) -> ComponentBuilder:
+    _check(config, attention_bias=(False, None), tie_word_embeddings=(True,))
+    _rope_type(config, "default")
+    arguments = _arguments(config, activation=("gelu_pytorch_tanh",), square=False)
+    return ComponentBuilder("gemma", {**arguments, "head_dim": config["head_dim"]}, tied=True)
+
+
+def _gemma2(config: Mapping[str, Any]) -> ComponentBuilder:
+    _check(config, attention_bias=(False, None), tie_word_embeddings=(True,))
+    _rope_type(config, "default")
+    arguments = _arguments(config, activation=("gelu_pytorch_tanh",), square=False)
+    return ComponentBuilder(
+        "gemma2",
+        {
+            **arguments,
+            "head_dim": config["head_dim"],
+            "hidden_capping_value": config["attn_logit_softcapping"] or 50.0,
+            "final_capping_value": config["final_logit_softcapping"] or 30.0,
+            "sliding_window_size": config["sliding_window"],
+            "query_pre_attn_scalar": config["query_pre_attn_scalar"],
+        },
+        tied=True,
+    )
+
+
+def _phi3(config: Mapping[str, Any]) -> ComponentBuilder:
+    _check(config, tie_word_embeddings=(False, None))
+    _rope_type(config, "default")
+    partial = config["rope_parameters"].get("partial_rotary_factor", 1.0)
+    if partial != 1.0:
+        raise _refused(f"rotary embeddings on {partial:.0%} of each head")
+    return ComponentBuilder("phi3", _arguments(config), rope="float32 halves")
 
 
 _BUILDERS: dict[str, Callable[[Mapping[str, Any]], ComponentBuilder]] = {
     "llama": _llama,
     "mistral": _mistral,
     "qwen2": _qwen2,
+    "gemma": _gemma,
+    "gemma2": _gemma2,
+    "phi3": _phi3,
 }
 MODEL_TYPES = frozenset(_BUILDERS)
 
 
-def _arguments(config: Mapping[str, Any]) -> dict[str, Any]:
+def _arguments(
+    config: Mapping[str, Any], *, activation: tuple[str, ...] = ("silu", "swish"), square: bool = True
+) -> dict[str, Any]:
+    """What all builders take; `square` where heads share the hidden size among them."""
     hidden, heads, head_size = config["hidden_size"], config["num_attention_heads"], config["head_dim"]
-    _check(config, hidden_act=("silu", "swish"))
-    if hidden != heads * head_size:
+    _check(config, **{"hidden_act" if "hidden_act" in config else "hidden_activation": activation})
+    if square and hidden != heads * head_size:
         raise _refused(f"head_dim={head_size}, which is not hidden_size / num_attention_heads")
+    if hidden % heads:
+        raise _refused(f"hidden_size={hidden}, which {heads} attention heads do not divide")
     return {
         "vocab_size": config["vocab_size"],
         "num_layers": config["num_hidden_layers"],

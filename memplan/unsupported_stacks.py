@@ -80,11 +80,12 @@ def _liger(resolved: Resolved, prepared: Prepared) -> list[str]:
 def _torchtune(resolved: Resolved) -> list[str]:
     """Everything that is not what torchtune's single-device recipes do with a model of its own."""
     values, version = resolved.values, resolved.values.get("stack_version")
-    found = []
+    found, attention = [], "sdpa"
     if _is_other(version, TORCHTUNE_VERSION):
         found.append(f"torchtune {version}: what is walked are the recipes of {TORCHTUNE_VERSION}")
     try:
         builder = component_builder(resolved.config)
+        attention = builder.attention
         if resolved.method != "full":
             lora_arguments({"peft_type": get_method(resolved.method).peft_type, **resolved.peft}, builder)
         if values["sequence_length"] > builder.arguments["max_seq_len"]:
@@ -103,8 +104,10 @@ def _torchtune(resolved: Resolved) -> list[str]:
         and values["autocast_adapter_dtype"]
         and resolved.dtype is not DType.FLOAT32,
         "reentrant checkpointing": values["activation_checkpointing"] == "reentrant",
-        f"attn_implementation={values['attn_implementation']}: its attention is sdpa": values["attn_implementation"]
-        != "sdpa",
+        f"attn_implementation={values['attn_implementation']}: its attention is {attention}": values[
+            "attn_implementation"
+        ]
+        != attention,
         "packed sequences, whose block masks go to flex_attention": bool(values["packing"]),
         "the fused_linear loss": values["loss"] is Loss.FUSED_LINEAR,
         "kept outputs": bool(values["keep_outputs"]),

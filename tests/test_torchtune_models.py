@@ -24,6 +24,10 @@ def _config(model: Any) -> Any:
     ("meta-llama/Llama-3.2-1B", "llama3_2", 131_072),
     ("mistralai/Mistral-7B-v0.1", "mistral", 32_768),
     ("Qwen/Qwen2.5-7B", "qwen2", 131_072),
+    ("google/gemma-2b", "gemma", 8192),
+    ("google/gemma-2-9b", "gemma2", 8192),
+    ("microsoft/Phi-3-mini-4k-instruct", "phi3", 4096),
+    ("microsoft/phi-4", "phi3", 16_384),
 ])  # fmt: skip
 def test_checkpoints_have_their_builder(model: str, name: str, positions: int) -> None:
     builder = component_builder(_config(model))
@@ -73,7 +77,8 @@ def test_adapters_that_no_builder_takes_are_named(peft: dict[str, Any], said: st
         lora_arguments({**LORA, **peft}, builder)
 
 
-def test_a_tied_output_takes_no_adapter() -> None:
-    builder = component_builder(_config("meta-llama/Llama-3.2-1B"))
+@pytest.mark.parametrize("model", ["meta-llama/Llama-3.2-1B", "google/gemma-2b"])
+def test_a_tied_output_takes_no_adapter(model: str) -> None:
+    builder = component_builder(_config(model))
     with pytest.raises(UnsupportedError, match="tied"):
         lora_arguments({**LORA, "target_modules": ["q_proj", "lm_head"]}, builder)

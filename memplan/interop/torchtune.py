@@ -171,8 +171,6 @@ def _read_model(model: Source, draft: Draft) -> None:
     if match is None or not match["adapter"]:
         draft.keys["method"] = "full"
         return
-    if builder.startswith("phi"):
-        draft.refuse(model, "lora_attn_modules", "LoRA on projections that torchtune splits and transformers does not")
     targets = [_PROJECTIONS.get(entry, entry) for entry in model.names("lora_attn_modules") or ()]
     if model.flag("apply_lora_to_mlp"):
         targets += ["gate_proj", "up_proj", "down_proj"]

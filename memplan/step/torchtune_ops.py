@@ -3,7 +3,7 @@
 Symbols: B micro batch, S sequence length, A heads, D head size, H hidden size.
 
 Sources: torchtune 0.6.1 modules/rms_norm.py, modules/position_embeddings.py (`RotaryPositionalEmbeddings`),
-models/qwen2/_positional_embeddings.py; torch 2.13 aten/src/ATen/native/layer_norm.cpp (`rms_norm_composite`).
+models/{qwen2,phi3}/_position*_embeddings.py; torch 2.13 aten/src/ATen/native/layer_norm.cpp (`rms_norm_composite`).
 
 Known limits:
     Positions count from 0 in every row. What CUDA's fused RMSNorm allocates inside its backward for very long batches of narrow
@@ -96,6 +96,14 @@ def rotate_halves(t: AttentionOps, x: Tensor) -> Tensor:
     cos, sin = ops.to(t, row, x.dtype), ops.to(t, row, x.dtype)
     rotated = rotate_half(t, x)
     return (x * cos) + (rotated * sin)
+
+
+def rotate_halves_in_float(t: AttentionOps, x: Tensor) -> Tensor:
+    """As `rotate_halves`, with the table in float32, to which every product is promoted (Phi-3)."""
+    cos = sin = _row(t, x.shape[1], x.shape[-1])
+    rotated = rotate_half(t, x)
+    out = (x * cos) + (rotated * sin)
+    return ops.to(t, out, x.dtype)
 
 
 def _row(t: Tape, length: int, width: int) -> Tensor:

@@ -48,7 +48,8 @@ def install(spec: TraceSpec) -> None:
         "a quantized base": spec.load_in_4bit or spec.load_in_8bit,
         "packed sequences": spec.packing,
         "chosen parameters": spec.trainable is not None,
-        f"attn_implementation={spec.attn_implementation}": spec.attn_implementation != "sdpa",
+        f"attn_implementation={spec.attn_implementation}": spec.attn_implementation
+        != ("eager" if spec.model_config["model_type"] == "gemma2" else "sdpa"),
         f"the {spec.loss} loss": spec.loss == "fused_linear",
         "evaluation": bool(spec.eval_batches),
         "generation": bool(spec.max_new_tokens),
@@ -71,9 +72,11 @@ def build(spec: TraceSpec, device: torch.device) -> nn.Module:
         lora = lora_arguments(spec.peft, builder)
         name = f"lora_{name}"
         arguments |= {
-            "lora_attn_modules": list(lora.attention), "apply_lora_to_mlp": lora.mlp, "apply_lora_to_output": lora.output,
-            "lora_rank": lora.rank, "lora_alpha": lora.alpha, "lora_dropout": lora.dropout, "use_dora": lora.dora,
+            "lora_attn_modules": list(lora.attention), "apply_lora_to_mlp": lora.mlp, "lora_rank": lora.rank,
+            "lora_alpha": lora.alpha, "lora_dropout": lora.dropout, "use_dora": lora.dora,
         }  # fmt: skip
+        if builder.adapts_output:
+            arguments["apply_lora_to_output"] = lora.output
     training, peft = import_module("torchtune.training"), import_module("torchtune.modules.peft")
     scaled = import_module("torchtune.models.llama3_1._position_embeddings").Llama3ScaledRoPE
     scaled.apply_scaling = lambda _self, freqs, *_: torch.empty_like(freqs)

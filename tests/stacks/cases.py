@@ -138,6 +138,9 @@ TORCHTUNE_MODELS: dict[str, dict[str, Any]] = {
     "mistral": {"model_type": "mistral", **DECODER},
     "qwen2": {"model_type": "qwen2", **DECODER},
     "tied qwen2": {**TIED, "model_type": "qwen2"},
+    "gemma": {**TIED, "model_type": "gemma", "hidden_act": "gelu_pytorch_tanh", "head_dim": 256},
+    "gemma2": {**TIED, "model_type": "gemma2", "hidden_activation": "gelu_pytorch_tanh", "sliding_window": 16},
+    "phi3": {"model_type": "phi3", "pad_token_id": 0, **DECODER},
 }
 HEAD = {"target_modules": ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head")}
 TORCHTUNE_RUNS: dict[str, dict[str, Any]] = (
@@ -186,6 +189,8 @@ TORCHTUNE_RUNS: dict[str, dict[str, Any]] = (
         "MLP and keys": {"method": "lora", "target_modules": ("k_proj", "gate_proj", "up_proj", "down_proj")},
         "heads for all": {"model": {**LLAMA, "num_key_value_heads": 6}, **ADAPTED},
         "one key head": {"model": {**LLAMA, "num_key_value_heads": 1}},
+        "one key head, gemma2": {"model": {**TORCHTUNE_MODELS["gemma2"], "num_key_value_heads": 1}, **ADAPTED},
+        "one row, gemma2": {"model": TORCHTUNE_MODELS["gemma2"], "micro_batch_size": 1, "sequence_length": 64},
         "one key head, fp32": {"model": {**TORCHTUNE_MODELS["qwen2"], "num_key_value_heads": 1}, "precision": "fp32"},
         "dropout in attention": {"model": {**LLAMA, "attention_dropout": 0.1}},
         "H100": {"gpu": "h100", **ADAPTED},
