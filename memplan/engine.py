@@ -25,11 +25,11 @@ from memplan.estimate import (
 )
 from memplan.model_state import ModelState
 from memplan.prepare import Prepared, prepare
-from memplan.recipe import Recipe
+from memplan.recipe import Offloading, Recipe
 from memplan.resolve import Resolved, resolve
 from memplan.step.receipt import receipt
 from memplan.step.walk import PhasePeak
-from memplan.training_step import recorded_step, replay, walk
+from memplan.training_step import recorded_step, replay, settings_of, walk
 from memplan.unsupported import unsupported_parts
 from memplan.verdict import judge
 
@@ -98,6 +98,7 @@ def _walked(resolved: Resolved, prepared: Prepared, unsupported: tuple[str, ...]
         timeline=walked.phases,
         unsupported=unsupported,
         lines=lines,
+        host_copies=step.course.host_copies_bytes(settings_of(resolved, prepared)),
     )
 
 
@@ -139,6 +140,7 @@ def _estimate(
     timeline: tuple[PhasePeak, ...] | list[PhasePeak],
     unsupported: tuple[str, ...],
     lines: Callable[[], tuple[Line, ...]],
+    host_copies: int = 0,
 ) -> Estimate:
     gpu, state = resolved.gpu, prepared.state
     context = cuda_context(gpu).expected_bytes if gpu is not None else UNNAMED_GPU_CONTEXT_BYTES
@@ -168,7 +170,7 @@ def _estimate(
             )
             for entry in timeline
         ),
-        host_bytes=state.states.host_bytes + state.states.paged_bytes,
+        host_bytes=state.states.host_bytes + state.states.paged_bytes + host_copies,
         verdict_report=judge(
             gpu, peak.reserved_bytes, bool(unsupported), run_of(resolved.values, str(resolved.config["model_type"]))
         )
@@ -201,5 +203,10 @@ def assumptions(resolved: Resolved, prepared: Prepared) -> tuple[str, ...]:
         found.append(
             "cuSOLVER's workspace for the singular values of each adapted weight is not in the figures, while the model loads: "
             "no source states its size, so the upper bound holds the most that its interface can ask for"
+        )
+    if resolved.values.get("activation_offloading") == Offloading.SAVED_TENSORS:
+        found.append(
+            "tensors that come back from the host have a CUDA stream and memory of their own; what checkpoints still use of it "
+            "is counted in reserved memory as free again when the step has ended, for how soon depends on the GPU's pace"
         )
     return tuple(found)

@@ -60,6 +60,14 @@ class Loss(StrEnum):
     CHUNKED = "chunked"
 
 
+class Offloading(StrEnum):
+    """What of the activations waits for backward in host memory; see `memplan.resolve_offloading` for who does it."""
+
+    CHECKPOINTS = "checkpoints"
+    HIDDEN_STATES = "hidden-states"
+    SAVED_TENSORS = "saved-tensors"
+
+
 class Stack(StrEnum):
     """Whose training loop runs the step."""
 

@@ -11,17 +11,13 @@ from __future__ import annotations
 
 from memplan.errors import InvalidValueError
 from memplan.filler import USER, Filler
-from memplan.recipe import Stack
-
-CHECKPOINTS = "checkpoints"
-HIDDEN_STATES = "hidden-states"
-SAVED_TENSORS = "saved-tensors"
+from memplan.recipe import Offloading, Stack
 
 # What the switch of that name does in a stack that has one.
 _OWN = {
-    Stack.TRL: (SAVED_TENSORS, "SFTConfig.activation_offloading"),
-    Stack.TORCHTUNE: (SAVED_TENSORS, "torchtune's enable_activation_offloading"),
-    Stack.UNSLOTH: (HIDDEN_STATES, 'use_gradient_checkpointing="unsloth"'),
+    Stack.TRL: (Offloading.SAVED_TENSORS, "SFTConfig.activation_offloading"),
+    Stack.TORCHTUNE: (Offloading.SAVED_TENSORS, "torchtune's enable_activation_offloading"),
+    Stack.UNSLOTH: (Offloading.HIDDEN_STATES, 'use_gradient_checkpointing="unsloth"'),
 }
 
 
@@ -37,27 +33,28 @@ def fill_offloading(filler: Filler) -> None:
         said, source = filler.own[key]
     if not said:
         return
-    value = said
-    if said is True:
+    if said is not True:
+        value = Offloading(said)
+    else:
         if stack not in _OWN:
             raise InvalidValueError(
                 key,
                 said,
                 f"a variant by its name under stack {stack}, which has no switch of that name: "
-                f"{CHECKPOINTS}, {HIDDEN_STATES} or {SAVED_TENSORS}",
-                hint=f"{CHECKPOINTS} is transformers' activation_checkpointing_kwargs={{'offload': True}}",
+                "checkpoints, hidden-states or saved-tensors",
+                hint="checkpoints is transformers' activation_checkpointing_kwargs={'offload': True}",
             )
         value, own = _OWN[stack]
         source = own if source is USER else source
     mode = filler.values["activation_checkpointing"]
-    if value != SAVED_TENSORS and not mode:
+    if value is not Offloading.SAVED_TENSORS and not mode:
         raise InvalidValueError(
             key,
             said,
             f"only beside activation_checkpointing: {value} moves what a checkpoint keeps",
             hint="say activation_checkpointing too",
         )
-    if value == HIDDEN_STATES and mode == "non-reentrant":
+    if value is Offloading.HIDDEN_STATES and mode == "non-reentrant":
         raise InvalidValueError(
             key,
             said,

@@ -23,7 +23,7 @@ from memplan.families import Head, family_under
 from memplan.methods.config import TASK_TYPES
 from memplan.optimizers.torch_optim import TorchOptimizer
 from memplan.prepare import Prepared
-from memplan.recipe import Stack, Task
+from memplan.recipe import Offloading, Stack, Task
 from memplan.resolve import Resolved
 from memplan.resolve_evaluation import eval_batches
 from memplan.step import torchtune_loop
@@ -109,6 +109,7 @@ def settings_of(resolved: Resolved, prepared: Prepared) -> StepSettings:
         autocast=resolved.autocast,
         attn_implementation=str(values["attn_implementation"]),
         checkpointing=checkpointing,
+        offloading=values.get("activation_offloading"),
         padding=values["padding"] and not torchtune,  # its collator makes no mask
         compute_capability=capability or DEFAULT_COMPUTE_CAPABILITY,
         torch_version=_version(values["torch_version"]),
@@ -209,9 +210,10 @@ def recordings(resolved: Resolved, prepared: Prepared, *, fold: bool | None = No
         return orthogonality(tape, adaptation.adapters, loss) if regularized else loss
 
     # AdaLoRA's term of the loss looks at every layer's factors; each layer's prefix is its own; one layer leaves the first
-    # gradient of a tensor that several train.
+    # gradient of a tensor that several train. Tensors on their way to the host stay while layers after theirs run.
     adaptation = prepared.adaptation
     alone = adaptation.method == "adalora" or adaptation.prefix_key_values > 0 or adaptation.shares_trained
+    alone = alone or settings.offloading == Offloading.SAVED_TENSORS
     folds = family.folds and not alone if fold is None else fold
     micro_step = torchtune_loop.record if stack is Stack.TORCHTUNE else record
     made = [micro_step(forward, prepared.sites, settings, fold=folds)]
@@ -344,6 +346,8 @@ def run_of(recordings: tuple[Recording, ...], resolved: Resolved, prepared: Prep
         clipping=clipping,
         optimizer_events=optimizer_events,
         empties_cache=_empties_cache(resolved),
+        # Wherever bitsandbytes is imported; an adapter's library may import it too, which is not counted on.
+        empties_cache_first=micro_steps[0].forgets_at is not None and resolved.quantization is not None,
         moments=moments,
         merging=merging_of(resolved, prepared),
         opening=opening,

@@ -1,8 +1,8 @@
 """PyTorch's CUDA caching allocator as a model: from births and deaths of storages to blocks and segments.
 
-Source: c10/cuda/CUDACachingAllocator.cpp of PyTorch 2.13, on one stream and with the default configuration
-(`max_split_size_mb`, `roundup_power2_divisions` and `garbage_collection_threshold` unset), with and without
-`expandable_segments`. The names of the functions quoted in the docstrings are those of that file.
+Source: c10/cuda/CUDACachingAllocator.cpp of PyTorch 2.13, with the default configuration (`max_split_size_mb`,
+`roundup_power2_divisions` and `garbage_collection_threshold` unset), with and without `expandable_segments`. Each CUDA stream
+has free blocks of its own (`BlockComparatorSize`). The names of the functions quoted in the docstrings are those of that file.
 
 What it answers that a sum cannot: `memory_allocated` counts *blocks*, and a large block keeps a remainder of up to
 1 MiB unsplit; `memory_reserved` counts *segments*, and depends on the order of events; and whether a run survives in a
@@ -25,10 +25,15 @@ MIN_OWN_SEGMENT_BYTES: Final = 10 * MIB
 LARGE_SEGMENT_BYTES: Final = 20 * MIB
 SEGMENT_ROUNDING_BYTES: Final = 2 * MIB
 
-# An event is (key, size > 0) for an allocation, (key, 0) for the matching free, or a str: the phase that begins here.
-Event = tuple[int, int] | str
+# An event is (key, size > 0) for an allocation, (key, size, stream) for one that another CUDA stream than the first makes,
+# (key, 0) for the matching free, (key, `FREE_LATER`) for one of memory that another stream may still use
+# (`Tensor.record_stream`), or a str: the phase that begins here.
+Event = tuple[int, int] | tuple[int, int, int] | str
+FREE_LATER: Final = -1
 # The program calls torch.cuda.empty_cache(). No allocation may use key 0.
 EMPTY_CACHE: Final = (0, 0)
+# All streams' work is done: what was freed for later can be had again.
+SYNCHRONIZE: Final = (0, FREE_LATER)
 
 SegmentAction = Literal["segment_alloc", "segment_free", "segment_map", "segment_unmap"]
 
@@ -161,18 +166,19 @@ class CachingAllocator:
         self.reserved_bytes = 0
         self.alloc_retries = 0
         self.segments = 0
-        self._small = Pool(is_small=True)
-        self._large = Pool(is_small=False)
+        self._pools: dict[int, tuple[Pool, Pool]] = {}
+        self._pending: list[Block] = []
         self._next_address = self._ADDRESS_SPACE_BYTES
 
-    def malloc(self, size_bytes: int) -> Block:
-        """Serves an allocation of `size_bytes` > 0.
+    def malloc(self, size_bytes: int, stream: int = 0) -> Block:
+        """Serves an allocation of `size_bytes` > 0 by a CUDA stream.
 
         Raises:
             AllocatorOutOfMemoryError: the capacity does not allow it, even with everything cached released.
         """
         rounded = round_to_block(size_bytes)
-        pool = self._small if rounded <= SMALL_ALLOCATION_BYTES else self._large
+        small, large = self._pools_of(stream)
+        pool = small if rounded <= SMALL_ALLOCATION_BYTES else large
         block = self._get_free_block(pool, rounded) or self._alloc_block(pool, rounded)
         if block is None:
             self.alloc_retries += 1
@@ -187,17 +193,39 @@ class CachingAllocator:
         self.live_bytes += rounded
         return block
 
-    def free(self, block: Block, size_bytes: int) -> None:
-        """Returns a block to its pool, merged with its free neighbours (`free_block`, `try_merge_blocks`)."""
+    def free(self, block: Block, size_bytes: int, *, later: bool = False) -> None:
+        """Returns a block to its pool, merged with its free neighbours (`free_block`, `try_merge_blocks`).
+
+        Where that must wait for another stream (`insert_events`), it happens when the streams are synchronized: how far the
+        device is behind the program is not known, and no earlier is the bound.
+        """
         self.allocated_bytes -= block.size_bytes
         self.live_bytes -= round_to_block(size_bytes)
+        if later:
+            self._pending.append(block)
+        else:
+            self._return(block)
+
+    def synchronize(self) -> None:
+        """All streams' work is done (`process_events`)."""
+        for block in self._pending:
+            self._return(block)
+        self._pending.clear()
+
+    def _return(self, block: Block) -> None:
         block.allocated = False
         self._merge_neighbours(block)
         block.pool.insert(block)
 
+    def _pools_of(self, stream: int) -> tuple[Pool, Pool]:
+        if stream not in self._pools:
+            self._pools[stream] = Pool(is_small=True), Pool(is_small=False)
+        return self._pools[stream]
+
     def release_cached_blocks(self) -> None:
         """Gives every wholly free segment back to the driver, as `torch.cuda.empty_cache()` does."""
-        for pool in (self._small, self._large):
+        self.synchronize()
+        for pool in [pool for pools in self._pools.values() for pool in pools]:
             for block in list(pool.by_address.values()):
                 if block.expandable:
                     self._unmap(block)
@@ -395,8 +423,9 @@ def replay(
     """Plays allocations and frees in order, from an empty allocator.
 
     Args:
-        events: `(key, size_bytes)` for an allocation of `size_bytes` > 0 under any int `key` other than 0, `(key, 0)`
-            for its free, `EMPTY_CACHE`, or a `str` that names the phase which begins.
+        events: `(key, size_bytes)` for an allocation of `size_bytes` > 0 under any int `key` other than 0, with a third number
+            for one by another CUDA stream; `(key, 0)` or `(key, FREE_LATER)` for its free; `EMPTY_CACHE`, `SYNCHRONIZE`, or a
+            `str` that names the phase which begins.
         expandable_segments: the allocator mode.
         capacity_bytes: what segments may take together (usable device memory less the context); None for no limit.
 
@@ -428,12 +457,12 @@ def replay(
             close()
             phase = event
             continue
-        key, size = event
-        if size:
+        key, size = event[0], event[1]
+        if size > 0:
             if key in held or key == 0:
                 raise ValueError(f"event {index}: key {key} cannot be allocated (in use, or 0)")
             try:
-                held[key] = (allocator.malloc(size), size)
+                held[key] = (allocator.malloc(size, event[2] if len(event) == 3 else 0), size)
             except AllocatorOutOfMemoryError:
                 assert capacity_bytes is not None
                 failure = OutOfMemory(
@@ -448,10 +477,12 @@ def replay(
                 reserved = allocator.reserved_bytes
         elif event == EMPTY_CACHE:
             allocator.release_cached_blocks()
+        elif event == SYNCHRONIZE:
+            allocator.synchronize()
         else:
             if key not in held:
                 raise ValueError(f"event {index}: key {key} is freed but not allocated")
-            allocator.free(*held.pop(key))
+            allocator.free(*held.pop(key), later=size == FREE_LATER)
     close()
     return AllocatorReport(
         top_live, top_allocated, top_reserved, tuple(phases), allocator.alloc_retries, allocator.segments, failure

@@ -13,10 +13,12 @@ from __future__ import annotations
 import heapq
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TypeVar
 
 from memplan.dtypes import DType
-from memplan.step.tensor import Frame, Leaf, Node, StopRecomputation, Tape, Tensor
+from memplan.step.host_copies import move_to_host
+from memplan.step.tensor import Frame, Leaf, Node, Packed, StopRecomputation, Tape, Tensor
 
 # What a layer returns: a tensor, or several of which the first is the hidden states.
 Results = tuple[Tensor, *tuple[Tensor | None, ...]]
@@ -75,8 +77,17 @@ def backward(
         tape.module = node.module
         tape.scope_component = node.component
         # The gradient is moved into the call, as the engine moves it: nothing here keeps it alive meanwhile.
-        outputs = list(node.backward(tape, node, buffers.pop(id(node))))
-        node.saved = []
+        if tape.offloader is None:
+            outputs = list(node.backward(tape, node, buffers.pop(id(node))))
+            node.saved = []
+        else:
+            tape.offloader.begin_node()
+            packed = {entry.number: place for place, entry in enumerate(node.saved) if isinstance(entry, Packed)}
+            for number in sorted(packed):  # autograd asks for tensors in the order in which it saved them
+                node.saved[packed[number]] = tape.offloader.unpack(Packed(number))
+            outputs = list(node.backward(tape, node, buffers.pop(id(node))))
+            node.saved = []
+            tape.offloader.end_node()
         finished: list[Leaf] = []
         edges = node.edges
         node.edges = []
@@ -144,22 +155,25 @@ def _accumulate_leaf(tape: Tape, leaf: Leaf, buffers: dict[int, Tensor]) -> None
     leaf.grad.info.module = leaf.name
 
 
-def checkpoint(tape: Tape, call: Callable[..., Returned], x: Tensor, given: Sequence[Tensor | None] = ()) -> Returned:
+def checkpoint(
+    tape: Tape, call: Callable[..., Returned], x: Tensor, given: Sequence[Tensor | None] = (), *, offloads: bool = False
+) -> Returned:
     """`call(x, *given)` whose saved tensors are recomputed in backward (`use_reentrant=False`, transformers' default).
 
-    Mirrors torch/utils/checkpoint.py: forward keeps only what the recomputation needs (the arguments); the first saved
-    tensor that backward asks for runs `call` again up to the last tensor to be saved.
+    Mirrors torch/utils/checkpoint.py: forward keeps only what the recomputation needs (the arguments, in host memory where it
+    `offloads` them); the first saved tensor that backward asks for runs `call` again up to the last tensor to be saved.
     """
     if not tape.grad_enabled or tape.frame is not None:
         return call(x, *given)
     module, layer = tape.module, tape.current_layer
+    arguments = [_kept_argument(tape, entry, offloads=offloads) for entry in (x, *given)]
 
     def recompute(frame: Frame) -> None:
         frame.total, frame.count = frame.count, 0
         outer_frame, outer_module = tape.frame, tape.module
         tape.frame, tape.module = frame, module
         try:
-            call(x, *given)
+            call(*(argument() for argument in arguments))
         except StopRecomputation:
             pass
         finally:
@@ -174,3 +188,14 @@ def checkpoint(tape: Tape, call: Callable[..., Returned], x: Tensor, given: Sequ
         tape.frame = None
     assert layer == tape.current_layer
     return out
+
+
+def _kept_argument(tape: Tape, x: Tensor | None, *, offloads: bool) -> Callable[[], Tensor | None]:
+    """What a checkpoint keeps of `x`, as what gives it back."""
+    if x is None or (tape.offloader is None and not offloads):
+        return lambda: x
+    if offloads:
+        return partial(move_to_host(tape, x).bring_back, tape)
+    assert tape.offloader is not None
+    offloader, packed, shape, dtype, node = tape.offloader, tape.offloader.pack(x), x.shape, x.dtype, x.node
+    return lambda: Tensor(tape, shape, dtype, offloader.unpack(packed), node)

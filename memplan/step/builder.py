@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from memplan.recipe import Loss
+from memplan.recipe import Loss, Offloading
 from memplan.step.autograd import Results
 from memplan.step.autograd import checkpoint as checkpoint_non_reentrant
 from memplan.step.loss import LossOps
@@ -207,9 +207,10 @@ class Builder(LossOps):
             return forward(x, *others)
         if self.settings.offloads_hidden_states:
             return checkpoint_offloaded(self, forward, x, is_last=index == self.last_layer, kept=kept)
+        offloads = self.settings.offloading == Offloading.CHECKPOINTS
         if checkpointing == "reentrant":
-            return checkpoint_reentrant(self, forward, x, others, kept=kept)
-        return checkpoint_non_reentrant(self, forward, x, others)
+            return checkpoint_reentrant(self, forward, x, others, kept=kept, offloads=offloads)
+        return checkpoint_non_reentrant(self, forward, x, others, offloads=offloads)
 
     def _with_last_alone(self, runs: list[Run]) -> list[Run]:
         """`runs`, with the last layer apart where backward's first matrix product, which makes the workspace, is in it."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from memplan.step.forms import guard
+from memplan.step.host_copies import host_bytes
 from memplan.step.recording import Recording
 from memplan.step.replay import Written
 from memplan.step.settings import StepSettings
@@ -32,6 +33,7 @@ class Course:
         self.written = Written(self.sums.terms)
         self._holds = guard(conditions)
         self._evaluate = self.sums.terms.evaluate()
+        self._copies = recordings[0].host_copies
 
     def sizes(self, settings: StepSettings) -> tuple[int, ...] | None:
         """The size of every term for the numbers in `settings`; None where the step would take another course."""
@@ -40,3 +42,9 @@ class Course:
             return None
         found = self._evaluate(*numbers)
         return found if min(found) > 0 else None
+
+    def host_copies_bytes(self, settings: StepSettings) -> int:
+        """Host memory of activations that wait for backward there, for the numbers in `settings`."""
+        if not self._copies:
+            return 0
+        return host_bytes(self._copies)(settings.batch, settings.sequence, settings.target_sequence)

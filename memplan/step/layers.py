@@ -173,7 +173,7 @@ class LayerOps(ModuleTape):
         self.input_path = self.join(name)
         if self.prompt is not None:
             shape = (self.batch, self.tokens)
-        out = self.embedding(name, shape, num_embeddings, dim, class_name=class_name)
+        out = self.embedding(name, shape, num_embeddings, dim, class_name=class_name, indices=self.input_ids)
         return self.require_input_gradient(out) if is_result else out
 
     def require_input_gradient(self, out: Tensor) -> Tensor:
@@ -279,11 +279,13 @@ def _native_layer_norm(t: LayerOps, x: Tensor, weight: Tensor, bias: Tensor | No
         x, weight = ops.to(t, x, DType.FLOAT32), ops.to(t, weight, DType.FLOAT32)
         bias = ops.to(t, bias, DType.FLOAT32) if bias is not None else None
     rows = (*x.shape[:-1], 1)
+    inputs = (x, weight, bias)
+    kept_bias, kept, kept_weight = (t.packed(entry, inputs) for entry in (bias, x, weight))
     out = t.alloc(x.shape, x.dtype, "native_layer_norm")
     mean = t.alloc(rows, DType.FLOAT32, "native_layer_norm")
     rstd = t.alloc(rows, DType.FLOAT32, "native_layer_norm")
     node = t.record(
-        "native_layer_norm", (x, weight, bias), (x, mean, rstd, weight, bias), _layer_norm_backward, (x.shape, x.dtype)
+        "native_layer_norm", inputs, (kept, mean, rstd, kept_weight, kept_bias), _layer_norm_backward, (x.shape, x.dtype)
     )
     return Tensor(t, x.shape, x.dtype, out, node)
 

@@ -19,10 +19,11 @@ def layer_norm_without_weights(t: LayerOps, x: Tensor) -> Tensor:
     """`OlmoLayerNorm`: F.layer_norm of x [..., H] in float32 without weight and bias, cast back."""
     hidden = ops.to(t, x, DType.FLOAT32)
     rows = (*x.shape[:-1], 1)
+    kept = t.packed(hidden, (hidden,))
     out = t.alloc(x.shape, DType.FLOAT32, "native_layer_norm")
     mean = t.alloc(rows, DType.FLOAT32, "native_layer_norm")
     rstd = t.alloc(rows, DType.FLOAT32, "native_layer_norm")
-    node = t.record("native_layer_norm", (hidden,), (hidden, mean, rstd), _layer_norm_backward, (x.shape,))
+    node = t.record("native_layer_norm", (hidden,), (kept, mean, rstd), _layer_norm_backward, (x.shape,))
     return ops.to(t, Tensor(t, x.shape, DType.FLOAT32, out, node), x.dtype)
 
 

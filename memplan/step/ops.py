@@ -129,7 +129,8 @@ def mul(tape: Tape, a: Tensor, b: Tensor) -> Tensor:
     """`a * b`: saves each operand that the other's gradient needs."""
     dtype = promote(a.dtype, b.dtype)
     shape = broadcast(a.shape, b.shape)
-    saved = (a if b.node is not None else None, b if a.node is not None else None)
+    saved_b = tape.packed(b, (a, b)) if a.node is not None else None  # autograd saves `other` first
+    saved = (a if b.node is not None else None, saved_b)
     node = tape.record("mul", (a, b), saved, _mul_backward, (a.shape, a.dtype, b.shape, b.dtype))
     return tape.new(shape, dtype, "mul", node, by_token=a.by_token)
 

@@ -6,20 +6,22 @@ Symbols: B micro batch, S sequence length.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import cast
 
 from memplan.dtypes import DType
 from memplan.estimate import Component, Phase
-from memplan.recipe import Stack
+from memplan.recipe import Offloading, Stack
 from memplan.step import ops
 from memplan.step.autograd import backward
 from memplan.step.builder import Builder
 from memplan.step.grad_scaler import scale_loss
+from memplan.step.offloader import Offloader
 from memplan.step.ports import Ledger
 from memplan.step.settings import StepSettings
 from memplan.step.site import Site
-from memplan.step.tensor import Segment, StorageInfo, Tensor
+from memplan.step.tensor import Leaf, Segment, Shape, Storage, StorageInfo, Tensor
 from memplan.step.unsloth import LENGTHS
 
 
@@ -33,6 +35,10 @@ class Recording:
         named: indices of what the training loop's variables hold until the next step has made its own: the loss, and
             the outputs where they are kept.
         ports: for each folded run, indices of what its executed layer took and gave.
+        outlived: indices of what an offloader holds of the graph until backward of the next micro-step comes to its segment
+            number `forgets_at`.
+        forgets_at: see there.
+        host_copies: shape, dtype and number of what is copied to the host to wait for backward.
         workspaces: indices of cuBLAS's workspaces and what else stays for the whole run: allocated in the first step only.
         late: of those what a run's second micro-step allocates.
         is_opening: whether this is how a run's first micro-step goes, unlike all others.
@@ -47,6 +53,9 @@ class Recording:
     ports: tuple[tuple[int, int], ...]
     moment: Phase | None = None
     empties_cache: bool = False
+    outlived: frozenset[int] = frozenset()
+    forgets_at: int | None = None
+    host_copies: tuple[tuple[Shape, DType, int], ...] = ()
     late: frozenset[int] = frozenset()
     is_opening: bool = False
 
@@ -69,6 +78,8 @@ def record(
     tape = Builder(settings, sites, fold=fold)
     tape.enter(Phase.FORWARD)
     inputs = feed(tape)
+    if settings.offloading == Offloading.SAVED_TENSORS:
+        tape.offloader, tape.input_ids = Offloader(tape), inputs[0]
     loss = forward(tape)
     if not settings.keep_outputs:
         tape.outputs.clear()  # Trainer.compute_loss returns the loss alone
@@ -88,7 +99,12 @@ def record(
         grad = tape.new((), DType.FLOAT32, "ones_like")
     node, loss.node = loss.node, None
     backward(tape, node, grad)
+    offloader, tape.offloader, tape.input_ids = tape.offloader, None, None
+    if offloader is not None:
+        offloader.close()
     del grad
+    # Its last node holds the graph below: the inputs that were made leaves, with their gradients.
+    outlived = list(_leaves(tape)) if offloader is not None else []
     if settings.keep_outputs is not True:
         tape.held.clear()  # Trainer.training_step returns a detached loss: the graph goes here
         tape.outputs.clear()
@@ -105,13 +121,16 @@ def record(
         named,
         workspaces,
         tuple(tape.ports),
+        outlived=frozenset(storage.info.index for storage in outlived),
+        forgets_at=offloader.forgets_at if offloader is not None else None,
+        host_copies=tuple(tape.host_copies),
         late=frozenset(storage.info.index for storage in tape.late.values()),
         is_opening=settings.opening,
     )
-    del held
+    del held, outlived
     tape.held.clear()
     tape.outputs.clear()
-    del inputs, loss, node
+    del inputs, loss, node, offloader
     return result
 
 
@@ -132,6 +151,14 @@ def feed(tape: Builder) -> tuple[Tensor, ...]:
             tape.workspaces[LENGTHS] = tape.alloc((tape.batch,), DType.INT32, LENGTHS)
             fed.append(tape.new((), DType.INT64, "num_items_in_batch"))
     return tuple(fed)
+
+
+def _leaves(tape: Builder) -> Iterator[Storage]:
+    """What `tape.held` has of tensors that were made to require a gradient."""
+    for entry in tape.held:
+        if isinstance(entry, tuple):
+            storage, leaf = cast(tuple[Storage | None, Leaf], entry)
+            yield from (kept for kept in (storage, leaf.grad) if kept is not None)
 
 
 def _kept(tape: Builder, others: frozenset[int]) -> frozenset[int]:
@@ -172,5 +199,6 @@ def _moved(recording: Recording, offset: int) -> Recording:
         named=frozenset(index + offset for index in recording.named),
         workspaces=frozenset(index + offset for index in recording.workspaces),
         late=frozenset(index + offset for index in recording.late),
+        outlived=frozenset(index + offset for index in recording.outlived),
         ports=tuple((given + offset, result + offset) for given, result in recording.ports),
     )

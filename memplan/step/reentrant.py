@@ -12,6 +12,7 @@ from typing import cast
 from memplan.dtypes import DType
 from memplan.estimate import Component
 from memplan.step.autograd import Results, Returned, backward
+from memplan.step.host_copies import HostCopy, move_to_host
 from memplan.step.tensor import Leaf, Node, Shape, Tape, Tensor
 
 
@@ -38,6 +39,7 @@ class Call:
         module: where.
         arguments: each without a storage; None where none was given.
         results: shape and type of each result but the first; None for what is no tensor.
+        copies: of the arguments that wait in host memory.
         gradients: of the results but the first that have one so far, by position.
     """
 
@@ -45,6 +47,7 @@ class Call:
     module: str
     arguments: list[Detached | None]
     results: list[tuple[Shape, DType] | None]
+    copies: list[HostCopy | None] = field(default_factory=list)
     gradients: dict[int, Tensor] = field(default_factory=dict)
 
 
@@ -56,13 +59,14 @@ def checkpoint_reentrant(
     *,
     kept: object = None,
     saves_input: bool = True,
+    offloads: bool = False,
 ) -> Returned:
     """`call(x, *given)` without a graph; backward runs it again with one and a backward pass of its own.
 
     The arguments are saved; in backward the whole call is repeated on detached arguments, and its results and the incoming
     gradients live until the inner backward pass is done. All results need a gradient then. `kept` is what the function has of
     its own, which stays as long as the graph. A result that nobody used has zeros for its gradient. Without `saves_input`
-    `x` stands elsewhere until then.
+    `x` stands elsewhere until then; one that `offloads` keeps all arguments in host memory.
     """
     if not tape.grad_enabled:
         return call(x, *given)
@@ -78,10 +82,12 @@ def checkpoint_reentrant(
     made = Call(
         call,
         module,
-        [_detached(entry, is_saved=saves_input or entry is not x) for entry in arguments],
+        [_detached(entry, is_saved=not offloads and (saves_input or entry is not x)) for entry in arguments],
         [(entry.shape, entry.dtype) if entry is not None else None for entry in rest],
+        [move_to_host(tape, entry) if entry is not None else None for entry in arguments] if offloads else [],
     )
-    node = tape.record("checkpoint", arguments, arguments if saves_input else tuple(given), _backward, (made,))
+    saved = () if offloads else arguments if saves_input else tuple(given)
+    node = tape.record("checkpoint", arguments, saved, _backward, (made,))
     results: list[Tensor | None] = [_with_node(first, node)]
     for position, entry in enumerate(rest):
         if entry is None or node is None:
@@ -120,13 +126,14 @@ def _backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | None]:
     stored = node.all_stored()
     arguments: list[Tensor | None] = []
     leaves: list[Leaf | None] = []
-    for argument, edge in zip(call.arguments, node.edges, strict=True):
+    copies = call.copies or [None] * len(call.arguments)
+    for argument, edge, copy in zip(call.arguments, node.edges, copies, strict=True):
         if argument is None:
             arguments.append(None)
             leaves.append(None)
             continue
         made = Leaf(call.module, argument.shape, argument.dtype, Component.TEMPORARIES) if edge is not None else None
-        storage = stored.pop(0) if argument.is_saved else None
+        storage = stored.pop(0) if argument.is_saved else copy.bring_back(tape).storage if copy is not None else None
         arguments.append(Tensor(tape, argument.shape, argument.dtype, storage, made, False, argument.by_token))
         leaves.append(made)
         del storage

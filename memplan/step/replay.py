@@ -14,12 +14,16 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from memplan.estimate import Phase
 from memplan.step import native
-from memplan.step.allocator import EMPTY_CACHE, AllocatorReport, PhaseMaxima, replay
+from memplan.step.allocator import EMPTY_CACHE, FREE_LATER, SYNCHRONIZE, AllocatorReport, Event, PhaseMaxima, replay
 from memplan.step.forms import BYTES, Terms
 from memplan.step.optimizer_step import OptimizerEvent
 from memplan.step.recording import Recording
 from memplan.step.run import Run, RunWriter
 from memplan.step.unfold import Instance, unfold
+
+
+_FREE, _FREE_LATER = -1, -2
+_SECOND_STREAM = 1 << 30
 
 
 class Written:
@@ -68,9 +72,11 @@ class Program(RunWriter):
         written: its recordings.
 
     Attributes:
-        keys: the storage of each event, numbered from 1; the free of 0 is `EMPTY_CACHE`.
-        sizes: what each event allocates, as an index into `written.table`; -1 for a free.
+        keys: the storage of each event, numbered from 1; the free of 0 is `EMPTY_CACHE`, its later free `SYNCHRONIZE`.
+        sizes: what each event allocates, as an index into `written.table`, for the second stream with `_SECOND_STREAM` added;
+            `_FREE` or `_FREE_LATER` for a free.
         phases: names, with the event that each begins at.
+        has_second_stream: whether anything is allocated by another CUDA stream than the one that computes.
     """
 
     def __init__(self, run: Run, written: Written) -> None:
@@ -81,6 +87,7 @@ class Program(RunWriter):
         self._lasting: dict[int, int] = {}
         self.write(run)
         self.n_keys = self._last_key + 1
+        self.has_second_stream = max(self.sizes, default=0) >= _SECOND_STREAM
 
     def play(
         self, sizes: Sequence[int], *, expandable_segments: bool = False, capacity_bytes: int | None = None
@@ -93,7 +100,8 @@ class Program(RunWriter):
             capacity_bytes: what all segments together may take; None for no limit.
         """
         table = [sizes[term] * weight for term, weight in self.written.table]
-        if capacity_bytes is not None or native.library() is None:
+        # The C model knows one stream.
+        if capacity_bytes is not None or self.has_second_stream or native.library() is None:
             return replay(self._events(table), expandable_segments=expandable_segments, capacity_bytes=capacity_bytes)
         begins = [position for _, position in self.phases]
         segments, figures = native.replay(
@@ -145,6 +153,10 @@ class Program(RunWriter):
     def _empty_cache(self) -> None:
         self._add(EMPTY_CACHE[0], None)
 
+    def _synchronize(self) -> None:
+        self.keys.append(SYNCHRONIZE[0])
+        self.sizes.append(_FREE_LATER)
+
     def _new_key(self) -> int:
         self._last_key += 1
         return self._last_key
@@ -152,22 +164,29 @@ class Program(RunWriter):
     def _add(self, key: int, size_bytes: int | None) -> None:
         """An allocation, or a free where the size is None."""
         self.keys.append(key)
-        self.sizes.append(-1 if size_bytes is None else self.written.number((BYTES, size_bytes)))
+        self.sizes.append(_FREE if size_bytes is None else self.written.number((BYTES, size_bytes)))
 
     def _free(self, keys: Iterable[int]) -> None:
         for key in keys:
             self._add(key, None)
 
-    def _events(self, table: Sequence[int]) -> Iterator[tuple[int, int] | str]:
+    def _events(self, table: Sequence[int]) -> Iterator[Event]:
         names = {position: name for name, position in reversed(self.phases)}
         empty: set[int] = set()
         for position, (key, number) in enumerate(zip(self.keys, self.sizes, strict=True)):
             if position in names:
                 yield from (name for name, begin in self.phases if begin == position)
-            size = table[number] if number >= 0 else 0
-            if number >= 0 and not size:
+            if number < 0:
+                if key not in empty:
+                    yield key, FREE_LATER if number == _FREE_LATER else 0
+                continue
+            stream, number = divmod(number, _SECOND_STREAM)
+            size = table[number]
+            if not size:
                 empty.add(key)
-            elif size or key not in empty:
+            elif stream:
+                yield key, size, stream
+            else:
                 yield key, size
         yield from (name for name, begin in self.phases if begin == len(self.keys))
 
@@ -209,7 +228,7 @@ class _MicroStep:
                     key = held.pop(instance, -1)
                     if key >= 0:
                         keys.append(key)
-                        sizes.append(-1)
+                        sizes.append(_FREE_LATER if infos[instance[0]].is_reused_later else _FREE)
                     continue
                 index = instance[0]
                 if index in workspaces:
@@ -217,7 +236,7 @@ class _MicroStep:
                 elif infos[index].size_bytes:
                     held[instance] = births
                     keys.append(births)
-                    sizes.append(number(index))
+                    sizes.append(number(index) + infos[index].stream * _SECOND_STREAM)
                     births += 1
         self.births = births
         self.left = [(key, instance[0]) for instance, key in held.items()]

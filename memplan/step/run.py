@@ -31,6 +31,7 @@ class Run:
         steps: how many steps.
         opening: the run's first micro-step where it goes otherwise than the first of `micro_steps`.
         empties_cache: whether `torch.cuda.empty_cache()` is called after each update, with the gradients still there.
+        empties_cache_first: whether it is called before each micro-step.
     """
 
     load_events: Sequence[tuple[int, int]]
@@ -41,6 +42,7 @@ class Run:
     optimizer_events: Sequence[OptimizerEvent]
     steps: int = 2
     empties_cache: bool = False
+    empties_cache_first: bool = False
     moments: Sequence[Recording] = ()
     merging: Sequence[OptimizerEvent] | None = None
     opening: Recording | None = None
@@ -59,6 +61,7 @@ class RunWriter(ABC):
                 self._load(key, size)
         self._optimizer(run.construction, 1)
         named: list[int] = []
+        outlived: list[int] = []
         for step in range(1, run.steps + 1):
             gradients: list[int] = []
             batch: list[int] = []
@@ -68,13 +71,21 @@ class RunWriter(ABC):
                 self._enter(recording)
                 for phase in (Phase.FORWARD, Phase.BACKWARD):
                     self._begin(step, phase)
+                    if phase is Phase.FORWARD and run.empties_cache_first:
+                        self._empty_cache()
+                    if phase is Phase.BACKWARD:
+                        self._free(outlived)
+                        outlived = []
                     self._play(recording, phase, made)
                     if phase is Phase.FORWARD:
                         self._free(named)
                         named = []
+                if recording.forgets_at is not None:
+                    self._synchronize()
                 for key, index in self._left():
                     is_gradient = recording.infos[index].component is Component.GRADIENTS
-                    (gradients if is_gradient else named if index in recording.named else batch).append(key)
+                    kept = outlived if index in recording.outlived else batch
+                    (gradients if is_gradient else named if index in recording.named else kept).append(key)
                 if place < len(run.micro_steps) - 1:
                     self._free(batch)
                     batch = []
@@ -91,6 +102,9 @@ class RunWriter(ABC):
                 self._begin(step, Phase.MERGE)
                 self._optimizer(run.merging, step)
             self._free(batch)
+
+    def _synchronize(self) -> None:  # noqa: B027 - of no account where streams are not told apart
+        """All streams' work is done."""
 
     def _moment(self, recording: Recording, step: int) -> None:
         """A phase beside the step, which leaves nothing."""

@@ -18,6 +18,7 @@ class StepSettings:
         autocast: dtype of `torch.autocast("cuda")`, or None.
         attn_implementation: `eager`, `sdpa` or `flash_attention_2`.
         checkpointing: None, `non-reentrant` or `reentrant`.
+        offloading: what waits for backward in host memory (`memplan.resolve_offloading`), or None.
         padding: the batch holds padding, so an attention mask reaches the kernels.
         compute_capability: (major, minor) of the GPU; decides the attention kernel and workspaces.
         torch_version: (major, minor); decides which kernels take grouped heads.
@@ -50,6 +51,7 @@ class StepSettings:
     autocast: DType | None = None
     attn_implementation: str = "sdpa"
     checkpointing: str | None = None
+    offloading: str | None = None
     padding: bool = False
     compute_capability: tuple[int, int] = (8, 0)
     torch_version: tuple[int, int] = (2, 13)

@@ -48,9 +48,15 @@ def _fused_head(t: LayerOps, hidden: Tensor, weight: Tensor) -> tuple[Tensor, Te
     targets = t.alloc((tokens,), DType.INT64, "index")
     log_probs, entropy, is_top1 = _chunked(t, x, weight, targets)
     del x, targets
-    found = tuple(_scatter(t, part, mask, shape) for part in (log_probs, entropy, is_top1))
-    del log_probs, entropy, is_top1
+    logged = _scatter(t, log_probs, mask, shape)
+    if t.offloader is not None:
+        # The entropy's graph and that of the mean below are never differentiated: what they save is never asked for.
+        t.offloader.pack(mask)
+    found = (logged, *(_scatter(t, part, mask, shape) for part in (entropy, is_top1)))
+    del log_probs, entropy, is_top1, logged
     mean = [t.alloc((), DType.FLOAT32, "neg"), t.alloc((), DType.INT64, "clamp"), t.alloc((), DType.FLOAT32, "div")]
+    if t.offloader is not None:
+        t.offloader.pack(mean[1])
     del mean, mask
     return found[0], found[1], found[2]
 

@@ -19,6 +19,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from memplan.dtypes import DType
 from memplan.estimate import Component, Phase
@@ -43,6 +44,8 @@ class StorageInfo:
         in_backward: whether backward allocated it.
         is_port: handed from one layer to the next, so that only the last one outlives its layer: a layer's result, and in
             backward whatever outlives one (the gradient of a layer's input).
+        stream: the CUDA stream whose memory it is; 0 is the one that computes.
+        is_reused_later: whether its memory waits for another stream's work once it is freed (`Tensor.record_stream`).
     """
 
     index: int
@@ -55,6 +58,8 @@ class StorageInfo:
     repeats: int = 1
     in_backward: bool = False
     is_port: bool = False
+    stream: int = 0
+    is_reused_later: bool = False
 
 
 class Storage:
@@ -104,7 +109,7 @@ class Node:
         segment: int,
         sequence: int,
         edges: list[Node | Leaf | None],
-        saved: list[Storage | Slot | None],
+        saved: list[Storage | Slot | Packed | None],
         backward: Callable[[Tape, Node, Tensor], Iterable[Tensor | None]],
         meta: tuple[object, ...],
         component: Component | None,
@@ -123,11 +128,40 @@ class Node:
     def stored(self, index: int) -> Storage | None:
         """The storage saved at `index`; inside a checkpoint this is what the recomputation produced."""
         entry = self.saved[index]
-        return entry.unpack() if isinstance(entry, Slot) else entry
+        if isinstance(entry, Slot):
+            return entry.unpack()
+        assert not isinstance(entry, Packed), "the engine unpacks what is offloaded"
+        return entry
 
     def all_stored(self) -> list[Storage | None]:
         """Everything saved, unpacked in order: a checkpointed layer is recomputed before the caller allocates."""
         return [self.stored(index) for index in range(len(self.saved))]
+
+
+@dataclass(slots=True, eq=False)
+class Packed:
+    """What a node has in the place of a saved tensor that an offloader keeps under a number."""
+
+    number: int
+
+
+class Offloading(Protocol):
+    """Who keeps saved tensors in the place of autograd's nodes, and what it is told of backward."""
+
+    def pack(self, entry: Tensor | Storage) -> Packed:
+        """Saves a tensor."""
+
+    def unpack(self, packed: Packed) -> Storage | None:
+        """The saved tensor's storage, on the device again; None for a parameter."""
+
+    def begin_node(self) -> None:
+        """A node is about to run."""
+
+    def end_node(self) -> None:
+        """A node has run."""
+
+    def close(self) -> None:
+        """Backward has ended."""
 
 
 class Leaf:
@@ -273,6 +307,9 @@ class Tape:
         outgrown: indices of such as have been replaced by larger ones.
         late: of them what a run's second pass makes.
         casts: autocast's cache of casted parameters; emptied when autocast's context ends.
+        offloader: who keeps saved tensors outside of checkpoints, where they are offloaded.
+        input_ids: the batch's tokens, where an offloader looks at them.
+        host_copies: shape, dtype and number of what was copied to the host to wait for backward.
         held: what the loss's graph keeps until backward is done: tensors made to require a gradient with their gradients, and
             what the functions of reentrant checkpoints have of their own.
     """
@@ -292,6 +329,9 @@ class Tape:
         self.repeats = 1
         self.phase = ""
         self.held: list[object] = []
+        self.offloader: Offloading | None = None
+        self.input_ids: Tensor | None = None
+        self.host_copies: list[tuple[Shape, DType, int]] = []
         self.casts: dict[str, Tensor] = {}
         self.workspace_bytes = 0
         self.workspace_is_loaded = False
@@ -372,7 +412,7 @@ class Tape:
         self,
         op: str,
         inputs: tuple[Tensor | None, ...],
-        saved: tuple[Tensor | Storage | None, ...],
+        saved: tuple[Tensor | Storage | Packed | None, ...],
         backward: Callable[[Tape, Node, Tensor], Iterable[Tensor | None]],
         meta: tuple[object, ...] = (),
     ) -> Node | None:
@@ -382,20 +422,31 @@ class Tape:
         edges = [x.node if x is not None else None for x in inputs]
         if not any(edges):
             return None
-        kept: list[Storage | Slot | None] = []
+        kept: list[Storage | Slot | Packed | None] = []
         for entry in saved:
             if entry is None:
+                continue
+            if isinstance(entry, Packed):
+                kept.append(entry)
                 continue
             storage = entry.storage if isinstance(entry, Tensor) else entry
             if self.frame is not None:  # parameters as well: one that is asked for starts a recomputation
                 kept.append(self._save_in_frame(self.frame, storage))
+            elif self.offloader is not None:
+                kept.append(self.offloader.pack(entry))
             elif storage is not None:
-                self._mark_saved(storage)
+                self.mark_saved(storage)
                 kept.append(storage)
         self._sequence += 1
         return Node(
             op, self.module, self.current_layer, self._sequence, edges, kept, backward, meta, self.scope_component
         )
+
+    def packed(self, x: Tensor | None, inputs: tuple[Tensor | None, ...]) -> Tensor | Packed | None:
+        """`x` as an op of these inputs saves it before it runs, where an offloader sees the order; otherwise `x` itself."""
+        if x is None or self.offloader is None or self.frame is not None or not self.grad_enabled:
+            return x
+        return self.offloader.pack(x) if any(entry is not None and entry.node for entry in inputs) else x
 
     def hold(self, tensor: Tensor) -> None:
         """An attribute of a node's context: it stays with the graph, and no checkpoint sees it.
@@ -404,10 +455,11 @@ class Tape:
         """
         if self.frame is None or self.frame.total is None:
             if tensor.storage is not None:
-                self._mark_saved(tensor.storage)
+                self.mark_saved(tensor.storage)
             self.held.append(tensor)
 
-    def _mark_saved(self, storage: Storage) -> None:
+    def mark_saved(self, storage: Storage) -> None:
+        """The storage waits for backward."""
         info = storage.info
         if info.component in (Component.TEMPORARIES, Component.KV_CACHE):
             info.component = Component.ACTIVATIONS
@@ -420,7 +472,7 @@ class Tape:
             frame.slots.append(weakref.ref(slot))
             return slot
         if storage is not None:
-            self._mark_saved(storage)
+            self.mark_saved(storage)
             if frame.slots[index]() is not None:
                 frame.recomputed[index] = storage
         if frame.count == frame.total:

@@ -191,6 +191,7 @@ class Walker:
         self.opening = recording if opening is None else opening
         passes = (self.opening, *self.micro_steps)
         self.all_named = frozenset().union(*(entry.named for entry in passes))
+        self.all_outlived = frozenset().union(*(entry.outlived for entry in passes))
         self.workspaces = frozenset().union(*(entry.workspaces for entry in passes))
         self._passes = 0
         self.moments = tuple(moments)
@@ -205,6 +206,7 @@ class Walker:
         self.alive: Alive = Counter()
         self.live: Form = {BYTES: resident.loaded_bytes}
         self.named: Alive = Counter()
+        self.outlived: Alive = Counter()
         self._asked = 0
         self.phases = self._walk(steps)
 
@@ -299,7 +301,11 @@ class Walker:
         start, base = Counter(self.alive), Counter(self.base)
         segments = [segment for segment in recording.segments if segment.phase == phase]
         begin, floors, played = dict(self.live), [], []
+        until, gone = len(segments), Counter(self.outlived)
         for position, segment in enumerate(segments):
+            if recording.forgets_at is not None and segment is recording.segments[recording.forgets_at]:
+                self._forget(self.outlived)
+                until = position
             profile = self.sums.profile(segment, skipped)
             for repeat in dict.fromkeys((0, segment.count - 1)):
                 floors.append(added(self.live, profile.change, repeat))
@@ -331,7 +337,9 @@ class Walker:
                     forms[kept],
                     at,
                     base,
-                    lambda where=where: _situation(ledger, start, segments, where, skipped),  # type: ignore[misc]
+                    lambda where=where, start=start if position < until else start - gone: _situation(  # type: ignore[misc]
+                        ledger, start, segments, where, skipped
+                    ),
                 )
             )
         if phase is Phase.BACKWARD:
@@ -356,9 +364,12 @@ class Walker:
 
     def _forget_named(self) -> None:
         """Loss and kept outputs of the previous micro-step, whose names have just been bound to the new ones."""
-        self.alive.subtract(self.named)
-        self.live = added(self.live, self.terms.form(self.named), -1)
-        self.named = Counter()
+        self._forget(self.named)
+
+    def _forget(self, gone: Alive) -> None:
+        self.alive.subtract(gone)
+        self.live = added(self.live, self.terms.form(gone), -1)
+        gone.clear()
 
     def _optimize(self, step: int) -> PhaseForms:
         alive = Counter(self.alive)
@@ -404,12 +415,14 @@ class Walker:
 
     def _next_batch(self) -> None:
         """The batch gives way to the next one; what the loop's variables name stays until they are bound again."""
-        self.named = Counter()
+        self.named, self.outlived = Counter(), Counter()
         for index, count in list(self.alive.items()):
             if not count:
                 del self.alive[index]
             elif index in self.all_named:
                 self.named[index] = count
+            elif index in self.all_outlived:
+                self.outlived[index] = count
             elif index not in self.workspaces:
                 self.terms.add(self.live, index, -count)
                 del self.alive[index]

@@ -203,7 +203,9 @@ def apply_checkpointing(spec: TraceSpec, model: Any) -> None:
     if spec.checkpointing == "none":
         return
     options = {"use_reentrant": spec.checkpointing == "reentrant"}
-    if hasattr(model, "activation_checkpointing_enable"):
+    if spec.activation_offloading == "checkpoints":
+        model.activation_checkpointing_enable(activation_checkpointing_kwargs=options, offload=True)
+    elif hasattr(model, "activation_checkpointing_enable"):
         model.activation_checkpointing_enable(activation_checkpointing_kwargs=options)
     else:  # its name in the oldest of the transformers that are covered
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)

@@ -57,6 +57,8 @@ def refusal(spec: TraceSpec) -> str:
             return f"{key} makes layers of several kinds"
     if config.get("mlp_only_layers") or config.get("decoder_sparse_step", 1) != 1:
         return "some layers have experts and others do not"
+    if spec.activation_offloading == "saved-tensors":
+        return "tensors on their way to the host stay while the layers after them run"
     options = spec.peft or {}
     for key in _CHOOSES_LAYERS:
         if options.get(key) is not None:

@@ -117,6 +117,7 @@ def spec_of(resolved: ResolvedRecipe) -> TraceSpec:
         target_sequence=values.get("target_length"),
         gradient_accumulation_steps=int(values["gradient_accumulation_steps"]),
         checkpointing=Checkpointing(checkpointing or Checkpointing.NONE),
+        activation_offloading="none" if unsloth else values.get("activation_offloading") or "none",
         padding=bool(values["padding"]),
         attn_implementation=str(values["attn_implementation"]),
         gpu_arch=_architecture(resolved.gpu),
@@ -150,7 +151,7 @@ def _refuse_what_cannot_be_traced(values: Mapping[str, Any]) -> None:
         "more than one GPU": values.get("gpus", 1) != 1,
         f"stack={values.get('stack')}": str(values.get("stack", "transformers"))
         not in ("transformers", "trl", "liger", "torchtune", "unsloth"),
-        f"activation_offloading={offloading}": bool(offloading) and not (unsloth and offloading == "hidden-states"),
+        f"activation_offloading={offloading}": not _offloads_as_traced(values),
         "padded batches under Unsloth, whose layers it compiles": unsloth and not values.get("packing"),
         f"stack=unsloth with loss={values.get('loss')}": unsloth and str(values.get("loss")) != "fused_linear",
         "non-reentrant checkpoints under Unsloth": unsloth
@@ -176,6 +177,16 @@ def _refuse_what_cannot_be_traced(values: Mapping[str, Any]) -> None:
         raise UnsupportedError(
             f"a trace does not cover {', '.join(found)}", hint="the analytic estimate may", code="not_traceable"
         )
+
+
+def _offloads_as_traced(values: Mapping[str, Any]) -> bool:
+    stacks = {
+        "checkpoints": ("transformers", "trl", "liger"),
+        "saved-tensors": ("trl",),
+        "hidden-states": ("unsloth",),
+    }
+    variant, stack = values.get("activation_offloading"), str(values.get("stack", "transformers"))
+    return not variant or stack in stacks[str(variant)]
 
 
 def _architecture(gpu: Gpu | None) -> GpuArch:
@@ -233,7 +244,7 @@ def to_estimate(result: TraceResult, resolved: ResolvedRecipe, *, expandable_seg
             )
             for entry in result.merged_phases
         ),
-        host_bytes=result.host_bytes,
+        host_bytes=result.host_bytes + result.host_copies_bytes,
         verdict_report=judge(
             gpu,
             report.max_reserved_bytes,

@@ -53,6 +53,8 @@ def apply_method(spec: TraceSpec, model: Any, labels: Labels) -> nn.Module:
             )
         # peft/utils/other.py, auto_clear_cache: torch.cuda.empty_cache() after the casts to float32.
         labels.cache_emptied()
+        if spec.activation_offloading != "none":
+            builder.apply_checkpointing(spec, model)  # Trainer switches checkpointing on again, with its own arguments
     else:
         builder.apply_checkpointing(spec, model)
         if spec.checkpointing != "none":

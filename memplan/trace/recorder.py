@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
@@ -49,6 +49,7 @@ class StorageRecord:
     op_id: int
     component: str = ""
     name: str = ""
+    stream: int = 0
     died_in_module: bool = False
     born_in_module: bool = False
 
@@ -71,7 +72,15 @@ class Log:
     ops: list[tuple[str, str]] = field(default_factory=lambda: [("", "")])
     marks: list[Mark] = field(default_factory=list)
     cache_flushes: list[int] = field(default_factory=list)
+    synchronized: list[int] = field(default_factory=list)
     calls: Counter[str] = field(default_factory=Counter)
+
+
+class SeesCopies(Protocol):
+    """Who looks at the ops of a forward and a backward pass for copies into host memory."""
+
+    def see(self, func: Any, args: Any, out: Any) -> None:
+        """An op has run."""
 
 
 class ModuleStack:
@@ -167,6 +176,11 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
         self.guesses = guesses or ScalarGuesses()
         self.sizes = DynamicSizes()
         self.in_backward = False
+        # The number of the CUDA stream that allocates; 0 is the one that computes.
+        self.stream = 0
+        self.copies_to_host: SeesCopies | None = None
+        # Storages whose memory waits for another stream's work after it is freed (`Tensor.record_stream`).
+        self.reused_later: set[int] = set()
         self._alive: dict[int, _Death] = {}
         self._alias: dict[int, int] = {}
         self._pending: InPlaceUpdate | None = None
@@ -207,6 +221,11 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
         self._settle()
         self.log.cache_flushes.append(len(self.log.events))
 
+    def synchronize(self) -> None:
+        """The program waits here for all streams."""
+        self._settle()
+        self.log.synchronized.append(len(self.log.events))
+
     def id_of(self, tensor: torch.Tensor) -> int:
         """The id of the storage behind `tensor`; 0 for one that is not recorded (another device, or no bytes)."""
         if tensor.device.type != self.device_type:
@@ -218,6 +237,11 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
     def alive_id(self, tensor: torch.Tensor) -> int:
         """The id of the storage behind `tensor`, without deciding a pending update; 0 if it is not recorded."""
         death = self._alive.get(tensor.untyped_storage()._cdata)
+        return death.storage_id if death is not None else 0
+
+    def id_of_storage(self, storage: Any) -> int:
+        """The id of a living storage; 0 if it is not recorded."""
+        death = self._alive.get(storage._cdata)
         return death.storage_id if death is not None else 0
 
     def rename(self, storage_id: int, new_id: int) -> None:
@@ -274,6 +298,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
             out = self.sizes.run(func, args, kwargs)
         name = func._schema.name
         log.calls[name] += 1
+        if self.copies_to_host is not None and log.marks and log.marks[-1].phase in ("forward", "backward"):
+            self.copies_to_host.see(func, args, out)
         op_id = 0
         if isinstance(out, torch.Tensor):
             op_id = self._record(out, name, op_id)
@@ -311,7 +337,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
             log.ops.append((op.removeprefix("aten::"), self.modules.current(self.in_backward)))
             op_id = len(log.ops) - 1
         record = StorageRecord(
-            size_bytes, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), op_id,
+            size_bytes, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), op_id, stream=self.stream,
             born_in_module=bool(self.modules.stack),
         )  # fmt: skip
         log.storages.append(record)

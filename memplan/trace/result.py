@@ -9,6 +9,7 @@ from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
+from memplan.step.allocator import EMPTY_CACHE, FREE_LATER, SYNCHRONIZE, Event
 from memplan.units import round_to_block
 
 
@@ -80,9 +81,13 @@ class TraceResult:
         events: a storage id for its birth, the negated id for its death, in order.
         marks: (event index, step, phase): from that event on, events belong to the phase.
         cache_flushes: event indices at which `torch.cuda.empty_cache()` was called.
+        synchronized: event indices at which the program waited for all CUDA streams.
+        second_stream: storages in the memory of another CUDA stream than the one that computes.
+        reused_later: storages whose memory waits for another stream once they are freed (`Tensor.record_stream`).
         parameters: number of elements, `total` and `trainable`.
         saved: per step, ids of the storages that the forward pass left alive (saved for backward, or kept).
         host_bytes: CPU memory of paged or offloaded state.
+        host_copies_bytes: CPU memory of activations that wait for backward there.
         guesses: call sites whose `.item()` was answered without knowledge, and how often.
         attention: how often each scaled_dot_product_attention backend ran.
         notes: what was treated specially; part of any honest report.
@@ -93,9 +98,13 @@ class TraceResult:
     events: list[int]
     marks: list[tuple[int, int, str]]
     cache_flushes: list[int] = field(default_factory=list)
+    synchronized: list[int] = field(default_factory=list)
+    second_stream: list[int] = field(default_factory=list)
+    reused_later: list[int] = field(default_factory=list)
     parameters: dict[str, int] = field(default_factory=dict)
     saved: dict[int, list[int]] = field(default_factory=dict)
     host_bytes: int = 0
+    host_copies_bytes: int = 0
     guesses: dict[str, int] = field(default_factory=dict)
     attention: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
@@ -187,17 +196,24 @@ class TraceResult:
         """What the forward pass of `step` left alive beyond the state: saved for backward, or kept by the program."""
         return [self.storages[storage_id] for storage_id in self.saved.get(step, [])]
 
-    def allocator_events(self) -> Iterator[tuple[int, int] | str]:
-        """The input of `memplan.step.allocator.replay`: phase marks, (id, bytes) births and (id, 0) deaths."""
-        marks: dict[int, list[str]] = {}
+    def allocator_events(self) -> Iterator[Event]:
+        """The input of `memplan.step.allocator.replay`: phase marks, births and deaths of storages by their ids."""
+        marks: dict[int, list[Event]] = {}
+        for index in self.synchronized:
+            marks.setdefault(index, []).append(SYNCHRONIZE)
+        for index in self.cache_flushes:
+            marks.setdefault(index, []).append(EMPTY_CACHE)
         for index, step, phase in self.marks:
             marks.setdefault(index, []).append(f"{phase}{step}")
-        flushes = set(self.cache_flushes)
+        second, later = set(self.second_stream), set(self.reused_later)
         for index, event in enumerate(self.events):
-            if index in flushes:
-                yield (0, 0)
             yield from marks.get(index, ())
-            yield (event, self.storages[event].size_bytes) if event > 0 else (-event, 0)
+            if event < 0:
+                yield -event, FREE_LATER if -event in later else 0
+            elif event in second:
+                yield event, self.storages[event].size_bytes, 1
+            else:
+                yield event, self.storages[event].size_bytes
 
     def to_json(self) -> str:
         """One JSON object; `from_json` reads it back."""
@@ -225,6 +241,7 @@ class TraceResult:
 
 
 _PLAIN = (
-    "events", "marks", "cache_flushes", "parameters", "host_bytes", "guesses", "attention", "notes", "versions",
+    "events", "marks", "cache_flushes", "synchronized", "second_stream", "reused_later", "parameters", "host_bytes",
+    "host_copies_bytes", "guesses", "attention", "notes", "versions",
     "seconds", "op_calls",
 )  # fmt: skip

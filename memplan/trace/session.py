@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from memplan.trace import builder, fake_kernels, losses, optimizers, sparse, torchtune, unsloth, versions
+from memplan.trace import builder, fake_kernels, losses, offloading, optimizers, sparse, torchtune, unsloth, versions
 from memplan.trace.batches import make_batch
 from memplan.trace.evaluation import evaluation_loop
 from memplan.trace.forward import forward
@@ -56,6 +56,7 @@ class Session:
         self.outputs: Any = None
         self.loss: Any = None
         self.loop: Any = None
+        self.around_step: Any = nullcontext()
 
     def _enter(self, where: str, phases: float = 1.0) -> None:
         """The trace comes to `where`, having finished `phases` phases since it was last told."""
@@ -85,6 +86,7 @@ class Session:
         model = self.load(model)
         optimizer = optimizers.build(self.spec, model)
         scaler = torch.amp.GradScaler("cuda") if self.spec.grad_scaler else None
+        self.around_step = offloading.around_step(self.spec, model)
         for step in range(1, self.spec.num_steps + 1):
             self.step(step, model, optimizer, scaler)
             if self.spec.eval_batches:
@@ -173,19 +175,20 @@ class Session:
             self._enter(f"forward of step {step}", 1 if self.done >= 1 else 1 - self.done)
             if spec.stack == "torchtune":
                 self.loop = torchtune.before_micro_step(self, model, is_first=micro_step == 0)
-            before = recorder.live_ids()
-            self.batch = make_batch(spec, model, self.device)
-            self.labels.batch(self.batch)
-            if self.loop is not None:
-                torchtune.forward(self)
-            else:
-                forward(self, model, scaler, "cuda")
-            self.saved[step] = sorted(recorder.live_ids() - before)
-            recorder.mark(step, "backward")
-            self._enter(f"backward of step {step}")
-            self.loss.backward()
-            if self.loop is None:
-                self.loss = self.loss.detach()  # Trainer.training_step returns it so: the graph goes here
+            with self.around_step:
+                before = recorder.live_ids()
+                self.batch = make_batch(spec, model, self.device)
+                self.labels.batch(self.batch)
+                if self.loop is not None:
+                    torchtune.forward(self)
+                else:
+                    forward(self, model, scaler, "cuda")
+                self.saved[step] = sorted(recorder.live_ids() - before)
+                recorder.mark(step, "backward")
+                self._enter(f"backward of step {step}")
+                self.loss.backward()
+                if self.loop is None:
+                    self.loss = self.loss.detach()  # Trainer.training_step returns it so: the graph goes here
             if spec.keep_outputs == "backward":
                 self.outputs = None
         self.labels.after_backward(model)
@@ -222,6 +225,7 @@ def trace_in_process(spec: TraceSpec, *, shim_kind: str, import_seconds: float) 
     patches.apply()
     temporaries = KernelTemporaries(spec.gpu_arch)
     recorder = Recorder(spec.device, temporaries)
+    recorder.copies_to_host = copies = offloading.host_copies(spec)
     recorder.decompositions = fake_kernels.decompositions(spec)
     length_limit = spec.prompt_length + spec.max_new_tokens
     recorder.guesses.known = [
@@ -254,6 +258,7 @@ def trace_in_process(spec: TraceSpec, *, shim_kind: str, import_seconds: float) 
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         stack.enter_context(recorder)
         stack.enter_context(recorder.modules.installed())
+        stack.enter_context(offloading.streams(spec, recorder))
         try:
             session.run(model)
         except Exception as error:
@@ -268,9 +273,13 @@ def trace_in_process(spec: TraceSpec, *, shim_kind: str, import_seconds: float) 
         events=log.events,
         marks=[(mark.event_index, mark.step, mark.phase) for mark in log.marks],
         cache_flushes=log.cache_flushes,
+        synchronized=log.synchronized,
+        second_stream=[number for number, storage in enumerate(log.storages) if storage.stream],
+        reused_later=sorted(recorder.reused_later),
         parameters=session.parameters,
         saved=session.saved,
         host_bytes=patches.host_bytes,
+        host_copies_bytes=copies.held_bytes if copies is not None else 0,
         guesses={**recorder.guesses.counted, **recorder.sizes.counted},
         attention={backend.value: count for backend, count in patches.attention.chosen.items()},
         notes=session.notes,

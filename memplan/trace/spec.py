@@ -81,6 +81,8 @@ class TraceSpec:
         batch, sequence: shape of `input_ids`; for encoder-decoder models `target_sequence` is the labels' length
             (default: `sequence`).
         checkpointing: activation checkpointing, per decoder layer.
+        activation_offloading: what of the activations waits for backward in host memory: what transformers' checkpoints keep,
+            or what TRL's manager is given.
         padding: whether the batch holds padding, so that the attention mask cannot be dropped.
         attention_mask: whether an `attention_mask` is passed at all (collators do).
         packing: whether the batch is one row of several texts, told apart by `position_ids` (`batch` is 1 then).
@@ -138,6 +140,7 @@ class TraceSpec:
     target_sequence: int | None = None
     gradient_accumulation_steps: int = 1
     checkpointing: Checkpointing = Checkpointing.NONE
+    activation_offloading: Literal["none", "checkpoints", "saved-tensors"] = "none"
     padding: bool = False
     attention_mask: bool = False
     packing: bool = False

@@ -212,6 +212,7 @@ def deepen(
         cache_flushes=flushes,
         parameters=line(low.parameters, high.parameters),
         host_bytes=low.host_bytes + (high.host_bytes - low.host_bytes) * more,
+        host_copies_bytes=low.host_copies_bytes + (high.host_copies_bytes - low.host_copies_bytes) * more,
         guesses=line(low.guesses, high.guesses),
         attention=line(low.attention, high.attention),
         notes=list(high.notes),
