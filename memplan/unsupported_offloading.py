@@ -35,7 +35,9 @@ def _checkpoints(resolved: Resolved) -> list[str]:
     found = []
     model_type = resolved.config["model_type"]
     if model_type not in CHECKPOINTS:
-        found.append(f"offloaded checkpoints of {model_type} models, whose layers are given more than hidden states by position")
+        found.append(
+            f"offloaded checkpoints of {model_type} models, whose layers are given more than hidden states by position"
+        )
     if values["stack"] not in (Stack.TRANSFORMERS, Stack.TRL, Stack.LIGER):
         found.append(f"offloaded checkpoints under stack {values['stack']}")
     return found

@@ -10,9 +10,8 @@ from __future__ import annotations
 from memplan.dtypes import DType
 from memplan.prepare import Prepared
 from memplan.quantization import Scheme
-from memplan.recipe import Attention, Loss, Precision, Task
+from memplan.recipe import Attention, Loss, Offloading, Precision, Task
 from memplan.resolve import Resolved
-from memplan.resolve_offloading import HIDDEN_STATES
 from memplan.stack_defaults import OFFLOADS_FROM, UNSLOTH_LORA, UNSLOTH_MODEL_TYPES
 from memplan.step.attention_kernels import Kernel, choose_kernel
 
@@ -104,7 +103,7 @@ def _of_loop(resolved: Resolved) -> list[str]:
     mode, offloading = values["activation_checkpointing"], values.get("activation_offloading")
     if mode == "non-reentrant":
         found.append("non-reentrant checkpoints; use_gradient_checkpointing=True is reentrant")
-    if offloading and (offloading != HIDDEN_STATES or values["sequence_length"] < OFFLOADS_FROM):
+    if offloading and (offloading != Offloading.HIDDEN_STATES or values["sequence_length"] < OFFLOADS_FROM):
         found.append(
             f"activation_offloading={offloading} of {values['sequence_length']} tokens, which it does not offload"
         )

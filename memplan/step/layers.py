@@ -285,7 +285,11 @@ def _native_layer_norm(t: LayerOps, x: Tensor, weight: Tensor, bias: Tensor | No
     mean = t.alloc(rows, DType.FLOAT32, "native_layer_norm")
     rstd = t.alloc(rows, DType.FLOAT32, "native_layer_norm")
     node = t.record(
-        "native_layer_norm", inputs, (kept, mean, rstd, kept_weight, kept_bias), _layer_norm_backward, (x.shape, x.dtype)
+        "native_layer_norm",
+        inputs,
+        (kept, mean, rstd, kept_weight, kept_bias),
+        _layer_norm_backward,
+        (x.shape, x.dtype),
     )
     return Tensor(t, x.shape, x.dtype, out, node)
 

@@ -75,8 +75,11 @@ class Offloader:
         """Saves a tensor."""
         self.tensor_id += 1
         number = self.tensor_id
-        storage = entry.storage if isinstance(entry, Tensor) else entry
-        shape, dtype = (entry.shape, entry.dtype) if isinstance(entry, Tensor) else (storage.info.shape, storage.info.dtype)  # type: ignore[union-attr]
+        storage: Storage | None
+        if isinstance(entry, Tensor):
+            storage, shape, dtype = entry.storage, entry.shape, entry.dtype
+        else:
+            storage, shape, dtype = entry, entry.info.shape, entry.info.dtype
         self.tracker[number] = _Tracked(storage)
         if storage is None:  # a parameter
             return Packed(number)
@@ -144,10 +147,10 @@ class Offloader:
         """The hooks of a node that has run; what it saved is still there."""
         hooks, self._hooks = self._hooks, []
         for number, comes_back, previous in hooks:
-            if comes_back and number in self.bwd_tensor_stash:
-                if sys.getrefcount(self.bwd_tensor_stash[number]) > _ALONE:
-                    self.bwd_tensor_stash[number].info.is_reused_later = True  # record_stream
-                    del self.bwd_tensor_stash[number]
+            stash = self.bwd_tensor_stash
+            if comes_back and number in stash and sys.getrefcount(stash[number]) > _ALONE:
+                stash[number].info.is_reused_later = True  # record_stream
+                del stash[number]
             for other in list(self.fwd_stash):
                 self._leave(other)
             for other in previous:

@@ -21,7 +21,6 @@ from memplan.step.recording import Recording
 from memplan.step.run import Run, RunWriter
 from memplan.step.unfold import Instance, unfold
 
-
 _FREE, _FREE_LATER = -1, -2
 _SECOND_STREAM = 1 << 30
 

@@ -145,8 +145,14 @@ class Packed:
     number: int
 
 
-class Offloading(Protocol):
-    """Who keeps saved tensors in the place of autograd's nodes, and what it is told of backward."""
+class KeepsSaved(Protocol):
+    """Who keeps saved tensors in the place of autograd's nodes, and what it is told of backward.
+
+    Attributes:
+        forgets_at: the segment at whose beginning it lets go of the graph of the step before.
+    """
+
+    forgets_at: int | None
 
     def pack(self, entry: Tensor | Storage) -> Packed:
         """Saves a tensor."""
@@ -329,7 +335,7 @@ class Tape:
         self.repeats = 1
         self.phase = ""
         self.held: list[object] = []
-        self.offloader: Offloading | None = None
+        self.offloader: KeepsSaved | None = None
         self.input_ids: Tensor | None = None
         self.host_copies: list[tuple[Shape, DType, int]] = []
         self.casts: dict[str, Tensor] = {}

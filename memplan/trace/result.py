@@ -9,7 +9,8 @@ from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
-from memplan.step.allocator import EMPTY_CACHE, FREE_LATER, SYNCHRONIZE, Event
+from memplan.step.allocator import EMPTY_CACHE, FREE_LATER, SYNCHRONIZE
+from memplan.step.allocator import Event as AllocatorEvent
 from memplan.units import round_to_block
 
 
@@ -196,9 +197,9 @@ class TraceResult:
         """What the forward pass of `step` left alive beyond the state: saved for backward, or kept by the program."""
         return [self.storages[storage_id] for storage_id in self.saved.get(step, [])]
 
-    def allocator_events(self) -> Iterator[Event]:
+    def allocator_events(self) -> Iterator[AllocatorEvent]:
         """The input of `memplan.step.allocator.replay`: phase marks, births and deaths of storages by their ids."""
-        marks: dict[int, list[Event]] = {}
+        marks: dict[int, list[AllocatorEvent]] = {}
         for index in self.synchronized:
             marks.setdefault(index, []).append(SYNCHRONIZE)
         for index in self.cache_flushes:
