@@ -12,13 +12,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from memplan.dtypes import DType
 from memplan.families import Family, Head
 from memplan.families.classic_heads import DECODER_TASKS, decoder_head, token_classifier_dropout
 from memplan.step.alibi import alibi_bias
-from memplan.step.attention_kernels import math_sdpa
-from memplan.step.builder import Builder
-from memplan.step.split import copy, narrow, take
-from memplan.step.tensor import Dim, Tensor
+from memplan.step import ops
+from memplan.step.attention_kernels import plain_sdpa
+from memplan.step.builder import Builder, given
+from memplan.step.encoder import expand
+from memplan.step.matmul import expand_kv, matmul, merge_heads, require_contiguous_gradient, softmax, transpose_last
+from memplan.step.split import copy, narrow, take, turned
+from memplan.step.tensor import Dim, Shape, Tensor
 from memplan.step.written_masks import full_causal_mask
 
 
@@ -71,25 +75,47 @@ def dims(config: Mapping[str, Any]) -> Dims:
 
 
 def split_fused(t: Builder, fused: Tensor, d: Dims) -> tuple[Tensor, Tensor, Tensor]:
-    """`_split_heads`: queries [B, A, S, D], keys and values [B, A or K, S, D]."""
+    """`_split_heads`: queries [B, A, S, D], keys and values [B, A or 1, S, D]."""
     batch, length, _ = fused.shape
-    full = (batch, d.heads, length, d.head_size)
+    full = (batch, length, d.heads, d.head_size)
     if d.grouped:
-        group = (batch, length, d.kv_heads, 1, d.head_size)
-        fused = t.view(fused, (batch, length, d.kv_heads, d.heads // d.kv_heads + 2, d.head_size))
-        q = copy(t, narrow(t, fused, full), full)
-        k, v = take(t, fused, group), take(t, fused, group)
-        return q, copy(t, k, full), copy(t, v, full)
+        group = d.heads // d.kv_heads
+        fused = t.view(fused, (batch, length, d.kv_heads, group + 2, d.head_size))
+        q = copy(t, narrow(t, fused, (batch, length, d.kv_heads, group, d.head_size)), full)
+        k, v = (last(t, fused, (batch, length, d.kv_heads, 1, d.head_size)) for _ in range(2))
+        k, v = (expand(t, x, (batch, length, d.kv_heads, group, d.head_size)) for x in (k, v))
+        k, v = copy(t, k, full), copy(t, v, full)
+        return turned(t, q), turned(t, k), turned(t, v)
     if d.multi_query:
         fused = t.view(fused, (batch, length, d.heads + 2, d.head_size))
-        one = (batch, 1, length, d.head_size)
-        return narrow(t, fused, full), take(t, fused, one), take(t, fused, one)
+        one = (batch, length, 1, d.head_size)
+        q, k, v = narrow(t, fused, full), last(t, fused, one), last(t, fused, one)
+        return turned(t, q), turned(t, k), turned(t, v)
     fused = t.view(fused, (batch, length, d.heads, 3, d.head_size))
-    q, k, v = (narrow(t, fused, full, "select") for _ in range(3))
+    q, k, v = (turned(t, narrow(t, fused, full, "select")) for _ in range(3))
     return q, k, v
 
 
-def attention(t: Builder, x: Tensor, d: Dims, rotary: tuple[Tensor, Tensor] | None, mask: Tensor | None) -> Tensor:
+def last(t: Builder, x: Tensor, shape: Shape) -> Tensor:
+    """`x[..., [-1], :]`: the list becomes a tensor of one index, which goes to the device."""
+    return take(t, x, shape, (t.new((1,), DType.INT64, "_to_copy"),))
+
+
+def eager(t: Builder, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, dtype: DType) -> Tensor:
+    """Scores, divided in place, and their softmax in the hidden states' `dtype`: [B, S, A, D]."""
+    batch, heads, length, size = q.shape
+    autocast = t.settings.autocast or q.dtype
+    query, key = ops.to(t, q, autocast), expand_kv(t, ops.to(t, transpose_last(t, k), autocast), heads)
+    scores = ops.divide_in_place(t, matmul(t, query, key, (batch, heads, length, k.shape[2])))
+    del query, key
+    weights = softmax(t, scores + mask, dtype)
+    t.layer_locals.append(weights)  # which the block returns
+    lowered, value = ops.to(t, weights, autocast), expand_kv(t, ops.to(t, v, autocast), heads)
+    out = require_contiguous_gradient(t, matmul(t, lowered, value, (batch, heads, length, size)))
+    return merge_heads(t, out)
+
+
+def attention(t: Builder, x: Tensor, d: Dims, rotary: tuple[Tensor, Tensor] | None, mask: Tensor) -> Tensor:
     """X [B, S, H] to [B, S, H]."""
     fused_size = d.hidden + d.kv_heads * d.head_size * 2
     fused = t.linear("query_key_value", x, fused_size, bias=d.bias, class_name="FalconLinear")
@@ -97,10 +123,10 @@ def attention(t: Builder, x: Tensor, d: Dims, rotary: tuple[Tensor, Tensor] | No
     if rotary is not None:
         q, k = t.apply_rotary_pos_emb(q, k, *rotary)
     k, v = t.cache_key_values(k, v)
-    if d.multi_query and not d.grouped and t.settings.attn_implementation == "sdpa":
-        out = math_sdpa(t, q, k, v, mask)  # no fused kernel takes one key head for all without enable_gqa
+    if t.settings.attn_implementation == "eager":
+        out = eager(t, q, k, v, mask, x.dtype)
     else:
-        out = t.attention(q, k, v, mask=mask, dropout=d.attention_dropout)
+        out = plain_sdpa(t, q, k, v, mask, t.settings, d.attention_dropout)
     out = t.view(out, (*x.shape[:-1], d.hidden))
     return t.linear("dense", out, d.hidden, bias=d.bias, class_name="FalconLinear")
 
@@ -111,7 +137,7 @@ def mlp(t: Builder, x: Tensor, d: Dims) -> Tensor:
     return t.linear("dense_4h_to_h", x, d.hidden, bias=d.bias, class_name="FalconLinear")
 
 
-def layer(t: Builder, x: Tensor, d: Dims, rotary: tuple[Tensor, Tensor] | None, mask: Tensor | None) -> Tensor:
+def layer(t: Builder, x: Tensor, d: Dims, rotary: tuple[Tensor, Tensor] | None, mask: Tensor) -> Tensor:
     """One layer: x [B, S, H] to [B, S, H]."""
     residual = x
     before_attention = t.layer_norm("ln_attn" if d.two_norms else "input_layernorm", x)
@@ -132,7 +158,6 @@ def model(t: Builder, config: Mapping[str, Any]) -> Tensor:
     embedded = t.input_embedding("word_embeddings", (t.batch, t.sequence), d.vocabulary, d.hidden)
     alibi = alibi_bias(t, d.heads, embedded.dtype)[0] if d.alibi else None
     position_ids = t.position_ids(t.sequence)
-    mask: Tensor | None
     if alibi is None:
         mask = full_causal_mask(t, embedded.dtype)
     else:
@@ -141,9 +166,12 @@ def model(t: Builder, config: Mapping[str, Any]) -> Tensor:
         t.buffer(f"rotary_emb.{name}", ((d.head_size + 1) // 2,))
     table = t.rotary_table(embedded.dtype, d.head_size, t.sequence)  # made with alibi, too
     rotary = None if d.alibi else table
-    x = t.layers("h", d.layers, lambda t, h, _: layer(t, h, d, rotary, mask), embedded)
+    outputs: list[Tensor | None] = []
+    x = t.layers(
+        "h", d.layers, given(lambda t, h, _: layer(t, h, d, rotary, mask), position_ids), embedded, returned=outputs
+    )
     x = t.layer_norm("ln_f", x)
-    del embedded, alibi, position_ids, table
+    del embedded, alibi, position_ids, table, outputs
     return x
 
 

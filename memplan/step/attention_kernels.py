@@ -13,7 +13,7 @@ Known limits:
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import cast
 
@@ -125,7 +125,23 @@ def sdpa(
     heads = q.shape[1]
     if k.shape[1] != heads and (mask is not None or k.shape[-1] > 256):
         k, v = expand_kv(t, k, heads), expand_kv(t, v, heads)
-    kernel, out = _dispatched(t, q, k, v, mask, settings, dropout, causal)
+    return _by_token(t, q, *_dispatched(t, q, k, v, mask, settings, dropout, causal))
+
+
+def plain_sdpa(
+    t: Tape, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, settings: StepSettings, dropout: float = 0.0
+) -> Tensor:
+    """`F.scaled_dot_product_attention` without `enable_gqa`: [B, S, A, D].
+
+    Of fewer key heads that broadcast it takes one for all, in cuDNN's kernel or in the unfused one.
+    """
+    if k.shape[1] != q.shape[1]:
+        settings = replace(settings, torch_version=min(settings.torch_version, (2, 13)))
+    return _by_token(t, q, *_dispatched(t, q, k, v, mask, settings, dropout, causal=False))
+
+
+def _by_token(t: Tape, q: Tensor, kernel: Kernel, out: Tensor) -> Tensor:
+    """A kernel's result, as it lays it out, as [B, S, A, D]."""
     if kernel is Kernel.MATH:
         return merge_heads(t, out)
     if kernel in (Kernel.FLASH, Kernel.CUDNN) and not q.by_token:

@@ -189,6 +189,12 @@ def scale(tape: Tape, x: Tensor, op: str = "mul") -> Tensor:
     return unary(tape, op, x, backward_op=op)
 
 
+def divide_in_place(tape: Tape, x: Tensor) -> Tensor:
+    """`x /= number`: saves nothing."""
+    node = tape.record("div_", (x,), (), _unary_backward, (x.shape, x.dtype, "div"))
+    return Tensor(tape, x.shape, x.dtype, x.storage, node, False, x.by_token)
+
+
 def neg(tape: Tape, x: Tensor) -> Tensor:
     """`-x`: saves nothing."""
     return unary(tape, "neg", x, backward_op="neg")

@@ -24,7 +24,9 @@ def full_causal_mask(t: AttentionOps, dtype: DType) -> Tensor | None:
     """The mask under `allow_is_causal_skip=False`: for sdpa without padding a boolean [1, 1, S, S], expanded over the batch."""
     settings = t.settings
     if settings.attn_implementation == "sdpa" and not settings.padding:
-        return _allowed(t)
+        allowed = _allowed(t)
+        # What sdpa makes of it is as large as its shape says.
+        return Tensor(t, (t.batch, *allowed.shape[1:]), DType.BOOL, allowed.storage, is_view=True)
     return t.causal_mask(dtype)
 
 
