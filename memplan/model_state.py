@@ -272,7 +272,9 @@ def model_state(
         first_buffers_bytes=_buffers_bytes(
             [buffer for buffer in architecture.buffers if buffer.persistent and "." not in buffer.path], dtype
         ),
-        shared_code_book_bytes=PROCESS_CODE_BOOK_BYTES if quantization is not None and quantization.double_quant else 0,
+        shared_code_book_bytes=(
+            PROCESS_CODE_BOOK_BYTES if quantized and quantization is not None and quantization.double_quant else 0
+        ),
         gradients_bytes=gradients,
         master_bytes=master,
         states=optimizer.state_bytes([*groups[0], *groups[1]]),

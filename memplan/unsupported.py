@@ -65,6 +65,8 @@ def unsupported_parts(resolved: Resolved, prepared: Prepared) -> Unsupported:
         )
     elif resolved.task not in family_of(model_type).walked_tasks:
         step.append(f"the step under a {resolved.task} head; parameters and model states are exact")
+    elif model_type == "falcon" and resolved.config["alibi"]:
+        step.append("the step of falcon models with alibi; parameters and model states are exact")
     step += [f"the step of {resolved.method}: {text}" for text in prepared.adaptation.unwalked]
     if scheme is Scheme.INT8 and not family_of(model_type).walked_int8:
         step.append(f"the step of {model_type} on weights in 8 bits, whose biases take their inputs' type")

@@ -26,6 +26,10 @@ TIED = {**LLAMA, "tie_word_embeddings": True}
 # More than 1536 rows: bitsandbytes always dequantizes there, whatever the GPU.
 MANY_ROWS = {"micro_batch_size": 13, "sequence_length": 129}
 
+FALCON = {
+    "model_type": "falcon", "hidden_size": 384, "num_attention_heads": 6, "num_hidden_layers": 3, "ffn_hidden_size": 1000,
+    "vocab_size": 5003, "pad_token_id": 0, "dtype": "bfloat16",
+}  # fmt: skip
 # Experts narrower than the dense layers; heads of their own size in latent attention.
 MIXTRAL = {"model_type": "mixtral", **DECODER, "num_local_experts": 6, "num_experts_per_tok": 2}
 QWEN3_MOE = {
@@ -316,6 +320,21 @@ RECIPES: dict[str, dict[str, Any]] = {
         "model": T5, "padding": True, "activation_checkpointing": "reentrant", "target_length": 41, "keep_outputs": True,
     },
     "BART, QLoRA, reentrant": {"model": BART, "method": "qlora", "activation_checkpointing": "reentrant", **MANY_ROWS},
+    "Falcon, one key head for all, amp, checkpointed": {
+        "model": FALCON, "precision": "amp", "dtype": "float32", "activation_checkpointing": True,
+    },
+    "Falcon, one key head for all, on H100, cache kept": {
+        "model": FALCON, "gpu": "h100", "use_cache": True, "keep_outputs": True,
+    },
+    "Falcon, one after the other, classified, LoRA, reentrant, padded": {
+        "model": {**FALCON, "multi_query": False, "parallel_attn": False, "attention_dropout": 0.1}, "method": "lora",
+        "padding": True, "activation_checkpointing": "reentrant", **CLASSIFY,
+    },
+    "Falcon, grouped heads, eager, accumulated": {
+        "model": {**FALCON, "new_decoder_architecture": True, "num_kv_heads": 2}, "attn_implementation": "eager",
+        "gradient_accumulation_steps": 2,
+    },
+    "Falcon, QLoRA, whose linear layers nobody quantizes": {"model": FALCON, "method": "qlora", **SHORT},
     "BERT, BOFT, amp, reentrant, whose projections share the copy of their input": {
         "model": {"model_type": "bert", **BERT}, "method": "boft", "target_modules": ["query", "key", "value"],
         "precision": "amp", "activation_checkpointing": "reentrant", "micro_batch_size": 2, "sequence_length": 37,

@@ -4,6 +4,9 @@ Symbols: B micro batch, S sequence length, H hidden size, A attention heads, K k
 size, V vocabulary.
 
 Source: transformers 5.23 models/falcon/modeling_falcon.py.
+
+Known limits:
+    With alibi (Falcon-RW) parameters are exact, the step is not.
 """
 
 from __future__ import annotations
@@ -15,8 +18,8 @@ from typing import Any
 from memplan.dtypes import DType
 from memplan.families import Family, Head
 from memplan.families.classic_heads import DECODER_TASKS, decoder_head, token_classifier_dropout
-from memplan.step.alibi import alibi_bias
 from memplan.step import ops
+from memplan.step.alibi import alibi_bias
 from memplan.step.attention_kernels import plain_sdpa
 from memplan.step.builder import Builder, given
 from memplan.step.encoder import expand
@@ -69,7 +72,7 @@ def dims(config: Mapping[str, Any]) -> Dims:
         parallel=config["parallel_attn"],
         two_norms=config["parallel_attn"] and norms == 2,
         alibi=config["alibi"],
-        attention_dropout=config["attention_dropout"] if config["alibi"] else 0.0,
+        attention_dropout=config["attention_dropout"],
         hidden_dropout=config["hidden_dropout"],
     )
 
@@ -115,7 +118,7 @@ def eager(t: Builder, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, dtype: DTyp
     return merge_heads(t, out)
 
 
-def attention(t: Builder, x: Tensor, d: Dims, rotary: tuple[Tensor, Tensor] | None, mask: Tensor) -> Tensor:
+def attention(t: Builder, x: Tensor, d: Dims, rotary: tuple[Tensor, Tensor] | None, mask: Tensor | None) -> Tensor:
     """X [B, S, H] to [B, S, H]."""
     fused_size = d.hidden + d.kv_heads * d.head_size * 2
     fused = t.linear("query_key_value", x, fused_size, bias=d.bias, class_name="FalconLinear")
@@ -124,9 +127,10 @@ def attention(t: Builder, x: Tensor, d: Dims, rotary: tuple[Tensor, Tensor] | No
         q, k = t.apply_rotary_pos_emb(q, k, *rotary)
     k, v = t.cache_key_values(k, v)
     if t.settings.attn_implementation == "eager":
+        assert mask is not None
         out = eager(t, q, k, v, mask, x.dtype)
     else:
-        out = plain_sdpa(t, q, k, v, mask, t.settings, d.attention_dropout)
+        out = plain_sdpa(t, q, k, v, mask, t.settings, d.attention_dropout if d.alibi else 0.0)
     out = t.view(out, (*x.shape[:-1], d.hidden))
     return t.linear("dense", out, d.hidden, bias=d.bias, class_name="FalconLinear")
 
@@ -137,7 +141,7 @@ def mlp(t: Builder, x: Tensor, d: Dims) -> Tensor:
     return t.linear("dense_4h_to_h", x, d.hidden, bias=d.bias, class_name="FalconLinear")
 
 
-def layer(t: Builder, x: Tensor, d: Dims, rotary: tuple[Tensor, Tensor] | None, mask: Tensor) -> Tensor:
+def layer(t: Builder, x: Tensor, d: Dims, rotary: tuple[Tensor, Tensor] | None, mask: Tensor | None) -> Tensor:
     """One layer: x [B, S, H] to [B, S, H]."""
     residual = x
     before_attention = t.layer_norm("ln_attn" if d.two_norms else "input_layernorm", x)
@@ -188,4 +192,4 @@ def forward(t: Builder, config: Mapping[str, Any], head: Head) -> Tensor:
     )
 
 
-FAMILY = Family(forward, "transformer", DECODER_TASKS)
+FAMILY = Family(forward, "transformer", DECODER_TASKS, walked=frozenset({"falcon"}))

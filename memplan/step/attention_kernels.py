@@ -129,7 +129,7 @@ def sdpa(
 
 
 def plain_sdpa(
-    t: Tape, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, settings: StepSettings, dropout: float = 0.0
+    t: Tape, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, settings: StepSettings, dropout: float = 0.0
 ) -> Tensor:
     """`F.scaled_dot_product_attention` without `enable_gqa`: [B, S, A, D].
 
@@ -137,7 +137,7 @@ def plain_sdpa(
     """
     if k.shape[1] != q.shape[1]:
         settings = replace(settings, torch_version=min(settings.torch_version, (2, 13)))
-    return _by_token(t, q, *_dispatched(t, q, k, v, mask, settings, dropout, causal=False))
+    return _by_token(t, q, *_dispatched(t, q, k, v, mask, settings, dropout, causal=False, broadcasts=True))
 
 
 def _by_token(t: Tape, q: Tensor, kernel: Kernel, out: Tensor) -> Tensor:
@@ -159,6 +159,8 @@ def _dispatched(
     settings: StepSettings,
     dropout: float,
     causal: bool,
+    *,
+    broadcasts: bool = False,
 ) -> tuple[Kernel, Tensor]:
     """`F.scaled_dot_product_attention`: the kernel, and its result as it lays it out."""
     autocast = settings.autocast
@@ -177,7 +179,7 @@ def _dispatched(
     if mask is not None:
         mask = _additive(t, mask, q.dtype)
     if kernel is Kernel.MATH:
-        return kernel, _math(t, q, k, v, mask, dropout, causal=causal)
+        return kernel, _math(t, q, k, v, mask, dropout, causal=causal, broadcasts=broadcasts)
     if kernel is Kernel.EFFICIENT and mask is not None:
         mask = _aligned_mask(t, mask, q, k)
     return kernel, _fused(t, kernel, q, k, v, mask)
@@ -272,7 +274,15 @@ def _aligned_mask(t: Tape, mask: Tensor, q: Tensor, k: Tensor) -> Tensor:
 
 
 def _math(
-    t: Tape, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float = 0.0, *, causal: bool
+    t: Tape,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    dropout: float = 0.0,
+    *,
+    causal: bool,
+    broadcasts: bool = False,
 ) -> Tensor:
     """attention.cpp, `_scaled_dot_product_attention_math`: half precision is computed in float32; result [B, A, S, D]."""
     origin, (batch, heads, length, _), size = q.dtype, q.shape, v.shape[-1]
@@ -280,9 +290,10 @@ def _math(
     query = ops.scale(t, q_)
     if mask is None and causal:
         mask = _causal_bias(t, length, k_.shape[2], q_.dtype)
-    key, value = repeat_kv(t, k_, heads), repeat_kv(t, v_, heads)
+    # Without `enable_gqa` it is the product that spreads one head over all.
+    key, value = (k_, v_) if broadcasts else (repeat_kv(t, k_, heads), repeat_kv(t, v_, heads))
     scores = (batch, heads, length, k_.shape[2])
-    scaled = ops.scale(t, transpose_last(t, key))
+    scaled = expand_kv(t, ops.scale(t, transpose_last(t, key)), heads)
     weights = matmul(t, query, scaled, scores)
     del scaled
     if mask is not None:
@@ -290,6 +301,7 @@ def _math(
     weights = _safe_softmax(t, weights)
     weights = ops.dropout(t, weights, dropout)
     lowered = t.alloc(scores, origin, "_to_copy") if origin.is_half else None
+    value = expand_kv(t, value, heads)
     out = require_contiguous_gradient(t, matmul(t, weights, value, (batch, heads, length, size)))
     out = ops.to(t, out, origin)
     del mask, lowered

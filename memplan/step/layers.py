@@ -20,6 +20,9 @@ from memplan.step.quantized import quantized_linear
 from memplan.step.site import Site
 from memplan.step.tensor import Leaf, Node, Shape, Tape, Tensor
 
+# Linear layers whose forward does not call `F.linear` (models/falcon/modeling_falcon.py).
+WRITTEN_OUT = frozenset({"FalconLinear"})
+
 
 class LayerOps(ModuleTape):
     """The modules with parameters."""
@@ -34,7 +37,8 @@ class LayerOps(ModuleTape):
         in_features = x.shape[-1]
         if self.declaring:
             self.declare(_linear_module(path, ModuleKind.LINEAR, in_features, out_features, bias, class_name))
-        return self._apply_linear(path, x, (out_features, in_features), bias)
+        written_out = class_name in WRITTEN_OUT
+        return self._apply_linear(path, x, (out_features, in_features), bias, written_out=written_out)
 
     def output_embedding(
         self, name: str, x: Tensor, vocabulary: int, *, tied_to: str | None = None, bias: bool = False
@@ -55,26 +59,33 @@ class LayerOps(ModuleTape):
             self.declare(_linear_module(path, ModuleKind.CONV1D, in_features, out_features, True, "Conv1D"))
         return self._apply_linear(path, x, (out_features, in_features), True)
 
-    def _apply_linear(self, path: str, x: Tensor, shape: Shape, bias: bool) -> Tensor:
+    def _apply_linear(self, path: str, x: Tensor, shape: Shape, bias: bool, *, written_out: bool = False) -> Tensor:
         outer, self.module = self.module, path
         site = self.sites.get(path) if self.sites else None
         weight = self.parameter(path, "weight", shape)
         bias_tensor = self.parameter(path, "bias", (shape[0],)) if bias else None
         if site is None or (site.quantized is None and site.adapter is None):
-            out = self.matmul(x, weight, bias_tensor)
+            out = (self._written_out if written_out else self.matmul)(x, weight, bias_tensor)
         elif site.adapter is None:
-            out = self._base_linear(site, x, weight, bias_tensor)
+            out = self._base_linear(site, x, weight, bias_tensor, written_out)
         else:
             layer = AdaptedLayer(
-                self, path, site, weight, bias_tensor, lambda h: self._base_linear(site, h, weight, bias_tensor)
+                self,
+                path,
+                site,
+                weight,
+                bias_tensor,
+                lambda h: self._base_linear(site, h, weight, bias_tensor, written_out),
             )
             out = site.adapter.rewrite(layer, x)
         self.module = outer
         return out
 
-    def _base_linear(self, site: Site, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def _base_linear(
+        self, site: Site, x: Tensor, weight: Tensor, bias: Tensor | None, written_out: bool = False
+    ) -> Tensor:
         if site.quantized is None:
-            return self.matmul(x, weight, bias)
+            return (self._written_out if written_out else self.matmul)(x, weight, bias)
         return quantized_linear(self, site.quantized, x, weight, bias)
 
     def matmul(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -86,6 +97,11 @@ class LayerOps(ModuleTape):
         bias = self.cast_weight(bias, autocast) if bias is not None else None
         weight = self.cast_weight(weight, autocast)
         return ops.linear(self, self.cast_weight(x, autocast), weight, bias)
+
+    def _written_out(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """`x @ weight.T + bias`: the transpose is no leaf, so autocast does not keep its copy."""
+        out = self.matmul(x, self.view(weight, weight.shape), None)
+        return out if bias is None else out + bias
 
     def cast_weight(self, weight: Tensor, dtype: DType) -> Tensor:
         """Autocast's copy of a tensor; kept until autocast ends if the tensor is a trained float32 leaf.
