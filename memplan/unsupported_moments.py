@@ -18,7 +18,8 @@ from memplan.training_step import saves
 GENERATES = frozenset(
     {
         "llama", "mistral", "qwen2", "qwen3", "smollm3", "granite", "gemma", "gemma2", "gemma3_text", "phi", "phi3",
-        "olmo", "olmo2", "stablelm", "starcoder2", "cohere", "gpt_neox",
+        "olmo", "olmo2", "stablelm", "starcoder2", "cohere", "gpt_neox", "gpt2", "gpt_bigcode", "mixtral", "qwen2_moe",
+        "qwen3_moe",
     }
 )  # fmt: skip
 

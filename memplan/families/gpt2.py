@@ -125,7 +125,8 @@ def model(t: Builder, config: Mapping[str, Any]) -> Tensor:
         t.buffer("bias", (d.positions, d.positions), DType.BOOL)
     embedded = t.input_embedding("wte", (t.batch, t.sequence), d.vocabulary, d.hidden)
     position_ids = t.position_ids(t.sequence)
-    positions = t.embedding("wpe", (1, t.sequence), d.positions, d.hidden, indices=position_ids)
+    rows = 1 if t.cache is None else t.batch  # `generate` gives every row its positions
+    positions = t.embedding("wpe", (rows, t.sequence), d.positions, d.hidden, indices=position_ids)
     # Forward's variable goes on to the first block's result.
     start = [t.dropout(embedded + positions, d.embedding_dropout)]
     mask = t.causal_mask(start[0].dtype)

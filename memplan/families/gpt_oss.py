@@ -34,8 +34,9 @@ def half_table(t: Builder, dtype: DType, size: int) -> tuple[Tensor, Tensor]:
     def forward(t: Builder) -> tuple[Tensor, Tensor]:
         rotary_buffers(t, size)
         outer, t.grad_enabled = t.grad_enabled, False
-        shape = (1, t.sequence, size // 2)
-        positions = t.new((1, t.sequence, 1), DType.FLOAT32, "_to_copy")
+        rows = 1 if t.cache is None else t.batch
+        shape = (rows, t.sequence, size // 2)
+        positions = t.new((rows, t.sequence, 1), DType.FLOAT32, "_to_copy")
         frequencies = t.new(shape, DType.FLOAT32, "mul")
         del positions
         cos = ops.scale(t, t.new(shape, DType.FLOAT32, "cos"))

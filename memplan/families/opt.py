@@ -114,8 +114,11 @@ def decoder(t: Builder, config: Mapping[str, Any]) -> Tensor:
     """The decoder without a head: [B, S, E]."""
     d = dims(config)
     embedded = t.input_embedding("embed_tokens", (t.batch, t.sequence), d.vocabulary, d.word)
-    ones = t.new((t.batch, t.sequence), DType.FLOAT32, "ones")
-    position_ids = t.new((t.batch, t.sequence), DType.INT64, "_to_copy")
+    if t.cache is None:
+        ones = t.new((t.batch, t.sequence), DType.FLOAT32, "ones")
+        position_ids = t.new((t.batch, t.sequence), DType.INT64, "_to_copy")
+    else:  # `generate` gives both
+        ones, position_ids = (Tensor(t, (t.batch, t.sequence), DType.INT64, None) for _ in range(2))
     mask = t.causal_mask(embedded.dtype)
     indices = t.new((t.batch, t.sequence), DType.INT64, "add")  # OPTLearnedPositionalEmbedding.offset
     positions = t.embedding(

@@ -2,7 +2,8 @@
 
 Symbols: N tokens (B·S), E experts, C experts chosen per token, T = N·C, H hidden size, I intermediate size.
 
-Source: transformers 5.23 integrations/moe.py (`grouped_mm_experts_forward`, the default experts implementation since torch 2.9)
+Source: transformers 5.23 integrations/moe.py (`grouped_mm_experts_forward`, the default experts implementation since torch 2.9,
+and `batched_mm_experts_forward`, which generation turns to after the prompt: generation/utils.py, `_optimize_model_for_decode`)
 and the routers of models/{mixtral,qwen2_moe,qwen3_moe,deepseek_v2,deepseek_v3,gpt_oss}; torch 2.13
 tools/autograd/derivatives.yaml (`_grouped_mm`, `index`, `topk`), aten/src/ATen/native/cuda/{Sort.cpp,Indexing.cu}.
 
@@ -164,6 +165,8 @@ def experts(
 
     rows = (tokens * chosen,)
     sample_weights = t.view(routing.weights, rows)
+    if t.cache is not None and t.cache.length:
+        return _batched_experts(t, x, sample_weights, ((gate_up, gate_up_bias), (down, down_bias)), chosen, gate)
     sorted_experts = t.new(rows, DType.INT64, "sort")
     permutation = t.new(rows, DType.INT64, "sort")
     selected = index_rows(t, x, t.new(rows, DType.INT64, "floor_divide"))
@@ -187,6 +190,33 @@ def experts(
     return out
 
 
+def _batched_experts(
+    t: Builder,
+    x: Tensor,
+    sample_weights: Tensor,
+    projections: tuple[tuple[Tensor, Tensor | None], ...],
+    chosen: int,
+    gate: Callable[[Builder, Tensor], Tensor],
+) -> Tensor:
+    """`batched_mm_experts_forward`, to which generation turns after the prompt: every token gets copies of its experts."""
+    rows = sample_weights.shape
+    ids = Tensor(t, rows, DType.INT64, None)
+    selected = t.new((*rows, x.shape[1]), x.dtype, "clone")
+    (gate_up, gate_up_bias), (down, down_bias) = projections
+    weights = index_rows(t, gate_up, ids)
+    biases = index_rows(t, gate_up_bias, ids) if gate_up_bias is not None else None
+    projected = _batched_linear(t, selected, weights, gate_up)
+    projected = gate(t, projected)
+    weights = index_rows(t, down, ids)
+    biases = index_rows(t, down_bias, ids) if down_bias is not None else None
+    projected = _batched_linear(t, projected, weights, down)
+    weighted = projected * t.view(sample_weights, (*rows, 1))
+    final = _sum_middle(t, t.view(weighted, (rows[0] // chosen, chosen, x.shape[1])))
+    out = ops.to(t, final, x.dtype)
+    del selected, weights, biases, projected, weighted, final
+    return out
+
+
 def gated(function: str) -> Callable[[Builder, Tensor], Tensor]:
     """`_default_apply_gate`: act(gate) * up on the halves of [T, 2·I]."""
 
@@ -196,6 +226,16 @@ def gated(function: str) -> Callable[[Builder, Tensor], Tensor]:
         return t.activation(function, left) * right
 
     return gate
+
+
+def _batched_linear(t: Builder, x: Tensor, selected: Tensor, weight: Tensor) -> Tensor:
+    """`_batched_linear`: each row of x [T, in] times a matrix of its own; the bias is added in place."""
+    dtype = t.settings.autocast or weight.dtype
+    out_features = selected.shape[1] if selected.shape[2] == x.shape[1] else selected.shape[2]
+    held = [ops.to(t, selected, dtype), ops.to(t, x, dtype)]
+    out = t.new((x.shape[0], out_features), dtype, "bmm")
+    del held
+    return out
 
 
 def grouped_linear(

@@ -12,7 +12,7 @@ from memplan.estimate import Component, Phase
 from memplan.recipe import Recipe
 from memplan.resolve import resolve
 from memplan.step import generation
-from tests.methods.agreement import LLAMA, QWEN2, Agreement, recipe
+from tests.methods.agreement import GPT2, LLAMA, QWEN2, Agreement, recipe
 
 GENERATES: dict[str, Any] = {"max_new_tokens": 5, "max_prompt_length": 61, "per_device_eval_batch_size": 3}
 EAGER = {"attn_implementation": "eager"}
@@ -21,6 +21,15 @@ SHORT = {"max_new_tokens": 8, "max_prompt_length": 3, "per_device_eval_batch_siz
 LONG = {**SHORT, "max_new_tokens": 70}
 GEMMA2 = {**LLAMA, "model_type": "gemma2", "num_hidden_layers": 4, "sliding_window": 4096}
 PHI3 = {**LLAMA, "model_type": "phi3", "sliding_window": 512}
+QV = {"method": "lora", "peft": {"target_modules": ["q_proj", "v_proj"]}}
+MIXTRAL = {**LLAMA, "model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 2}
+QWEN3_MOE = {
+    **LLAMA,
+    "model_type": "qwen3_moe",
+    "num_experts": 6,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 200,
+}
 CASES: dict[str, dict[str, Any]] = {
     name: {**GENERATES, **keys}
     for name, keys in {
@@ -37,10 +46,17 @@ CASES: dict[str, dict[str, Any]] = {
         "qwen2, evaluated as well": {"model": QWEN2, "eval_strategy": "steps"},
         "gemma2 with windows": {"model": GEMMA2, **EAGER},
         "phi3 with a window": {"model": PHI3},
+        "gpt2": {"model": GPT2},
+        "mixtral": {"model": MIXTRAL},
+        "mixtral, lora, rows": {"model": MIXTRAL, **QV, **SHORT},
+        "qwen3_moe, amp": {"model": QWEN3_MOE, "precision": "amp"},
     }.items()
 }
 COMMON = Agreement(
-    {name: CASES[name] for name in ("full, bf16", "full, amp, rows", "lora, amp, rows, eager", "qlora, one row")}
+    {
+        name: CASES[name]
+        for name in ("full, bf16", "full, amp, rows", "lora, amp, rows, eager", "qlora, one row", "gpt2", "mixtral")
+    }
 )
 EVERY = Agreement(CASES)
 # More tokens than are executed one by one.
@@ -71,6 +87,12 @@ def test_each_token_costs_at_least_its_keys_and_values() -> None:
     assert two - one >= 2 * layers * rows * kv_heads * head * 2
 
 
+def test_each_row_gets_copies_of_its_experts_after_the_prompt() -> None:
+    one, many = (peak_of(model=MIXTRAL, max_prompt_length=3, per_device_eval_batch_size=rows) for rows in (1, 33))
+    gate_up_and_down = 2 * (2 * 1000 * 384 + 1000 * 384) * 2  # of two experts, in 16 bits
+    assert many - one >= 32 * gate_up_and_down
+
+
 def test_jumping_over_tokens_changes_no_peak(monkeypatch: pytest.MonkeyPatch) -> None:
     every = peak_of(**{**LONG, "max_new_tokens": 60})
     from memplan.prepare import _prepare
@@ -99,7 +121,7 @@ def test_growth_beyond_what_is_played_never_fits_but_for_expandable_segments() -
 @pytest.mark.parametrize(
     ("keys", "text"),
     [
-        ({"model": {**LLAMA, "model_type": "mixtral", "num_local_experts": 4}}, "by mixtral models"),
+        ({"model": {**GPT2, "model_type": "gptj", "rotary_dim": 64}}, "by gptj models"),
         ({"padding": True}, "padded prompts"),
         ({"packing": True}, "with packing=True"),
         ({"stack": "trl"}, "with stack=trl"),
