@@ -68,6 +68,9 @@ def unsupported_parts(resolved: Resolved, prepared: Prepared) -> Unsupported:
     elif model_type == "falcon" and resolved.config["alibi"]:
         step.append("the step of falcon models with alibi; parameters and model states are exact")
     step += [f"the step of {resolved.method}: {text}" for text in prepared.adaptation.unwalked]
+    half_adapters = values.get("autocast_adapter_dtype") is False and (resolved.autocast or resolved.dtype).is_half
+    if resolved.method == "hra" and resolved.autocast is not None and half_adapters:
+        step.append("HRA's 16-bit vectors under autocast, which takes their norms in float32")
     if scheme is Scheme.INT8 and not family_of(model_type).walked_int8:
         step.append(f"the step of {model_type} on weights in 8 bits, whose biases take their inputs' type")
     copied = {entry.module for entry in prepared.adaptation.added if entry.kind is AddedKind.COPY}

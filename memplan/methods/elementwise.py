@@ -18,9 +18,10 @@ from memplan.methods.targets import compile_pattern, pattern_value
 from memplan.methods.tuner import LINEAR, LINEAR_OR_CONV1D, Config, Target, Tuner
 from memplan.step.adapters import c3a as adapted_c3a
 from memplan.step.adapters import ia3 as adapters
+from memplan.step.adapters import miss as adapted_miss
 from memplan.step.adapters import shira as adapted_shira
 from memplan.step.adapters.fourierft import fourierft as adapted_fourierft
-from memplan.step.adapters.miss import miss as adapted_miss
+from memplan.step.site import Rewrite
 
 
 def _is_feedforward(target: Target, config: Config) -> bool:
@@ -191,6 +192,12 @@ def _osf_rank(value: float | None, small: int) -> int:
     return max(min(small, rank), 0)
 
 
+def _miss_rewrite(target: Target, config: Config) -> Rewrite | None:
+    if config["init_weights"] != "bat":
+        return adapted_miss.miss
+    return adapted_miss.bat if not target.quantized else None
+
+
 IA3 = Tuner(
     frozenset({*LINEAR_OR_CONV1D, ModuleKind.CONV}),
     ia3,
@@ -212,8 +219,8 @@ C3A = Tuner(
 MISS = Tuner(
     LINEAR,
     miss,
-    "MiSS's blocks of the weight (bat)",
-    rewrite=lambda target, config: adapted_miss if config["init_weights"] != "bat" else None,
+    "MiSS's blocks of a quantized weight (bat)",
+    rewrite=_miss_rewrite,
     options=lambda target, config: {"dropout": float(config["miss_dropout"])},
 )
 SHIRA = Tuner(

@@ -14,8 +14,8 @@ from memplan.methods.state import Weight
 from memplan.methods.targets import is_all_linear
 from memplan.methods.tuner import LINEAR, LINEAR_OR_CONV1D, Config, Target, Tuner
 from memplan.step.adapters import adalora as adapters
+from memplan.step.adapters import deft as deft_step
 from memplan.step.adapters import peanut as peanut_step
-from memplan.step.adapters.deft import deft as deft_step
 from memplan.step.adapters.delora import delora as delora_step
 from memplan.step.adapters.glora import glora as glora_step
 from memplan.step.adapters.gralora import gralora as gralora_step
@@ -242,8 +242,9 @@ DEFT = Tuner(
     "DEFT with a QR decomposition, or on quantized weights",
     packed=False,
     rewrite=lambda target, config: (
-        deft_step if config["decomposition_method"] == "relu" and not target.quantized else None
+        deft_step.deft if config["decomposition_method"] == "relu" and not target.quantized else None
     ),
+    creation=lambda target, config: deft_step.creation if config["init_weights"] and not config["para"] else None,
     options=lambda target, config: {"dropout": float(config["deft_dropout"])},
 )
 GRALORA = Tuner(

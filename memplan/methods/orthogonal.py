@@ -15,7 +15,6 @@ from memplan.methods.tuner import LINEAR, LINEAR_OR_CONV, Config, Target, Tuner
 from memplan.step.adapters import oft as adapters
 from memplan.step.adapters.boft import boft as boft_step
 from memplan.step.adapters.hra import hra as hra_step
-from memplan.step.adapters.psoft import psoft as psoft_step
 from memplan.step.adapters.road import road as road_step
 from memplan.step.site import Rewrite
 
@@ -183,13 +182,9 @@ HRA = Tuner(
 PSOFT = Tuner(
     LINEAR,
     psoft,
-    "PSOFT with a Cayley-Neumann series, or on quantized weights",
+    "PSOFT's rotation in the principal subspace; its buffers keep whole factors of the weight's decomposition",
     rank="r",
     packed=False,
-    rewrite=lambda target, config: (
-        psoft_step if not (config["psoft_orth"] and config["use_cayley_neumann"]) and not target.quantized else None
-    ),
-    options=lambda target, config: {"dropout": float(config["psoft_dropout"]), "orth": config["psoft_orth"]},
 )
 ROAD = Tuner(
     LINEAR,

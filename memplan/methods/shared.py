@@ -205,7 +205,10 @@ PVERA = Tuner(
     "",
     shared=pvera_shared,
     rewrite=lambda target, config: pvera_step,
-    options=lambda target, config: {"dropout": float(config["pvera_dropout"])},
+    options=lambda target, config: {
+        "dropout": float(config["pvera_dropout"]),
+        "samples_always": bool(config["sample_at_inference"]),
+    },
 )
 RANDLORA = Tuner(
     LINEAR_OR_CONV1D,

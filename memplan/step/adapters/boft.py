@@ -62,11 +62,11 @@ def _cayley(t: Tape, data: Tensor) -> Tensor:
     blocks = t.view(data, shape)
     skew = ops.scale(t, ops.sub(t, blocks, t.view(blocks, shape)))
     eye = t.new(shape[1:], DType.FLOAT32, "eye")
-    solved = solve(t, eye + skew, ops.sub(t, eye, skew))
+    solved = _solve(t, eye + skew, ops.sub(t, eye, skew))
     return ops.to(t, solved, data.dtype)
 
 
-def solve(t: Tape, a: Tensor, b: Tensor) -> Tensor:
+def _solve(t: Tape, a: Tensor, b: Tensor) -> Tensor:
     """`torch.linalg.solve(a, b, left=False)` of matrices, or batches of them: saves a, the result and the factors of a."""
     out, factors = (t.alloc(a.shape, a.dtype, "_linalg_solve_ex") for _ in range(2))
     pivots = t.alloc(a.shape[:-1], DType.INT32, "_linalg_solve_ex")

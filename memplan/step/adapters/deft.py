@@ -14,7 +14,7 @@ from memplan.dtypes import DType
 from memplan.step import ops
 from memplan.step.adapters.layer import AdaptedLayer
 from memplan.step.tensor import Tensor
-from memplan.step.weight_ops import matmul, transposed
+from memplan.step.weight_ops import matmul, mm, transposed
 
 
 def deft(layer: AdaptedLayer, x: Tensor) -> Tensor:
@@ -37,3 +37,15 @@ def deft(layer: AdaptedLayer, x: Tensor) -> Tensor:
     result = ops.to(t, result, previous)
     del base_out, base_product, p, right, correction
     return result
+
+
+def creation(layer: AdaptedLayer) -> dict[str, Tensor]:
+    """`reset_deft_parameters`: R is relu(P).T @ weight, in float32; the parameters arrive then."""
+    t, p, r = layer.t, layer["deft_P"], layer["deft_R"]
+    on_device = t.new(p.shape, DType.FLOAT32, "_to_copy")
+    right = ops.unary(t, "relu", on_device)
+    weight = ops.to(t, layer.weight, DType.FLOAT32)
+    initial = mm(t, transposed(t, right), weight)
+    initial = ops.scale(t, initial, "div")
+    del on_device, right, weight, initial
+    return {"deft_P": t.new(p.shape, p.dtype, "_to_copy"), "deft_R": t.new(r.shape, r.dtype, "_to_copy")}

@@ -5,7 +5,7 @@ Symbols: R rank.
 Source: peft/tuners/miss/layer.py (PEFT 0.21.2).
 
 Known limits:
-    Not `init_weights="bat"`.
+    `init_weights="bat"` on weights that are not quantized.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, cast
 from memplan.dtypes import DType
 from memplan.step import ops
 from memplan.step.adapters.layer import AdaptedLayer
+from memplan.step.split import copy, permuted
 from memplan.step.tensor import Node, Shape, Tape, Tensor
-from memplan.step.weight_ops import matmul, repeated
+from memplan.step.weight_ops import matmul, mm, repeated
 
 if TYPE_CHECKING:
     from memplan.step.layers import LayerOps
@@ -39,6 +40,45 @@ def miss(layer: AdaptedLayer, x: Tensor) -> Tensor:
     x = ops.to(t, x, block.dtype)
     result = result + matmul(t, _sum_shards(t, ops.dropout(t, x, layer.option("dropout")), rank), block)
     return ops.to(t, result, previous)
+
+
+def bat(layer: AdaptedLayer, x: Tensor) -> Tensor:
+    """`F.linear(x, weight + weight_blocks @ block + block, bias)`: the weight is materialised, [out, in]."""
+    t, previous = layer.t, x.dtype
+    weight = ops.clone(t, layer.weight)
+    delta = _bat_delta(layer, weight)
+    weight = weight + delta
+    x = ops.to(t, x, weight.dtype)
+    bias = ops.to(t, layer.bias, weight.dtype) if layer.bias is not None else None
+    result = t.matmul(x, weight, bias)
+    result = ops.to(t, result, previous)
+    del delta, weight, bias
+    return result
+
+
+def _bat_delta(layer: AdaptedLayer, weight: Tensor) -> Tensor:
+    """Blocks [r, r] of the weight, each times its row's block, which is added as well."""
+    t, block = layer.t, layer["miss_block"]
+    rows, rank, _ = block.shape
+    columns = weight.shape[1] // rank
+    shape, batched = (columns, rows, rank, rank), (columns * rows, rank, rank)
+    casted = ops.to(t, weight, block.dtype)
+    product = permuted(t, _batched_product(t, casted, block, shape, batched), shape)
+    result = product + block
+    del product
+    out = copy(t, result, weight.shape)
+    del casted, result
+    return out
+
+
+def _batched_product(t: LayerOps, weight: Tensor, block: Tensor, shape: Shape, batched: Shape) -> Tensor:
+    """`W @ block`: both are copied to be batches of matrices."""
+    autocast = t.settings.autocast
+    if autocast is not None:
+        block = t.cast_weight(block, autocast)
+        weight = ops.to(t, weight, autocast)
+    left = t.view(copy(t, weight, shape), batched)
+    return mm(t, left, t.view(repeated(t, block, shape, "clone"), batched))
 
 
 def _pad(t: Tape, x: Tensor, size: int) -> Tensor:

@@ -47,9 +47,9 @@ def pvera(layer: AdaptedLayer, x: Tensor) -> Tensor:
 
 
 def _sampled(layer: AdaptedLayer, mu: Tensor, logvar: Tensor) -> Tensor:
-    """`_reparametrize`: mu + noise * exp(logvar / 2), in training."""
+    """`_reparametrize`: mu + noise * exp(logvar / 2), in training or with `sample_at_inference`."""
     t = layer.t
-    if not t.training:
+    if not t.training and not layer.option("samples_always"):
         return mu
     deviation = ops.unary(t, "exp", ops.scale(t, logvar), save="output", backward_op="mul")
     noise = t.new(deviation.shape, deviation.dtype, "randn_like")
