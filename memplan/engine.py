@@ -25,10 +25,11 @@ from memplan.estimate import (
 )
 from memplan.model_state import ModelState
 from memplan.prepare import Prepared, prepare
-from memplan.recipe import Offloading, Recipe
+from memplan.recipe import Offloading, Recipe, Stack
 from memplan.resolve import Resolved, resolve
 from memplan.step.receipt import receipt
 from memplan.step.walk import PhasePeak
+from memplan.torchtune_models import component_builder, is_built
 from memplan.training_step import recorded_step, replay, settings_of, walk
 from memplan.unsupported import unsupported_parts
 from memplan.verdict import judge
@@ -197,6 +198,13 @@ def assumptions(resolved: Resolved, prepared: Prepared) -> tuple[str, ...]:
     elif cuda_context(resolved.gpu).certainty == "assumed":
         found.append(f"the CUDA context of {resolved.gpu.name} is assumed: {cuda_context(resolved.gpu).source}")
     found.append("two steps of full-length sequences; the first is not measured apart from a warm-up of the allocator")
+    if resolved.values["stack"] is Stack.TORCHTUNE and is_built(resolved.config):
+        builder = component_builder(resolved.config)
+        each = "in every layer" if resolved.peft and not builder.shares_rope_under_lora else "for all layers"
+        found.append(
+            f"torchtune's rotary table of {builder.arguments['max_seq_len']} positions, the config's max_position_embeddings, "
+            f"once {each}"
+        )
     if prepared.state.states.paged_bytes:
         found.append("paged optimizer states are counted as host memory")
     if run_of(resolved.values, str(resolved.config["model_type"])).unseen_bytes:

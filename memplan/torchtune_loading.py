@@ -20,7 +20,7 @@ from memplan.architecture import Architecture
 from memplan.dtypes import DType
 from memplan.loading import Loading, LoadRecorder
 from memplan.model_state import ModelState, StoredParameter
-from memplan.torchtune_models import ComponentBuilder
+from memplan.torchtune_models import ComponentBuilder, is_magnitude
 from memplan.units import round_to_block
 
 # What one layer is made of, in the order in which its parts are made.
@@ -50,7 +50,8 @@ def loading(
         stored.setdefault(entry.module, []).append(entry)
 
     def make(path: str) -> None:
-        for entry in stored.get(path, ()):
+        # `DoRALinear.__init__` makes the magnitude last.
+        for entry in sorted(stored.get(path, ()), key=lambda entry: is_magnitude(entry.name)):
             recorder.alloc(entry.data_bytes)
 
     per_layer = adapters and not builder.shares_rope_under_lora
@@ -122,7 +123,7 @@ def _compute_magnitudes(
 ) -> None:
     """`magnitude.copy_(norm(weight + scaling * (lora_b @ lora_a)))` of every adapted layer."""
     for module in architecture.registered:
-        magnitude = next((entry for entry in stored.get(module.path, ()) if "magnitude" in entry.name), None)
+        magnitude = next((entry for entry in stored.get(module.path, ()) if is_magnitude(entry.name)), None)
         if magnitude is None:
             continue
         weight = next(entry for entry in stored[module.path] if entry.name == module.full_name("weight"))

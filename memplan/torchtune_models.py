@@ -248,6 +248,11 @@ def lora_arguments(peft: Mapping[str, Any], builder: ComponentBuilder) -> LoraAr
     )
 
 
+def is_magnitude(name: str) -> bool:
+    """Whether a parameter of an adapter is DoRA's magnitude."""
+    return "magnitude" in name
+
+
 def _targets(given: Any) -> frozenset[str]:
     if given is None:  # PEFT's default for these models; torchtune has none
         return frozenset({"q_proj", "v_proj"})

@@ -10,7 +10,7 @@ from dataclasses import replace
 from memplan.methods.adaptation import Adaptation
 from memplan.step.adapters.torchtune import dora, lora
 from memplan.step.site import AdapterSite
-from memplan.torchtune_models import OUTPUT_MODULE, ComponentBuilder
+from memplan.torchtune_models import OUTPUT_MODULE, ComponentBuilder, is_magnitude
 
 
 def as_torchtune(adaptation: Adaptation, builder: ComponentBuilder) -> Adaptation:
@@ -25,4 +25,13 @@ def as_torchtune(adaptation: Adaptation, builder: ComponentBuilder) -> Adaptatio
             options["dropout"] = 0.0
         return AdapterSite(rewrite, site.tensors, tuple(options.items()))
 
-    return replace(adaptation, adapters={path: layer(path, site) for path, site in adaptation.adapters.items()})
+    # A layer's own parameters are registered before those of modules in it, so the magnitude before both factors.
+    places: dict[str, int] = {}
+    for entry in adaptation.added:
+        places.setdefault(entry.module, len(places))
+    added = sorted(adaptation.added, key=lambda entry: (places[entry.module], not is_magnitude(entry.name)))
+    return replace(
+        adaptation,
+        added=tuple(added),
+        adapters={path: layer(path, site) for path, site in adaptation.adapters.items()},
+    )

@@ -46,7 +46,9 @@ def record(
         del counted
         if not settings.accumulating:
             sums.append(tape.new((), DType.INT64, "add"))
-        loss = _scaled(tape, [forward(tape)], count)
+    found = [forward(tape)]
+    with tape.component(Component.LOGITS_AND_LOSS):
+        loss = found.pop() * count
         if not settings.accumulating:
             sums.append(tape.new((), DType.FLOAT32, "add"))
     tape.enter(Phase.BACKWARD)
@@ -73,7 +75,3 @@ def _feed(tape: Builder) -> Tensor:
         tokens = tape.new(shape, DType.INT64, "tokens")
         tape.labels = tape.new(shape, DType.INT64, "labels")
     return tokens
-
-
-def _scaled(tape: Builder, loss: list[Tensor], count: Tensor) -> Tensor:
-    return loss.pop() * count

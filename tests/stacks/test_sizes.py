@@ -105,6 +105,14 @@ def test_torchtune_has_its_own_rotary_tables_and_no_warm_up() -> None:
     assert buffers[1] - buffers[0] == 3 * table  # one for each of four layers, where a full model shares one
 
 
+def test_components_under_torchtune_are_those_of_the_trace() -> None:
+    answer = estimate(Recipe(model=LLAMA, stack="torchtune", micro_batch_size=5, sequence_length=37))
+    # Of the trace of "nothing said": the logits of all chunks are not the activations of the layers.
+    found = {str(part.component): part.bytes for part in answer.components}
+    assert (found["activations"], found["logits_and_loss"]) == (14_485_504, 9_334_272)
+    assert any("rotary table of 4096 positions" in text for text in answer.assumptions)
+
+
 TORCHTUNE = {"stack": "torchtune", "method": "lora", "target_modules": ("q_proj",)}
 
 
