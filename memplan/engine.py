@@ -32,6 +32,7 @@ from memplan.step.walk import PhasePeak
 from memplan.torchtune_models import component_builder, is_built
 from memplan.training_step import recorded_step, replay, settings_of, walk
 from memplan.unsupported import unsupported_parts
+from memplan.unsupported_in_backward import granted_in_backward
 from memplan.verdict import judge
 
 
@@ -205,6 +206,7 @@ def assumptions(resolved: Resolved, prepared: Prepared) -> tuple[str, ...]:
             f"torchtune's rotary table of {builder.arguments['max_seq_len']} positions, the config's max_position_embeddings, "
             f"once {each}"
         )
+    found += granted_in_backward(resolved, prepared)
     if prepared.state.states.paged_bytes:
         found.append("paged optimizer states are counted as host memory")
     if run_of(resolved.values, str(resolved.config["model_type"])).unseen_bytes:

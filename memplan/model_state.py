@@ -122,10 +122,11 @@ class ModelState:
         added_buffers: the method's among them.
         first_buffers_bytes: those that the checkpoint has beside all modules; they are loaded before any of them.
         shared_code_book_bytes: what bitsandbytes keeps once a process for nested quantization.
-        gradients_bytes: of the trained parameters, rounded per tensor.
+        gradients_bytes: of the trained parameters, rounded per tensor; 0 where the optimizer drops each inside backward.
         master_bytes: fp32 copies that the precision policy keeps.
         states: optimizer states.
         trained: the trained parameters as the optimizer sees them, in Trainer's two groups: with weight decay, without.
+        frozen: the others, where the optimizer keeps states of them as well.
     """
 
     stored: tuple[StoredParameter, ...]
@@ -138,6 +139,7 @@ class ModelState:
     policy: Policy
     added_buffers: tuple[AddedBufferBytes, ...] = ()
     first_buffers_bytes: int = 0
+    frozen: tuple[ParamInfo, ...] = ()
 
     @cached_property
     def parameters(self) -> Parameters:
@@ -166,7 +168,11 @@ class ModelState:
         if not elements:
             return BytesPerParameter(weights=0, gradients=0, optimizer=0)
         weights = sum(entry.elements * entry.dtype.itemsize_bytes for entry in trained)
-        gradients = sum(entry.elements * self.policy.gradient_dtype(entry.dtype).itemsize_bytes for entry in trained)
+        gradients = 0
+        if self.gradients_bytes:
+            gradients = sum(
+                entry.elements * self.policy.gradient_dtype(entry.dtype).itemsize_bytes for entry in trained
+            )
         master = sum(entry.elements * self.policy.master_bytes(entry.dtype) for entry in trained)
         states = self.states.device_unrounded_bytes + self.states.paged_bytes
         return BytesPerParameter(
@@ -255,9 +261,12 @@ def model_state(
     stored += [storing.added(entry) for entry in adaptation.added]
     by_name = optimizer.reads_names
     groups: tuple[list[ParamInfo], list[ParamInfo]] = ([], [])
+    frozen: list[ParamInfo] = []
     gradients = master = 0
     for entry in in_registration_order(stored, architecture):
         if not entry.trainable:
+            if optimizer.covers_frozen_parameters:
+                frozen.append(ParamInfo(storing.held_shape(entry), entry.dtype))
             continue
         gradients += round_to_block(entry.elements * policy.gradient_dtype(entry.dtype).itemsize_bytes)
         master += round_to_block(entry.elements * policy.master_bytes(entry.dtype))
@@ -275,12 +284,13 @@ def model_state(
         shared_code_book_bytes=(
             PROCESS_CODE_BOOK_BYTES if quantized and quantization is not None and quantization.double_quant else 0
         ),
-        gradients_bytes=gradients,
+        gradients_bytes=0 if optimizer.updates_in_backward else gradients,
         master_bytes=master,
-        states=optimizer.state_bytes([*groups[0], *groups[1]]),
+        states=optimizer.state_bytes([*groups[0], *groups[1], *frozen]),
         trained=(tuple(groups[0]), tuple(groups[1])),
         policy=policy,
         added_buffers=added_buffers,
+        frozen=tuple(frozen),
     )
 
 
@@ -374,6 +384,13 @@ class _Storing:
             is_embedding=module.kind is ModuleKind.EMBEDDING,
             is_linear=module.kind is ModuleKind.LINEAR,
         )
+
+    def held_shape(self, entry: StoredParameter) -> tuple[int, ...]:
+        """The shape of a parameter's tensor as it is in memory."""
+        if not entry.quantized:
+            return entry.shape
+        assert self.quantization is not None
+        return stored_tensors(self.quantization, entry.shape, entry.dtype)[0].shape
 
     def added(self, entry: AddedParameter) -> StoredParameter:
         """A parameter that the method adds."""

@@ -52,15 +52,17 @@ class Prepared:
     @cached_property
     def construction(self) -> tuple[OptimizerEvent, ...]:
         """States that the optimizer makes when it is constructed."""
-        return tuple(construction_events(self.optimizer, self.state.trained))
+        return tuple(construction_events(self.optimizer, (*self.state.trained, self.state.frozen)))
 
     @cached_property
     def optimizer_events(self) -> tuple[OptimizerEvent, ...]:
-        """States and temporaries of the optimizer's step.
+        """States and temporaries of the optimizer's step; none where it steps inside backward.
 
         Raises:
             UnsupportedError: the temporaries of this optimizer are not known.
         """
+        if self.optimizer.updates_in_backward:
+            return ()
         return tuple(step_events(self.optimizer, self.state.trained))
 
 
@@ -81,7 +83,8 @@ def prepare(resolved: Resolved) -> Prepared:
         trainable=values.get("trainable"),
     )
     optim_args = json.dumps(values.get("optim_args") or {}, sort_keys=True)
-    return _prepare(base, values["optim"], optim_args, values.get("optim_target_modules"))
+    one_for_each = bool(values.get("optimizer_in_backward"))
+    return _prepare(base, values["optim"], optim_args, values.get("optim_target_modules"), one_for_each)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,15 +141,23 @@ class _Adapted:
 
 @lru_cache(maxsize=32)  # an entry is one to two megabytes, a model whose layers differ up to 25
 def _prepare(
-    base: _Base, optim: str, optim_args_json: str, optim_target_modules: str | tuple[str, ...] | None
+    base: _Base,
+    optim: str,
+    optim_args_json: str,
+    optim_target_modules: str | tuple[str, ...] | None,
+    one_for_each: bool,
 ) -> Prepared:
     adapted = _adapted(base)
     options = json.loads(optim_args_json)
     if optim_target_modules is not None:
         options["optim_target_modules"] = optim_target_modules
     optimizer = get_optimizer(optim, **options)
+    if one_for_each:
+        optimizer = replace(optimizer, one_for_each=True)
+    # Whether it holds states of every trained parameter, whatever its name, and leaves the gradients alone.
+    is_plain = not optimizer.reads_names and not optimizer.updates_in_backward
     architecture, adaptation, quantized = adapted.architecture, adapted.adaptation, adapted.quantized
-    if adapted.state is not None and not optimizer.reads_names:
+    if adapted.state is not None and is_plain:
         state = replace(adapted.state, states=optimizer.state_bytes([*chain(*adapted.state.trained)]))
     else:
         state = model_state(
@@ -162,7 +173,7 @@ def _prepare(
         )
         if base.stack is Stack.UNSLOTH:
             state = replace(state, buffers_bytes=state.buffers_bytes + unsloth_buffers_bytes(architecture))
-        if not optimizer.reads_names:
+        if is_plain:
             adapted.state = state
     if adapted.loading is None:
         adapted.sites = sites_of(architecture, adaptation, state, base.quantization, quantized)

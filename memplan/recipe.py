@@ -148,6 +148,7 @@ class Recipe(BaseModel):
     optim: str | None = None
     optim_args: dict[str, Any] | None = None
     optim_target_modules: str | tuple[str, ...] | None = None
+    optimizer_in_backward: Flag | None = None
     max_grad_norm: Annotated[float, Field(strict=True, ge=0, le=1e9, allow_inf_nan=False)] | None = None
     gradient_accumulation_steps: Annotated[int, Field(strict=True, ge=1, le=1_000_000)] | None = None
 

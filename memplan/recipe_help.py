@@ -49,6 +49,7 @@ RECIPE_HELP: dict[str, dict[str, str]] = {
         "optim": "Optimizer by transformers' name (`memplan optimizers`).",
         "optim_args": "Options of the optimizer: a JSON object, or its path.",
         "optim_target_modules": "Modules that a low-rank optimizer works on, as for --target-modules.",
+        "optimizer_in_backward": "One optimizer for each parameter: it steps, and drops the gradient, inside backward.",
         "max_grad_norm": "Gradient clipping; 0 is off.",
         "activation_checkpointing": "Recompute activations in backward; alone it means true.",
         "activation_offloading": "What waits for backward in host memory; true is what the stack's own switch does.",

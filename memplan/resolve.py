@@ -29,6 +29,7 @@ from memplan.resolve_dtypes import (
     with_compute_dtype,
 )
 from memplan.resolve_evaluation import HINTS, fill_evaluation
+from memplan.resolve_in_backward import WITHOUT_CLIPPING, check_in_backward
 from memplan.resolve_offloading import fill_offloading
 from memplan.stack_defaults import UNSLOTH_LORA, UNSLOTH_MODEL_TYPES, stack_defaults
 
@@ -123,6 +124,7 @@ def resolve(recipe: Recipe, *, allow_paths: bool = True, described_only: bool = 
     autocast = autocast_dtype(recipe, precision, dtype, gpu, filler)
     quantization = with_compute_dtype(recipe, method, quantization, autocast or dtype, filler)
     _training(recipe, method, model, quantization, filler)
+    check_in_backward(filler, autocast)
     if gpu is not None:
         filler.values["gpu"], filler.sources["gpu"] = gpu.id, USER
     filler.fill("gpus", 1, "default: one GPU")
@@ -315,7 +317,10 @@ def _training(
     for key in ("optim_args", "optim_target_modules", "stack_version", "target_length"):
         if getattr(recipe, key) is not None:
             filler.fill(key, None, USER)
-    filler.fill("max_grad_norm", 1.0, "TrainingArguments")
+    if recipe.optimizer_in_backward is not None:
+        filler.fill("optimizer_in_backward", None, USER)
+    clipping = WITHOUT_CLIPPING if recipe.optimizer_in_backward else (1.0, "TrainingArguments")
+    filler.fill("max_grad_norm", *clipping)
     filler.fill("gradient_accumulation_steps", 1, "TrainingArguments")
     filler.fill("micro_batch_size", 1, "default")
     _lengths(model, filler)

@@ -21,6 +21,7 @@ from memplan.dtypes import DType
 from memplan.estimate import Component
 from memplan.families import Head, family_under
 from memplan.methods.config import TASK_TYPES
+from memplan.optimizers.lomo import Lomo
 from memplan.optimizers.torch_optim import TorchOptimizer
 from memplan.prepare import Prepared
 from memplan.recipe import Offloading, Stack, Task
@@ -131,6 +132,7 @@ def settings_of(resolved: Resolved, prepared: Prepared) -> StepSettings:
         offloads_hidden_states=unsloth and bool(values.get("activation_offloading")),
         small_card=gpu is not None and gpu.usable_bytes <= SMALL_CARD_BYTES,
         loss=str(values["loss"]),
+        in_backward=prepared.optimizer if prepared.optimizer.updates_in_backward else None,
     )
 
 
@@ -210,17 +212,24 @@ def recordings(resolved: Resolved, prepared: Prepared, *, fold: bool | None = No
         return orthogonality(tape, adaptation.adapters, loss) if regularized else loss
 
     # AdaLoRA's term of the loss looks at every layer's factors; each layer's prefix is its own; one layer leaves the first
-    # gradient of a tensor that several train. Tensors on their way to the host stay while layers after theirs run.
+    # gradient of a tensor that several train; LOMO updates a layer's last parameter within the next layer. Tensors on their
+    # way to the host stay while layers after theirs run.
     adaptation = prepared.adaptation
-    alone = adaptation.method == "adalora" or adaptation.prefix_key_values > 0 or adaptation.shares_trained
-    alone = alone or settings.offloading == Offloading.SAVED_TENSORS
+    alone = (
+        adaptation.method == "adalora"
+        or adaptation.prefix_key_values > 0
+        or adaptation.shares_trained
+        or isinstance(settings.in_backward, Lomo)
+        or settings.offloading == Offloading.SAVED_TENSORS
+    )
     folds = family.folds and not alone if fold is None else fold
     micro_step = torchtune_loop.record if stack is Stack.TORCHTUNE else record
     made = [micro_step(forward, prepared.sites, settings, fold=folds)]
     if settings.offloads_hidden_states:
         made.insert(0, record(forward, prepared.sites, replace(settings, opening=True), fold=folds))
     if settings.micro_batches > 1:
-        made.append(micro_step(forward, prepared.sites, replace(settings, accumulating=True), fold=folds))
+        finds = settings.in_backward is None
+        made.append(micro_step(forward, prepared.sites, replace(settings, accumulating=finds), fold=folds))
     evaluation = evaluation_of(resolved)
     if evaluation is not None:
         made.append(record_evaluation(forward, prepared.sites, settings, evaluation, fold=folds))
@@ -262,6 +271,8 @@ def evaluation_of(resolved: Resolved) -> Evaluation | None:
 
 def updating(resolved: Resolved, prepared: Prepared) -> tuple[list[OptimizerEvent], Sequence[OptimizerEvent]]:
     """What gradient clipping borrows, and the optimizer's states and what its step borrows; with a scaler all in one."""
+    if prepared.optimizer.updates_in_backward:
+        return [], ()
     policy = prepared.state.policy
     gradients: dict[DType, int] = {}
     for param in chain(*prepared.state.trained):

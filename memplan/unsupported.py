@@ -16,6 +16,7 @@ from memplan.quantization import Scheme
 from memplan.recipe import Precision, Task
 from memplan.resolve import Resolved
 from memplan.step.attention_kernels import Kernel, choose_kernel
+from memplan.unsupported_in_backward import unsupported_in_backward
 from memplan.unsupported_losses import unsupported_losses
 from memplan.unsupported_moments import (
     unplayed_growth,
@@ -98,8 +99,7 @@ def unsupported_parts(resolved: Resolved, prepared: Prepared) -> Unsupported:
         step += _flash_attention_2(resolved, model_type)
     if not prepared.state.parameters.trainable:
         step.append("a run that trains nothing")
-    if prepared.optimizer.updates_in_backward:
-        step.append(f"{values['optim']} updates parameters within backward")
+    step += unsupported_in_backward(resolved, prepared)
     try:
         _ = prepared.optimizer_events
     except UnsupportedError as error:

@@ -19,10 +19,10 @@ KEYS = (
     "autocast_adapter_dtype", "prepare_model_for_kbit_training", "task", "num_labels", "num_added_tokens",
     "tie_word_embeddings", "dtype", "precision", "autocast_dtype", "load_in_4bit", "load_in_8bit", "bnb_4bit_quant_type",
     "bnb_4bit_use_double_quant", "bnb_4bit_compute_dtype", "bnb_4bit_quant_storage", "llm_int8_skip_modules",
-    "quantization_config", "optim", "optim_args", "optim_target_modules", "max_grad_norm", "gradient_accumulation_steps",
-    "micro_batch_size", "sequence_length", "target_length", "padding", "packing", "activation_checkpointing",
-    "attn_implementation", "loss", "stack", "stack_version", "torch_version", "keep_outputs", "use_cache", "gpu", "gpus",
-    "expandable_segments", "empty_cache_steps",
+    "quantization_config", "optim", "optim_args", "optim_target_modules", "optimizer_in_backward", "max_grad_norm",
+    "gradient_accumulation_steps", "micro_batch_size", "sequence_length", "target_length", "padding", "packing",
+    "activation_checkpointing", "attn_implementation", "loss", "stack", "stack_version", "torch_version", "keep_outputs",
+    "use_cache", "gpu", "gpus", "expandable_segments", "empty_cache_steps",
 )  # fmt: skip
 
 

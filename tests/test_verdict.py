@@ -124,7 +124,8 @@ UNSUPPORTED: list[dict[str, Any]] = [
     {"method": "lora", "quantization_config": {"quant_method": "gptq"}},
     {"method": "lora", "load_in_8bit": True},
     {"task": "sequence-classification"},
-    {"optim": "lomo"},
+    {"optim": "apollo_adamw_layerwise", "optim_target_modules": "all-linear"},
+    {"optim": "lomo", "dtype": "float16", "precision": "pure", "task": "sequence-classification"},
     {"method": "oft"},
     {"method": "cartridge", "num_virtual_tokens": 4},
 ]

@@ -149,8 +149,10 @@ def moe(t: Builder, x: Tensor, d: Dims, config: Mapping[str, Any]) -> Tensor:
     width = config["moe_intermediate_size"]
     shapes = ExpertShapes(config["n_routed_experts"], d.hidden, width)
     router = router_v2 if _is_v2(config) else router_v3
-    tokens = t.view(x, (x.shape[0] * x.shape[1], x.shape[2]))
-    routing = t.call("gate", lambda t, h: router(t, h, config), tokens)
+    flat = (x.shape[0] * x.shape[1], x.shape[2])
+    # The router's view is its own: the gradient of the experts' goes down before the router has one.
+    routing = t.call("gate", lambda t, h: router(t, t.view(h, flat), config), x)
+    tokens = t.view(x, flat)
     out = t.call("experts", lambda t, h: experts(t, h, routing, shapes, gated(d.activation)), tokens)
     out = t.view(out, x.shape)
     shared_width = width * config["n_shared_experts"]

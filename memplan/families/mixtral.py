@@ -64,7 +64,7 @@ def attention(t: Builder, x: Tensor, d: Dims, config: Mapping[str, Any], at: Pos
 
 def router(t: Builder, x: Tensor, config: Mapping[str, Any], count: int) -> Routing:
     """`...TopKRouter`: softmax over all experts in float32, the best C, their weights normalised: x [N, H]."""
-    logits = t.matmul(x, t.bare("weight", (count, x.shape[-1])), None)
+    logits = t.matmul(t.view(x, x.shape), t.bare("weight", (count, x.shape[-1])), None)
     probabilities = softmax(t, logits, DType.FLOAT32)
     weights, indices = top_k(t, probabilities, config["num_experts_per_tok"])
     mixtral = config["model_type"] == "mixtral"

@@ -245,6 +245,7 @@ def torchtune(values: Values) -> Settings:
         ("loss", "_component_"): loss,
         ("enable_activation_checkpointing",): bool(values["activation_checkpointing"]),
         ("clip_grad_norm",): values["max_grad_norm"] or None,
+        ("optimizer_in_bwd",): values.get("optimizer_in_backward"),
     }
     if fused is not None:
         found[("optimizer", "fused")] = fused

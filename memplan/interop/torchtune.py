@@ -85,7 +85,6 @@ _REFUSED = {
     "custom_sharded_layers": "FSDP",
     "fsdp_reshard_after_forward": "FSDP",
     "ac_mode": "selective checkpointing",
-    "optimizer_in_bwd": "an optimizer that steps during backward",
     "teacher_model": "a teacher model",
     "quantizer": "training for quantization",
     "tensor_parallel_plan": "tensor parallelism",
@@ -228,6 +227,11 @@ def _read_optimizer(source: Source, draft: Draft) -> None:
             draft.note(section, "fused", "optim")
         draft.use(section, "_component_", "optim", optim)
     section.take("fused", "foreach", "momentum", "betas", "eps")
+    in_backward = source.flag("optimizer_in_bwd")
+    if in_backward is not None and draft.keys.get("method") == "full":  # the recipes of adapters do not read it
+        draft.use(source, "optimizer_in_bwd", "optimizer_in_backward", in_backward)
+    elif in_backward:
+        draft.refuse(source, "optimizer_in_bwd", "an optimizer that steps during backward beside an adapter")
     draft.keys["max_grad_norm"] = 0.0
     if source.number("clip_grad_norm") is not None:
         draft.use(source, "clip_grad_norm", "max_grad_norm", source.number("clip_grad_norm"))

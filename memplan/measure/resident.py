@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from memplan.trace.in_backward import states
 from memplan.trace.quantized import state_tensors
 from memplan.units import round_to_block
 
@@ -60,8 +61,9 @@ def paged_bytes(optimizer: Any) -> int:
 def _state_tensors(optimizer: Any, *, every_device: bool = False) -> list[torch.Tensor]:
     """Tensors of the optimizer's state where its parameter is, or anywhere (step counters live on the host)."""
     found = []
-    for parameter, state in optimizer.state.items():
-        for value in state.values() if isinstance(state, dict) else ():
-            if isinstance(value, torch.Tensor) and (every_device or value.device == parameter.device):
-                found.append(value)
+    for owner, _, value in states(optimizer):
+        # Of owners known by name (AdaLomo's) all states are on the device.
+        anywhere = every_device or isinstance(owner, str)
+        if isinstance(value, torch.Tensor) and (anywhere or value.device == getattr(owner, "device", None)):
+            found.append(value)
     return found

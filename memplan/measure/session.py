@@ -21,7 +21,7 @@ from memplan.measure.loading import RealQuantizedLoader, load
 from memplan.measure.nvml import Nvml
 from memplan.measure.resident import paged_bytes, resident_bytes
 from memplan.measure.result import Death, DeviceReading, MeasureOptions, MeasureResult
-from memplan.trace import builder, optimizers
+from memplan.trace import builder, in_backward, optimizers
 from memplan.trace.batches import make_batch
 from memplan.trace.forward import forward
 from memplan.trace.methods import apply_method
@@ -150,7 +150,7 @@ class Session:
             forward(self, model, scaler, self.device.type)
             self.account.end()
             self._begin(step, "backward")
-            self.loss.backward()
+            in_backward.backward(self.loss, optimizer)
             self.loss = self.loss.detach()  # Trainer.training_step returns it so: the graph goes here
             if spec.keep_outputs == "backward":
                 self.outputs = None
@@ -171,7 +171,7 @@ class Session:
                 scaler.unscale_(optimizer)
             nn.utils.clip_grad_norm_(model.parameters(), self.spec.max_grad_norm)
         if scaler is None:
-            optimizer.step()
+            in_backward.step(optimizer)
             return False
         scale = scaler.get_scale()
         scaler.step(optimizer)

@@ -155,10 +155,12 @@ class Optimizer(ABC):
     Attributes:
         row: its row of the catalog: library, class, implementation, source.
         weight_decay: `TrainingArguments.weight_decay`; some foreach steps need a temporary for it.
+        one_for_each: every parameter has an optimizer of its own, which steps inside backward.
     """
 
     row: OptimizerRow
     weight_decay: float = 0.0
+    one_for_each: bool = False
 
     OPTIONS: ClassVar[Mapping[str, Callable[[str, object], object]]] = {}
     """Options that change memory, each with the converter that checks it."""
@@ -185,7 +187,7 @@ class Optimizer(ABC):
     @property
     def updates_in_backward(self) -> bool:
         """Whether each gradient is used and freed inside backward by a hook, instead of in `step()`."""
-        return self.row.updates_in_backward
+        return self.one_for_each or self.row.updates_in_backward
 
     @property
     def step_temporaries(self) -> StepTemporaries:

@@ -64,8 +64,9 @@ class BitsAndBytes(Optimizer):
     }
 
     def variant(self, param: ParamInfo) -> str:
-        """`kept_32_bit` for embeddings that the Trainer exempts from 8 bits."""
-        return KEPT_32_BIT if self.optim_bits == 8 and self.embeddings_32bit and param.is_embedding else ""
+        """`kept_32_bit` for embeddings that the Trainer exempts from 8 bits, which it cannot where it makes no optimizer."""
+        exempts = self.optim_bits == 8 and self.embeddings_32bit and not self.one_for_each
+        return KEPT_32_BIT if exempts and param.is_embedding else ""
 
     def layout(self, key: LayoutKey) -> tuple[StateTensor, ...]:
         """state1, state2 and for 8 bits qmap1, qmap2, absmax1, absmax2 (the step is a Python int)."""
@@ -82,10 +83,11 @@ class BitsAndBytes(Optimizer):
 
     def quantization_constants(self, elements: int) -> list[StateTensor]:
         """Code books (one per optimizer, shared by its parameters) and absmax (one per state)."""
+        shared = not self.one_for_each
         blocks = -(-elements // BLOCK_SIZE_ELEMENTS)
         tensors = []
         for number in range(1, self.states + 1):
             absmax_shape = (2, blocks) if number == 1 and self.double_first_state else (blocks,)
-            tensors.append(StateTensor(f"qmap{number}", (CODE_BOOK_ELEMENTS,), DType.FLOAT32, shared=True))
+            tensors.append(StateTensor(f"qmap{number}", (CODE_BOOK_ELEMENTS,), DType.FLOAT32, shared=shared))
             tensors.append(StateTensor(f"absmax{number}", absmax_shape, DType.FLOAT32))
         return tensors

@@ -10,7 +10,10 @@ from memplan.dtypes import DType
 from memplan.errors import UnsupportedError
 from memplan.optimizers.adafactor import record_update
 from memplan.optimizers.base import LayoutKey, Optimizer, ParamInfo, StateTensor, StepTemporaries
-from memplan.optimizers.temporaries import StepScope, TensorGroup
+from memplan.optimizers.temporaries import StepEvent, StepScope, TensorGroup
+
+_ROW_AND_COLUMN = "lomo_optim/adalomo.py keeps a row and a column vector, of the first two sizes of the shape"
+_SCALAR = TensorGroup(1, DType.FLOAT32)
 
 
 @dataclass(frozen=True)
@@ -38,11 +41,32 @@ class Lomo(Optimizer):
                 self.record_hook(scope, param)
                 scope.leave()
 
+    def hook(self, param: ParamInfo) -> tuple[StepEvent, ...]:
+        """What the hook allocates and frees where it finds a gradient of `param`, the gradient included.
+
+        Raises:
+            UnsupportedError: the library cannot train such a parameter.
+        """
+        scope = StepScope()
+        self.record_hook(scope, param)
+        scope.leave()
+        return tuple(scope.events)
+
     def record_hook(self, scope: StepScope, param: ParamInfo) -> None:
         """`p.grad.to(float32)` and `p.data.to(float32)` are copies unless the tensors are float32 already."""
+        self.record_gradient(scope, param)
         if param.dtype != DType.FLOAT32:
-            scope.bind("grad_fp32", TensorGroup(param.elements, DType.FLOAT32))
             scope.bind("p_fp32", TensorGroup(param.elements, DType.FLOAT32))
+
+    @staticmethod
+    def record_gradient(scope: StepScope, param: ParamInfo) -> None:
+        """`grad_fp32 = p.grad.to(float32); p.grad = None`."""
+        if param.dtype == DType.FLOAT32:
+            scope.take_gradient("grad_fp32")
+            return
+        scope.bind("grad_fp32", TensorGroup(param.elements, DType.FLOAT32))
+        scope.take_gradient("grad")
+        scope.release("grad")
 
 
 @dataclass(frozen=True)
@@ -56,16 +80,13 @@ class AdaLomo(Lomo):
     covers_frozen_parameters: ClassVar[bool] = True
 
     def layout(self, key: LayoutKey) -> tuple[StateTensor, ...]:
-        """exp_avg_sq_row [rows] and exp_avg_sq_col [columns], or exp_avg_sq for vectors.
+        """exp_avg_sq for vectors; for all others exp_avg_sq_row and exp_avg_sq_col, of the first two sizes of the shape.
 
         Raises:
-            UnsupportedError: parameters with 0 or more than 2 dimensions.
+            UnsupportedError: a parameter without dimensions.
         """
-        if len(key.shape) not in (1, 2):
-            raise UnsupportedError(
-                f"adalomo cannot train a parameter of shape {list(key.shape)}",
-                hint="lomo_optim/adalomo.py keeps a row and a column vector, of the first two sizes of the shape",
-            )
+        if not key.shape:
+            raise UnsupportedError("adalomo cannot be made for a parameter without dimensions", hint=_ROW_AND_COLUMN)
         if len(key.shape) == 1:
             return (StateTensor("exp_avg_sq", key.shape, DType.FLOAT32),)
         return (
@@ -74,10 +95,31 @@ class AdaLomo(Lomo):
         )
 
     def record_hook(self, scope: StepScope, param: ParamInfo) -> None:
-        """The update of Adafactor on a float32 gradient, then a float32 copy of the parameter."""
-        full = TensorGroup(param.elements, DType.FLOAT32)
-        if param.dtype != DType.FLOAT32:
-            scope.bind("grad_fp32", full)
+        """The update of Adafactor on a float32 gradient, then a float32 copy of the parameter; scalars in blocks of their own.
+
+        Raises:
+            UnsupportedError: more than two dimensions.
+        """
+        if len(param.shape) > 2:
+            raise UnsupportedError(
+                f"adalomo cannot train a parameter of shape {list(param.shape)}", hint=_ROW_AND_COLUMN
+            )
+        self.record_gradient(scope, param)
         record_update(scope, param.shape, DType.FLOAT32)
+        # update.div_((self._rms(update) / self.clip_threshold).clamp_(min=1.0))
+        scope.bind("norm", _SCALAR)
+        scope.bind("rms", _SCALAR)
+        scope.release("norm")
+        scope.bind("ratio", _SCALAR)
+        scope.release("rms", "ratio")
         if param.dtype != DType.FLOAT32:
-            scope.bind("p_fp32", full)
+            scope.bind("p_fp32", TensorGroup(param.elements, DType.FLOAT32))
+        scope.bind("norm", _SCALAR)
+        scope.bind("p_rms", _SCALAR)
+        scope.release("norm")
+        # max(self.eps[1], p_rms), which is the tensor unless the parameter is all but zero.
+        scope.bind("greater", _SCALAR)
+        scope.release("greater")
+        scope.bind("lr", _SCALAR)
+        scope.bind("negated", _SCALAR)  # alpha=-lr
+        scope.release("negated")

@@ -30,13 +30,14 @@ class StepEvent(NamedTuple):
 
     Attributes:
         action: `alloc` or `free`; every allocation is freed before `step()` returns. `states` is where the first step makes
-            the states of one parameter, which are not among the tensors.
+            the states of one parameter, which are not among the tensors. `gradient` is where a hook takes the parameter's
+            gradient from it: what is freed under that label is the gradient.
         label: the library's variable name and a running number, unique among what is alive.
         tensors: what is allocated or freed together.
         param: whose states are made.
     """
 
-    action: Literal["alloc", "free", "states"]
+    action: Literal["alloc", "free", "states", "gradient"]
     label: str
     tensors: tuple[TensorGroup, ...]
     param: ParamInfo | None = None
@@ -75,6 +76,14 @@ class StepScope:
     def states(self, param: ParamInfo) -> None:
         """The first step makes the states of `param` here; optimizers that do not say so make all of them before."""
         self.events.append(StepEvent("states", "states", (), param))
+
+    def take_gradient(self, name: str) -> None:
+        """`name = p.grad; p.grad = None`: nothing is allocated, and the gradient lives as long as the name."""
+        self._serial += 1
+        event = StepEvent("gradient", f"{name}#{self._serial}", ())
+        self.events.append(event)
+        self.release(name)
+        self._bound[name] = event
 
     def release(self, *names: str) -> None:
         """`del name`, or binding `name` to something that is not a temporary."""

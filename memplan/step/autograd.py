@@ -5,7 +5,7 @@ run), input_buffer.cpp (fan-in sums are in place when nobody else holds the firs
 functions/accumulate_grad.h (the first gradient of a parameter is stolen, not copied), torch 2.13.
 
 Known limits:
-    No higher-order gradients, no hooks, one device thread.
+    No higher-order gradients, no hooks but an optimizer's (`memplan.step.in_backward`), one device thread.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from functools import partial
 from typing import TypeVar
 
 from memplan.dtypes import DType
+from memplan.estimate import Component
 from memplan.step.host_copies import move_to_host
-from memplan.step.tensor import Frame, Leaf, Node, Packed, StopRecomputation, Tape, Tensor
+from memplan.step.tensor import Frame, Leaf, Node, Packed, StopRecomputation, Tape, Tensor, count_elements
 
 # What a layer returns: a tensor, or several of which the first is the hidden states.
 Results = tuple[Tensor, *tuple[Tensor | None, ...]]
@@ -142,17 +143,24 @@ def _accumulate(tape: Tape, buffers: dict[int, Tensor], key: int, grad: Tensor) 
 
 
 def _accumulate_leaf(tape: Tape, leaf: Leaf, buffers: dict[int, Tensor]) -> None:
+    hooks = tape.hooks if leaf.component is Component.GRADIENTS else None
+    if hooks is not None:
+        hooks.arrives(tape)
     unique = _reference_counts(buffers, id(leaf)) == _UNIQUE
     grad = buffers.pop(id(leaf))
     if leaf.grad is not None or leaf.accumulates:
         return  # added in place into the gradient that is there; the new one is freed here
-    if unique and grad.storage is not None and not grad.by_token:  # stolen only in the parameter's own layout
+    # Stolen only in the leaf's own layout: a bias that is padded for a kernel has a gradient that is part of a wider one.
+    is_whole = leaf.component is Component.GRADIENTS or count_elements(grad.shape) == count_elements(leaf.shape)
+    if unique and is_whole and grad.storage is not None and not grad.by_token:
         grad.storage.info.component = leaf.component
         leaf.grad = grad.storage
     else:
-        leaf.grad = tape.alloc(grad.shape, grad.dtype, "clone", leaf.component)
+        leaf.grad = tape.alloc(leaf.shape, grad.dtype, "clone", leaf.component)
     leaf.grad.info.shape = leaf.shape
     leaf.grad.info.module = leaf.name
+    if hooks is not None:
+        hooks.accumulated(tape, leaf)  # what came in is held here until they are done, as in `AccumulateGrad::apply`
 
 
 def checkpoint(

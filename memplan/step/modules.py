@@ -47,6 +47,7 @@ class ModuleTape(Tape):
     def __init__(self, settings: StepSettings, sites: Mapping[str, Site] | None = None) -> None:
         super().__init__()
         self.settings = settings
+        self.steps_in_backward = settings.in_backward is not None
         self.workspace_bytes = settings.workspace_bytes
         self.workspace_is_loaded = settings.workspace_is_loaded
         self.sites = sites

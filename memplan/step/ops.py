@@ -223,12 +223,16 @@ def dropout(tape: Tape, x: Tensor, probability: float) -> Tensor:
 def linear(tape: Tape, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`F.linear`: x [..., N_in] with weight [N_out, N_in]; saves x for a trained weight, the weight for a trained x.
 
-    With a bias it is `addmm`, whose backward computes the gradient of x first; `mm`'s computes the weight's first.
+    With a bias it is `addmm`, whose backward computes the gradient of x first; `mm`'s computes the weight's first. `addmm`
+    takes x viewed as [rows, N_in], and that view's turn in backward comes after the parameters' gradients: only what is done
+    with those inside backward can tell.
     """
+    if bias is not None and tape.steps_in_backward and len(x.shape) > 2:
+        x = tape.view(x, x.shape, by_token=x.by_token)
     shape = (*x.shape[:-1], weight.shape[0])
     saved = (x if weight.node is not None else None, weight if x.node is not None else None)
     meta = (x.shape, weight.shape, x.dtype, bias is not None)
-    node = tape.record("mm", (x, weight, bias), saved, _linear_backward, meta)
+    node = tape.record("mm", (bias, x, weight), saved, _linear_backward, meta)
     return tape.new(shape, x.dtype, "mm", node)
 
 
@@ -236,19 +240,19 @@ def _linear_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | 
     x_shape, w_shape, dtype, has_bias = cast(tuple[Shape, Shape, DType, bool], node.meta)
     kept = node.all_stored()
     grad_x = grad_w = grad_b = None
-    for position in (0, 1) if has_bias else (1, 0):
+    for position in (1, 2) if has_bias else (2, 1):
         if node.edges[position] is None:
             continue
-        if position:
+        if position == 2:
             grad_w = tape.new(w_shape, dtype, "mm")
             grad_w.is_view = True  # it comes back through the transpose of the weight
         else:
             grad_x = tape.new(x_shape, dtype, "mm")
             grad_x.is_view = len(x_shape) > 2  # computed over [rows, N_in] and viewed back
     del kept  # as for a product: the bias's gradient is summed in the engine's `validate_outputs`
-    if node.edges[2] is not None:
+    if node.edges[0] is not None:
         grad_b = tape.new((w_shape[0],), dtype, "sum")
-    return (grad_x, grad_w, grad_b)
+    return (grad_b, grad_x, grad_w)
 
 
 # -- what norms are made of -------------------------------------------------------------------------------

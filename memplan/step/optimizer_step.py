@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 from memplan.dtypes import DType
 from memplan.estimate import Component
-from memplan.optimizers import Optimizer, ParamInfo, StateTensor
+from memplan.optimizers import Optimizer, ParamInfo, StateTensor, StepEvent
+from memplan.optimizers.lomo import Lomo
 from memplan.optimizers.torch_optim import TorchOptimizer
 from memplan.units import BLOCK_BYTES, round_to_block
 
@@ -26,6 +27,7 @@ class OptimizerEvent:
         component: what they are.
         once: states, which only the first step allocates and nothing frees.
         loaded: of a free, whether it ends what loading allocated; the allocator's model keeps that.
+        is_gradient: no allocation: from here on the label stands for a parameter's gradient, which it no longer has.
     """
 
     label: str
@@ -34,6 +36,7 @@ class OptimizerEvent:
     component: Component = Component.TEMPORARIES
     once: bool = False
     loaded: bool = False
+    is_gradient: bool = False
 
     @property
     def change_bytes(self) -> int:
@@ -90,11 +93,24 @@ def step_events(optimizer: Optimizer, groups: Sequence[Sequence[ParamInfo]]) -> 
             if event.param is not None:
                 found.append(_states(optimizer, [event.param], shared))
                 continue
-            blocks = tuple(
-                (round_to_block(group.elements * group.dtype.itemsize_bytes), group.copies) for group in event.tensors
-            )
-            found.append(OptimizerEvent(event.label, event.action == "alloc", blocks))
+            found.append(_temporary(event))
     return found
+
+
+def hook_events(optimizer: Lomo, param: ParamInfo) -> list[OptimizerEvent]:
+    """What LOMO's hook does for one parameter.
+
+    Raises:
+        UnsupportedError: the library cannot train such a parameter.
+    """
+    return [_temporary(event) for event in optimizer.hook(param)]
+
+
+def _temporary(event: StepEvent) -> OptimizerEvent:
+    blocks = tuple(
+        (round_to_block(group.elements * group.dtype.itemsize_bytes), group.copies) for group in event.tensors
+    )
+    return OptimizerEvent(event.label, event.action == "alloc", blocks, is_gradient=event.action == "gradient")
 
 
 def construction_events(optimizer: Optimizer, groups: Sequence[Sequence[ParamInfo]]) -> list[OptimizerEvent]:

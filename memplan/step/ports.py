@@ -35,7 +35,8 @@ def gradient_ports(segment: Segment, infos: Sequence[StorageInfo], results: Mapp
     made = {event for event in segment.events if event >= 0}
     freed = {~event for event in segment.events if event < 0}
     given = [index for index in freed - made if infos[index].in_backward and index not in results]
-    kept = [index for index in made - freed if infos[index].component is not Component.GRADIENTS]
+    stays = (Component.GRADIENTS, Component.OPTIMIZER_STATES)
+    kept = [index for index in made - freed if infos[index].component not in stays]
     # None at all where every layer adds to the same gradient in place.
     if len(given) != len(kept) or len(given) > 1:
         raise CannotUnfold

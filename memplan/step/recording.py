@@ -12,11 +12,13 @@ from typing import cast
 
 from memplan.dtypes import DType
 from memplan.estimate import Component, Phase
+from memplan.optimizers.lomo import AdaLomo
 from memplan.recipe import Offloading, Stack
 from memplan.step import ops
 from memplan.step.autograd import backward
 from memplan.step.builder import Builder
 from memplan.step.grad_scaler import scale_loss
+from memplan.step.in_backward import hooks_of
 from memplan.step.offloader import Offloader
 from memplan.step.ports import Ledger
 from memplan.step.settings import StepSettings
@@ -39,7 +41,8 @@ class Recording:
             number `forgets_at`.
         forgets_at: see there.
         host_copies: shape, dtype and number of what is copied to the host to wait for backward.
-        workspaces: indices of cuBLAS's workspaces and what else stays for the whole run: allocated in the first step only.
+        workspaces: indices of cuBLAS's workspaces and what else stays for the whole run, such as the states of an optimizer
+            that steps inside backward: allocated in the first step only.
         late: of those what a run's second micro-step allocates.
         is_opening: whether this is how a run's first micro-step goes, unlike all others.
         moment: the phase beside the step that this is; None for a micro-step.
@@ -95,14 +98,21 @@ def record(
             tape.outputs.append(loss)
         loss = scale_loss(tape, loss)
     tape.enter(Phase.BACKWARD)
+    tape.hooks = hooks_of(settings.in_backward)
+    differentiated = loss
     with tape.component(Component.LOGITS_AND_LOSS):
+        if isinstance(settings.in_backward, AdaLomo):
+            differentiated = ops.scale(tape, loss)  # fused_backward: loss * self.loss_scale
         grad = tape.new((), DType.FLOAT32, "ones_like")
-    node, loss.node = loss.node, None
+    node, differentiated.node, loss.node = differentiated.node, None, None
     backward(tape, node, grad)
     offloader, tape.offloader, tape.input_ids = tape.offloader, None, None
     if offloader is not None:
         offloader.close()
     del grad
+    if tape.hooks is not None:
+        tape.hooks.finish(tape)
+    del differentiated
     # Its last node holds the graph below: the inputs that were made leaves, with their gradients.
     outlived = list(_leaves(tape)) if offloader is not None else []
     if settings.keep_outputs is not True:
@@ -111,7 +121,7 @@ def record(
     tape.enter(Phase.OPTIMIZER_STEP)
     held = [loss, *tape.outputs]
     named = frozenset(entry.storage.info.index for entry in held if entry.storage is not None)
-    workspaces = frozenset(storage.info.index for storage in tape.workspaces.values()) | tape.outgrown
+    workspaces = frozenset(storage.info.index for storage in (*tape.workspaces.values(), *tape.states)) | tape.outgrown
     if settings.keep_outputs is True:
         fed = {tensor.storage.info.index for tensor in inputs if tensor.storage is not None}
         named |= _kept(tape, workspaces | fed)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from memplan.dtypes import DType
+from memplan.optimizers import Optimizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +44,7 @@ class StepSettings:
         opening: this is a run's first pass, where that goes otherwise than in all others.
         small_card: the GPU has no more than 24.5 GiB, by which Unsloth's loss chooses.
         loss: the model's own (`default`), Liger's `fused_linear` or torchtune's `chunked`.
+        in_backward: the optimizer, where it steps inside backward.
     """
 
     batch: int
@@ -75,3 +77,4 @@ class StepSettings:
     opening: bool = False
     small_card: bool = False
     loss: str = "default"
+    in_backward: Optimizer | None = None

@@ -19,13 +19,16 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from memplan.dtypes import DType
 from memplan.estimate import Component, Phase
 from memplan.step.dim import Dim as Dim
 from memplan.step.dim import count_elements as count_elements
 from memplan.units import BLOCK_BYTES
+
+if TYPE_CHECKING:
+    from memplan.step.in_backward import Hooks
 
 Shape = tuple[int, ...]
 
@@ -176,9 +179,10 @@ class Leaf:
     Attributes:
         component: what its gradient counts as.
         accumulates: whether an earlier micro-batch has left a gradient, which a new one is added to in place.
+        has_states: whether an optimizer that steps inside backward has made its states.
     """
 
-    __slots__ = ("accumulates", "component", "dependencies", "dtype", "grad", "name", "shape")
+    __slots__ = ("accumulates", "component", "dependencies", "dtype", "grad", "has_states", "name", "shape")
 
     def __init__(
         self,
@@ -195,6 +199,7 @@ class Leaf:
         self.shape = shape
         self.dtype = dtype
         self.grad: Storage | None = None
+        self.has_states = False
         self.dependencies = 0
 
 
@@ -312,6 +317,9 @@ class Tape:
         workspaces: what stays for the whole run once it is made: cuBLAS's, by the phase whose thread made it, others by name.
         outgrown: indices of such as have been replaced by larger ones.
         late: of them what a run's second pass makes.
+        steps_in_backward: whether an optimizer steps inside backward.
+        hooks: what it does there.
+        states: its states, made when a parameter's first gradient arrives.
         casts: autocast's cache of casted parameters; emptied when autocast's context ends.
         offloader: who keeps saved tensors outside of checkpoints, where they are offloaded.
         input_ids: the batch's tokens, where an offloader looks at them.
@@ -344,6 +352,9 @@ class Tape:
         self.workspaces: dict[str, Storage] = {}
         self.outgrown: set[int] = set()
         self.late: dict[str, Storage] = {}
+        self.steps_in_backward = False
+        self.hooks: Hooks | None = None
+        self.states: list[Storage] = []
         self._sequence = 0
 
     # -- segments ---------------------------------------------------------------------------------------

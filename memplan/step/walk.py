@@ -40,7 +40,8 @@ class Resident:
 
     Attributes:
         loaded: after loading, by component.
-        gradients_bytes: of all trained parameters, allocated in backward, freed by `zero_grad`.
+        gradients_bytes: of all trained parameters, allocated in backward, freed by `zero_grad`; 0 where the optimizer drops
+            each inside backward.
         load_transient_bytes: the most that loading needs besides what it leaves.
         settling_bytes: what loading leaves beyond `loaded` and the first forward gives back, by writing parameters anew.
         adapter_buffers_bytes: of `loaded`, buffers that go with the adapter.
@@ -343,20 +344,21 @@ class Walker:
                 )
             )
         if phase is Phase.BACKWARD:
-            self._settle_gradients()
+            self._settle()
         elif phase is Phase.FORWARD:
             self._forget_named()
         return PhaseForms(tuple(candidates), dict(self.live))
 
-    def _settle_gradients(self) -> None:
-        """Parameter gradients leave the recording's books: they are resident until `zero_grad`."""
-        made: Form = {BYTES: 0}
-        for index, count in list(self.alive.items()):
-            if self.infos[index].component is Component.GRADIENTS:
-                self.terms.add(made, index, count)
-                del self.alive[index]
-        assert made.keys() == {BYTES}, "a parameter's gradient has the parameter's size, whatever the batch"
-        self.base[Component.GRADIENTS] += made[BYTES]
+    def _settle(self) -> None:
+        """What backward left for good leaves the recording's books: gradients are resident until `zero_grad`, states stay."""
+        for component in (Component.GRADIENTS, Component.OPTIMIZER_STATES):
+            made: Form = {BYTES: 0}
+            for index, count in list(self.alive.items()):
+                if self.infos[index].component is component:
+                    self.terms.add(made, index, count)
+                    del self.alive[index]
+            assert made.keys() == {BYTES}, "a parameter's gradient and states have their sizes whatever the batch"
+            self.base[component] += made[BYTES]
         held = self.base[Component.GRADIENTS]
         assert held == self.resident.gradients_bytes, (
             f"{held} bytes of gradients, {self.resident.gradients_bytes} expected"

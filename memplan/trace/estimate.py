@@ -108,6 +108,7 @@ def spec_of(resolved: ResolvedRecipe) -> TraceSpec:
         prepare_for_kbit_training=bool(values.get("prepare_model_for_kbit_training", False)),
         optim=str(values["optim"]),
         optim_args=values.get("optim_args") or {},
+        optimizer_in_backward=bool(values.get("optimizer_in_backward")),
         weight_decay_groups=stack != "torchtune",
         warmup=stack != "torchtune",
         batch=1 if packs else int(values["micro_batch_size"]),
@@ -223,7 +224,7 @@ def to_estimate(result: TraceResult, resolved: ResolvedRecipe, *, expandable_seg
         recipe=dict(resolved.values),
         recipe_sources=dict(resolved.sources),
         parameters=Parameters(**result.parameters),
-        bytes_per_parameter=bytes_per_parameter(result),
+        bytes_per_parameter=bytes_per_parameter(result, keeps_gradients=not spec_of(resolved).updates_in_backward),
         peak=Peak(
             live_bytes=top.peak_bytes,
             allocated_bytes=report.max_allocated_bytes,
@@ -270,8 +271,13 @@ def _place(summary: PhaseSummary) -> str:
     return f"{summary.at.name} in {summary.at.module or 'the loss'}" if summary.at.name else "the start of the phase"
 
 
-def bytes_per_parameter(result: TraceResult) -> BytesPerParameter:
-    """Bytes of weights, gradients and optimizer states of one trained parameter, as they were allocated."""
+def bytes_per_parameter(result: TraceResult, *, keeps_gradients: bool = True) -> BytesPerParameter:
+    """Bytes of weights, gradients and optimizer states of one trained parameter, as they were allocated.
+
+    Args:
+        result: the trace.
+        keeps_gradients: whether all gradients exist together; else none is counted.
+    """
     trained = {storage.name for storage in result.storages if storage.component == Component.GRADIENTS}
     trainable = result.parameters["trainable"] or 1
     first_steps: dict[str, int] = {}
@@ -285,7 +291,7 @@ def bytes_per_parameter(result: TraceResult) -> BytesPerParameter:
             states += storage.size_bytes
     return BytesPerParameter(
         weights=weights / trainable,
-        gradients=sum(first_steps.values()) / trainable,
+        gradients=sum(first_steps.values()) / trainable if keeps_gradients else 0.0,
         optimizer=(states + result.host_bytes) / trainable,
     )
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
 from memplan.trace import quantized
+from memplan.trace.in_backward import states
 from memplan.trace.recorder import Recorder, plain_path
 from memplan.trace.result import Storage
 
@@ -73,13 +75,23 @@ class Labels:
             if parameter.grad is not None:
                 self._label(parameter.grad, "gradients", name)
 
+    def gradients_at_once(self, model: nn.Module) -> None:
+        """Labels what ends up in `Parameter.grad`, before the hooks of an optimizer that is made later drop it."""
+
+        def label(parameter: nn.Parameter, name: str) -> None:
+            self._label(parameter.grad, "gradients", name)
+
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                parameter.register_post_accumulate_grad_hook(partial(label, name=name))
+
     def after_step(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Labels the optimizer's state tensors."""
         names = {id(parameter): name for name, parameter in model.named_parameters()}
-        for parameter, state in optimizer.state.items():
-            for key, value in state.items():
-                if isinstance(value, torch.Tensor):
-                    self._label(value, "optimizer_states", f"{names.get(id(parameter), '')}.{key}")
+        for owner, key, value in states(optimizer):
+            if isinstance(value, torch.Tensor):
+                name = owner if isinstance(owner, str) else names.get(id(owner), "")
+                self._label(value, "optimizer_states", f"{name}.{key}")
 
     def finish(self) -> None:
         """Classifies what is still without a component.

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from memplan.errors import UnavailableError, UnknownNameError, UnsupportedError
+from memplan.trace import in_backward
 from memplan.trace.spec import TraceSpec
 
 # Variants that Trainer reaches only through optim_args or not at all, and training loops use directly.
@@ -67,11 +68,43 @@ def build(spec: TraceSpec, model: nn.Module) -> torch.optim.Optimizer:
         UnavailableError: an optimizer whose package is not installed.
         UnsupportedError: an optimizer that one process cannot build.
     """
-    groups = parameter_groups(spec, model)
-    if spec.optim in _TORCH_VARIANTS:
-        return torch.optim.AdamW(groups, lr=5e-5, **_TORCH_VARIANTS[spec.optim])
     if spec.optim == "muon":
-        return MuonWithAdamW(groups, model, spec.optim_args)
+        return MuonWithAdamW(parameter_groups(spec, model), model, spec.optim_args)
+    if spec.optim in _TORCH_VARIANTS:
+        cls, kwargs = torch.optim.AdamW, {"lr": 5e-5, **_TORCH_VARIANTS[spec.optim]}
+    else:
+        cls, kwargs = _class_and_arguments(spec, model)
+    # Trainer.create_optimizer (5.23): what a handler names stands in the groups' place.
+    given = [kwargs.pop(key) for key in ("params", "model", "optimizer_dict") if key in kwargs]
+    try:
+        if spec.optimizer_in_backward:
+            return _one_for_each(cls, kwargs, model)
+        optimizer: torch.optim.Optimizer = cls(given[-1] if given else parameter_groups(spec, model), **kwargs)
+    except (ImportError, ValueError) as error:
+        raise _not_buildable(spec.optim, error) from None
+    if callable(getattr(optimizer, "train", None)):
+        optimizer.train()  # Trainer.training_step, of schedule-free optimizers
+    if spec.weight_decay_groups and "bitsandbytes" in str(cls) and kwargs.get("optim_bits") == 8:
+        _keep_embeddings_in_32_bits(model)
+    return optimizer
+
+
+def _not_buildable(optim: str, error: Exception) -> UnsupportedError:
+    return UnsupportedError(f"optim={optim} cannot be built: {error}", code="optimizer_not_buildable")
+
+
+def _one_for_each(cls: Any, kwargs: Mapping[str, Any], model: nn.Module) -> in_backward.OneForEach:
+    """One optimizer a parameter, stepping inside backward; nobody registers embeddings with bitsandbytes."""
+    if "bitsandbytes" in str(cls):
+        import bitsandbytes
+
+        bitsandbytes.optim.GlobalOptimManager.get_instance().initialize()
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return in_backward.OneForEach({parameter: cls([parameter], **kwargs) for parameter in trained})
+
+
+def _class_and_arguments(spec: TraceSpec, model: nn.Module) -> tuple[Any, dict[str, Any]]:
+    """The optimizer's class and its arguments, by transformers' handler of that name."""
     from transformers.trainer_optimizer import _OPTIMIZER_HANDLERS, OptimizerContext
     from transformers.training_args import OptimizerNames
 
@@ -95,15 +128,10 @@ def build(spec: TraceSpec, model: nn.Module) -> torch.optim.Optimizer:
         optim_args={str(key): str(value) for key, value in spec.optim_args.items()},
     )
     try:
-        cls, kwargs = handler(context)
-        optimizer: torch.optim.Optimizer = cls(groups, **kwargs)
+        found: tuple[Any, dict[str, Any]] = handler(context)
     except (ImportError, ValueError) as error:
-        raise UnsupportedError(f"optim={spec.optim} cannot be built: {error}", code="optimizer_not_buildable") from None
-    if callable(getattr(optimizer, "train", None)):
-        optimizer.train()  # Trainer.training_step, of schedule-free optimizers
-    if spec.weight_decay_groups and "bitsandbytes" in str(cls) and kwargs.get("optim_bits") == 8:
-        _keep_embeddings_in_32_bits(model)
-    return optimizer
+        raise _not_buildable(spec.optim, error) from None
+    return found
 
 
 class MuonWithAdamW(torch.optim.Optimizer):  # type: ignore[misc]

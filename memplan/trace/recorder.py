@@ -27,6 +27,8 @@ from memplan.trace.repair import FUNCTIONAL_FOR_SUBCLASSES, InPlaceUpdate
 from memplan.trace.temporaries import KernelTemporaries
 
 _ENGINE_CODE = _engine_run_backward.__code__
+# torch/csrc/autograd/functions/accumulate_grad.cpp: its nodes come before all others.
+_ACCUMULATE_GRAD = 2**64 - 1
 _aten = torch.ops.aten
 _DEVICE = torch.ops.prim.device.default
 
@@ -92,6 +94,8 @@ class ModuleStack:
         self._numbers: list[int] = [0]
         self._paths: list[str] = [""]
         self.last_error_path = ""
+        # What runs while a gradient is accumulated: the hooks of an optimizer that steps inside backward.
+        self.hooks = ""
 
     def name_modules(self, root: torch.nn.Module) -> None:
         """Takes the qualified names of `root`'s modules, PEFT's wrapping prefix removed."""
@@ -106,7 +110,10 @@ class ModuleStack:
         node = torch._C._current_autograd_node()
         if node is None:
             return ""
-        return self._paths[bisect_right(self._numbers, node._sequence_nr()) - 1]
+        number = node._sequence_nr()
+        if number == _ACCUMULATE_GRAD:
+            return self.hooks
+        return self._paths[bisect_right(self._numbers, number) - 1]
 
     def _note(self) -> None:
         number = torch._C._autograd._get_sequence_nr()

@@ -14,7 +14,18 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from memplan.trace import builder, fake_kernels, losses, offloading, optimizers, sparse, torchtune, unsloth, versions
+from memplan.trace import (
+    builder,
+    fake_kernels,
+    in_backward,
+    losses,
+    offloading,
+    optimizers,
+    sparse,
+    torchtune,
+    unsloth,
+    versions,
+)
 from memplan.trace.batches import make_batch
 from memplan.trace.evaluation import evaluation_loop
 from memplan.trace.forward import forward
@@ -84,6 +95,9 @@ class Session:
     def run(self, model: nn.Module) -> None:
         """Load, then `num_steps` training steps."""
         model = self.load(model)
+        if self.spec.updates_in_backward:
+            self.labels.gradients_at_once(model)
+            self.recorder.modules.hooks = "optimizer"
         optimizer = optimizers.build(self.spec, model)
         scaler = torch.amp.GradScaler("cuda") if self.spec.grad_scaler else None
         self.around_step = offloading.around_step(self.spec, model)
@@ -186,7 +200,7 @@ class Session:
                 self.saved[step] = sorted(recorder.live_ids() - before)
                 recorder.mark(step, "backward")
                 self._enter(f"backward of step {step}")
-                self.loss.backward()
+                in_backward.backward(self.loss, optimizer)
                 if self.loop is None:
                     self.loss = self.loss.detach()  # Trainer.training_step returns it so: the graph goes here
             if spec.keep_outputs == "backward":
@@ -204,7 +218,7 @@ class Session:
             scaler.step(optimizer)
             scaler.update()
         else:
-            optimizer.step()
+            in_backward.step(optimizer)
         self.labels.after_step(model, optimizer)
         if spec.empty_cache_steps and step % spec.empty_cache_steps == 0:
             recorder.empty_cache()
@@ -238,6 +252,8 @@ def trace_in_process(spec: TraceSpec, *, shim_kind: str, import_seconds: float) 
         ("transformers/generation/utils.py", "_prepare_special_tokens", False),
         ("transformers/generation/utils.py", "_get_logits_processor", False),
         ("torch/amp/grad_scaler.py", "", 0),
+        # Weights are larger than eps, so that their root mean square scales the step.
+        ("lomo_optim/adalomo.py", "func", 1),
         ("peft/tuners/frod/layer.py", "_get_frod_tensors", lambda scope: scope["V"].shape[0]),
         ("peft/tuners/vblora/layer.py", "_get_lora_matrices", False),
         *losses.guesses(spec),

@@ -77,6 +77,7 @@ class TraceSpec:
         llm_int8_outlier_columns: how many input columns LLM.int8 treats as outliers (data dependent on a real GPU).
         prepare_for_kbit_training: call `peft.prepare_model_for_kbit_training` after a quantized load.
         optim: a name of `transformers.TrainingArguments.optim`, or adamw_torch_foreach, adamw_torch_for_loop.
+        optimizer_in_backward: one optimizer for each parameter, which steps inside backward.
         weight_decay_groups: two parameter groups as Trainer makes them, instead of one.
         batch, sequence: shape of `input_ids`; for encoder-decoder models `target_sequence` is the labels' length
             (default: `sequence`).
@@ -134,6 +135,7 @@ class TraceSpec:
     prepare_for_kbit_training: bool = True
     optim: str = "adamw_torch"
     optim_args: Mapping[str, Any] = field(default_factory=dict)
+    optimizer_in_backward: bool = False
     weight_decay_groups: bool = False
     batch: int = 1
     sequence: int = 128
@@ -198,6 +200,11 @@ class TraceSpec:
                 raise UnknownNameError(name, str(getattr(self, name)), [*kind]) from None
         if self.attn_implementation == "flash_attention_2":
             self._check_flash_attention()
+
+    @property
+    def updates_in_backward(self) -> bool:
+        """Whether gradients are used and dropped inside backward."""
+        return self.optimizer_in_backward or self.optim in ("lomo", "adalomo") or self.optim.endswith("_layerwise")
 
     def _check_flash_attention(self) -> None:
         # flash_attn/flash_attn_interface.py (2.8) and csrc/flash_attn/flash_api.cpp: "FlashAttention only supports Ampere

@@ -307,6 +307,7 @@ EXPECTED: dict[str, tuple[str, dict[str, Any], tuple[str, ...], str]] = {
             "dtype": "bfloat16",
             "precision": "pure",
             "optim": "paged_adamw_8bit",
+            "optimizer_in_backward": True,
             "max_grad_norm": 0.0,
             "gradient_accumulation_steps": 1,
             "micro_batch_size": 2,
@@ -316,7 +317,7 @@ EXPECTED: dict[str, tuple[str, dict[str, Any], tuple[str, ...], str]] = {
             "stack": "torchtune",
             "stack_version": "0.6.1",
         },
-        ("torchtune_full_8b.yaml:29: an optimizer that steps during backward",),
+        (),
         "torchtune_full_8b.yaml:6: max_seq_len = null cuts no sequence: the longest one "
         "decides, give its sequence_length",
     ),

@@ -9,6 +9,7 @@ import pytest
 from memplan.dtypes import DType
 from memplan.errors import UnsupportedError
 from memplan.optimizers import ParamInfo, StateBytes, get_optimizer
+from memplan.optimizers.lomo import Lomo
 
 BF16, FP32 = DType.BFLOAT16, DType.FLOAT32
 
@@ -29,7 +30,15 @@ class TestLomo:
     def test_lomo_casts_gradient_and_parameter_of_16_bits(self) -> None:
         optimizer = get_optimizer("lomo")
         assert optimizer.step_peak_bytes([ParamInfo((64, 64), BF16)] * 3) == 2 * 64 * 64 * 4
-        assert optimizer.step_events([ParamInfo((64, 64), FP32)]) == ()
+        assert optimizer.step_peak_bytes([ParamInfo((64, 64), FP32)]) == 0
+
+    def test_lomo_drops_a_16_bit_gradient_once_it_is_copied(self) -> None:
+        optimizer = get_optimizer("lomo")
+        assert isinstance(optimizer, Lomo)
+        named = [(event.action, event.label.partition("#")[0]) for event in optimizer.hook(ParamInfo((64, 64), BF16))]
+        assert named[:4] == [("alloc", "grad_fp32"), ("gradient", "grad"), ("free", "grad"), ("alloc", "p_fp32")]
+        # In float32 the copy is the gradient itself, which lives until the hook returns.
+        assert [event.action for event in optimizer.hook(ParamInfo((64, 64), FP32))] == ["gradient", "free"]
 
     def test_adalomo_has_a_row_and_a_column_from_the_start(self) -> None:
         optimizer = get_optimizer("adalomo")
@@ -42,10 +51,14 @@ class TestLomo:
         assert optimizer.covers_frozen_parameters
 
     def test_adalomo_holds_three_copies_and_the_factors(self) -> None:
-        # gradient, update and outer product of [65, 33], r_factor, c_factor: measured with lomo-optim 0.1.1.
-        assert get_optimizer("adalomo").step_peak_bytes([ParamInfo((65, 33), BF16)]) == 27136
+        # Gradient, update and parameter of [65, 33], p_rms, lr and -lr; in float32 update, outer product and their factors.
+        assert get_optimizer("adalomo").step_peak_bytes([ParamInfo((65, 33), BF16)]) == 3 * 8704 + 3 * 512
         assert get_optimizer("adalomo").step_peak_bytes([ParamInfo((65, 33), FP32)]) == 18432
 
     def test_adalomo_cannot_train_experts(self) -> None:
         with pytest.raises(UnsupportedError, match="shape"):
-            get_optimizer("adalomo").state_tensors(ParamInfo((8, 64, 32), BF16))
+            get_optimizer("adalomo").step_events([ParamInfo((8, 64, 32), BF16)])
+        # It is made for them, frozen as they may be, by the first two sizes of their shape.
+        assert [shape for _, shape, _, _ in layout("adalomo", ParamInfo((8, 64, 32), BF16))] == [(8,), (64,)]
+        with pytest.raises(UnsupportedError, match="dimensions"):
+            layout("adalomo", ParamInfo((), BF16))

@@ -32,6 +32,8 @@ TIED = {**LLAMA, "tie_word_embeddings": True}
 ADAPTED = {"method": "lora", "target_modules": "all-linear"}
 AMP = {"precision": "amp", "dtype": "float32"}
 # More than 1536 rows: bitsandbytes always dequantizes there, whatever the GPU.
+# A batch so small that the largest parameter's update can be the highest moment.
+TINY = {"micro_batch_size": 1, "sequence_length": 8}
 QLORA = {"method": "qlora", "micro_batch_size": 13, "sequence_length": 129}
 
 METHODS: dict[str, dict[str, Any]] = {"full": {}, "LoRA": ADAPTED, "QLoRA": QLORA}
@@ -201,6 +203,27 @@ TORCHTUNE_RUNS: dict[str, dict[str, Any]] = (
         "SGD": {"optim": "sgd"},
     }
 )  # fmt: skip
+# Layers of every kind, as small models of their own: biases, tied embeddings, experts, an encoder, both.
+LOMO_TYPES = ("bert", "gpt2", "t5", "bart", "gemma2", "phi", "gpt_neox", "qwen2", "mixtral", "deepseek_v2", "gpt_oss")
+EXPERTS = LOMO_TYPES[-3:]
+LOMO_RUNS = {
+    f"{optim}: {name}": {**keys, "optim": optim}
+    for optim in ("lomo", "adalomo")
+    for name, keys in (
+        {name: keys for name, keys in COURSES.items() if "float16 autocast" not in name}
+        | {
+            f"{name}, {text}": {"model": {**small_config(name), "vocab_size": 307}, **TINY, **keys}
+            for name in LOMO_TYPES
+            for text, keys in {
+                "pure": {"dtype": "bfloat16", "precision": "pure"},
+                "fp32, checkpointed": {"precision": "fp32", "activation_checkpointing": True},
+                "LoRA, amp": {**ADAPTED, **AMP, **({"target_modules": ("o_proj",)} if name in EXPERTS else {})},
+            }.items()
+            # AdaLomo trains no stacked experts, and keeps states of frozen ones.
+            if optim == "lomo" or "LoRA" in text or name not in EXPERTS
+        }
+    ).items()
+}
 
 # By library: the recipe keys that make it run, and its runs.
 LIBRARIES: dict[str, tuple[dict[str, Any], dict[str, dict[str, Any]]]] = {
@@ -216,6 +239,7 @@ LIBRARIES: dict[str, tuple[dict[str, Any], dict[str, dict[str, Any]]]] = {
         COURSES | _of_types(("mistral", "qwen3", "gemma", "olmo2", "mixtral", "starcoder2", "stablelm", "olmo")),
     ),
     "torchtune_recipes": ({"stack": "torchtune"}, TORCHTUNE_RUNS),
+    "lomo-optim": ({}, LOMO_RUNS),
 }
 # Where a library is more than the package of its name: torchtune's recipes import torchao, in a version that PEFT refuses.
 PACKAGES = {"torchtune_recipes": ("torchtune", "torchao")}

@@ -185,6 +185,7 @@ RECIPE_CHOICES: dict[str, tuple[Any, ...]] = {
     "num_added_tokens": (0, 1, 1000000),
     "num_labels": (1, 3, 1000000),
     "tie_word_embeddings": (True, False),
+    "optimizer_in_backward": (True, False),
     "max_grad_norm": (0, 1.0),
     "torch_version": ("2.11", "2.12", "2.13", "2.14"),
     "precision": ("fp32", "amp", "pure", "master", "master-fp32-grads"),
