@@ -167,6 +167,9 @@ def _refuse_what_cannot_be_traced(values: Mapping[str, Any]) -> None:
         "bitfit under a classification head": values.get("method") == "bitfit"
         and "classification" in str(values["task"]),
         f"quantization_config={values.get('quantization_config')}": bool(values.get("quantization_config")),
+        f"updates inside backward under stack={values.get('stack')}": str(values.get("stack"))
+        in ("torchtune", "unsloth")
+        and (bool(values.get("optimizer_in_backward")) or values["optim"] in ("lomo", "adalomo")),
         "optim_target_modules": bool(values.get("optim_target_modules")),
         f"stack=trl with loss={values.get('loss')}": trl and str(values.get("loss")) != "chunked",
         f"TRL {values.get('stack_version')}": trl and not str(values.get("stack_version") or "1.16").startswith("1.16"),
