@@ -16,7 +16,7 @@ LOADS_IN_FLOAT32 = ">=1.0"
 OFFLOADS_FROM = 512
 _UNSLOTH = "unsloth 2026.10.9"
 # Its `get_peft_model` (models/llama.py) where nothing is said, and the model types that it is known for here.
-UNSLOTH_MODEL_TYPES = frozenset({"llama", "mistral", "qwen3"})
+UNSLOTH_MODEL_TYPES = frozenset({"llama", "mistral", "qwen2", "qwen3"})
 UNSLOTH_LORA: dict[str, Any] = {
     "r": 16,
     "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],

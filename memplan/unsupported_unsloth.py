@@ -20,6 +20,8 @@ TORCH_VERSION = "2.13"
 # What Unsloth's functions take together: queries, keys and values, the output, and the MLP.
 PROJECTIONS = frozenset(UNSLOTH_LORA["target_modules"])
 _ROPE_TYPES = ("default", "llama3")
+# What attention runs on by the GPU's generation; before Ampere it is xformers', on B200 not what torch chooses by itself.
+_KERNELS = {8: Kernel.FLASH, 9: Kernel.CUDNN, 12: Kernel.FLASH}
 _LEAST_MEMORY_BYTES = 6 * 2**30
 
 
@@ -133,7 +135,7 @@ def _of_attention(resolved: Resolved) -> list[str]:
         compute_capability=capability,
         torch_version=(2, 13),
     )
-    if kernel is not Kernel.FLASH or capability < (8, 0) or config["head_dim"] % 8:
+    if config["head_dim"] % 8 or kernel is not _KERNELS.get(capability[0]):
         found.append(f"attention heads of {config['head_dim']} on compute capability {capability[0]}.{capability[1]}")
     if gpu is not None and gpu.usable_bytes < _LEAST_MEMORY_BYTES:
         found.append("less than 6 GiB of memory, with which its loss takes smaller pieces")

@@ -134,7 +134,8 @@ def forward(t: Builder, config: Mapping[str, Any], head: Head) -> Tensor:
 
     def body(t: Builder) -> Tensor:
         if t.settings.stack == Stack.UNSLOTH and not t.declaring:
-            return unsloth.decoder(t, config, qk_norm=variant(config).qk_norm)
+            v = variant(config)
+            return unsloth.decoder(t, config, qk_norm=v.qk_norm, qkv_bias=v.qkv_bias)
         return model(t, config, embeddings(t, config))
 
     scaled = config["model_type"] == "granite"

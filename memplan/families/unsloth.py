@@ -29,7 +29,7 @@ from memplan.units import BLOCK_BYTES, round_to_block
 _FIRST_ROWS, _ROWS, _PIECE_ROWS = 32768, 8192, 32768
 
 
-def decoder(t: Builder, config: Mapping[str, Any], *, qk_norm: bool) -> Tensor:
+def decoder(t: Builder, config: Mapping[str, Any], *, qk_norm: bool, qkv_bias: bool) -> Tensor:
     """The decoder without its head, from the embedding on: [1, T, H]."""
     d = dims(config)
     tokens = t.batch * t.tokens
@@ -42,7 +42,7 @@ def decoder(t: Builder, config: Mapping[str, Any], *, qk_norm: bool) -> Tensor:
         t.held.append(tables)  # every layer is given them, which its checkpoint keeps
 
     def layer(t: Builder, x: Tensor, index: int) -> Tensor:
-        return _layer(t, x, d, qk_norm=qk_norm)
+        return _layer(t, x, d, qk_norm=qk_norm, qkv_bias=qkv_bias)
 
     x = t.layers("layers", d.layers, layer, x)
     x = unsloth.rms_norm(t, "norm", x)
@@ -122,10 +122,10 @@ def _piece(t: Builder, rows: int, size: int, dtype: DType, before: object) -> St
     return made
 
 
-def _layer(t: Builder, x: Tensor, d: Dims, *, qk_norm: bool) -> Tensor:
+def _layer(t: Builder, x: Tensor, d: Dims, *, qk_norm: bool, qkv_bias: bool) -> Tensor:
     residual = x
     x = unsloth.rms_norm(t, "input_layernorm", x)
-    x = t.call("self_attn", lambda t, h: _attention(t, h, d, qk_norm=qk_norm), x)
+    x = t.call("self_attn", lambda t, h: _attention(t, h, d, qk_norm=qk_norm, qkv_bias=qkv_bias), x)
     x = residual + x
     residual = x
     x = unsloth.rms_norm(t, "post_attention_layernorm", x)
@@ -133,11 +133,13 @@ def _layer(t: Builder, x: Tensor, d: Dims, *, qk_norm: bool) -> Tensor:
     return residual + x
 
 
-def _attention(t: Builder, x: Tensor, d: Dims, *, qk_norm: bool) -> Tensor:
+def _attention(t: Builder, x: Tensor, d: Dims, *, qk_norm: bool, qkv_bias: bool) -> Tensor:
     sizes = {"q_proj": d.heads, "k_proj": d.kv_heads, "v_proj": d.kv_heads}
-    made = unsloth.lora_qkv(
-        t, x, [unsloth.projection(t, name, heads * d.head_size, d.hidden) for name, heads in sizes.items()]
-    )
+    if qkv_bias:  # which its function has no room for: PEFT's own layers
+        made = [t.linear(name, x, heads * d.head_size, bias=True) for name, heads in sizes.items()]
+    else:
+        projections = [unsloth.projection(t, name, heads * d.head_size, d.hidden) for name, heads in sizes.items()]
+        made = unsloth.lora_qkv(t, x, projections)
     query, key, value = (
         t.split_heads(part, heads, d.head_size) for part, heads in zip(made, sizes.values(), strict=True)
     )

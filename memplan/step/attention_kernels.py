@@ -125,7 +125,7 @@ def sdpa(
     heads = q.shape[1]
     if k.shape[1] != heads and (mask is not None or k.shape[-1] > 256):
         k, v = expand_kv(t, k, heads), expand_kv(t, v, heads)
-    return _by_token(t, q, *_dispatched(t, q, k, v, mask, settings, dropout, causal))
+    return _by_token(t, q, *dispatched(t, q, k, v, mask, settings, dropout, causal))
 
 
 def plain_sdpa(
@@ -137,7 +137,7 @@ def plain_sdpa(
     """
     if k.shape[1] != q.shape[1]:
         settings = replace(settings, torch_version=min(settings.torch_version, (2, 13)))
-    return _by_token(t, q, *_dispatched(t, q, k, v, mask, settings, dropout, causal=False, broadcasts=True))
+    return _by_token(t, q, *dispatched(t, q, k, v, mask, settings, dropout, causal=False, broadcasts=True))
 
 
 def _by_token(t: Tape, q: Tensor, kernel: Kernel, out: Tensor) -> Tensor:
@@ -150,7 +150,7 @@ def _by_token(t: Tape, q: Tensor, kernel: Kernel, out: Tensor) -> Tensor:
     return out
 
 
-def _dispatched(
+def dispatched(
     t: Tape,
     q: Tensor,
     k: Tensor,

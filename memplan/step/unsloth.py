@@ -22,13 +22,15 @@ from memplan.dtypes import DType
 from memplan.estimate import Component
 from memplan.step import ops
 from memplan.step.adapters.layer import AdaptedLayer
-from memplan.step.attention_kernels import sdpa
+from memplan.step.attention_kernels import Kernel, choose_kernel, dispatched, sdpa
 from memplan.step.split import copy, narrow
 from memplan.step.tensor import Node, Shape, Storage, Tape, Tensor, count_elements
 
 if TYPE_CHECKING:
     from memplan.step.builder import Builder
 
+# attention_dispatch.py, `_CUDNN_LENGTH_BUCKET`.
+_BUCKET_ROWS = 128
 # Under these names a tape keeps what Unsloth keeps for the whole run.
 SCRATCH, LENGTHS, OFFSETS = "weight scratch", "packed_seq_lengths", "cu_seqlens"
 
@@ -312,5 +314,44 @@ def packed_attention(t: Builder, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     def texts(x: Tensor) -> Tensor:
         return narrow(t, x, (t.batch, x.shape[1], t.tokens, size), "select")
 
-    out = sdpa(t, texts(q), texts(k), texts(v), None, t.settings)
+    given = [texts(x) for x in (q, k, v)]
+    kernel = _kernel(t, size)
+    if kernel is Kernel.CUDNN and t.settings.compute_capability[0] == 9:
+        out = _bucketed(t, given)
+    else:
+        out = sdpa(t, given[0], given[1], given[2], None, t.settings)
     return copy(t, out, (1, tokens, heads * size), "cat")
+
+
+def _kernel(t: Builder, head_size: int) -> Kernel:
+    settings = t.settings
+    return choose_kernel(
+        settings.autocast or DType.BFLOAT16,
+        head_size,
+        has_mask=False,
+        grouped=False,
+        compute_capability=settings.compute_capability,
+        torch_version=settings.torch_version,
+    )
+
+
+def _bucketed(t: Builder, given: Sequence[Tensor]) -> Tensor:
+    """`_cudnn_length_bucketed_sdpa`: texts padded by 1 to 128 rows, so that cuDNN sees few lengths: [B, S, A, D]."""
+    batch, heads, length, size = given[0].shape
+    padded = length + (_BUCKET_ROWS - length % _BUCKET_ROWS)
+    q, k, v = (_padded(t, x, padded) for x in given)
+    _, whole = dispatched(t, q, k, v, None, t.settings, 0.0, True)
+    del q, k, v
+    return copy(t, narrow(t, whole, (batch, length, heads, size)), (batch, length, heads, size))
+
+
+def _padded(t: Tape, x: Tensor, length: int) -> Tensor:
+    """`F.pad(x, (0, 0, 0, n))`: a copy; backward copies what was not padding."""
+    shape = (*x.shape[:2], length, x.shape[3])
+    node = t.record("constant_pad_nd", (x,), (), _padded_backward, (x.shape,))
+    return t.new(shape, x.dtype, "constant_pad_nd", node)
+
+
+def _padded_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | None]:
+    (shape,) = cast(tuple[Shape], node.meta)
+    return (tape.new(shape, grad.dtype, "constant_pad_nd"),)

@@ -228,7 +228,8 @@ def apply_method(spec: TraceSpec, model: Any, options: dict[str, Any], before: C
     for part in model.modules():
         part.max_seq_length = spec.sequence // spec.packed_sequences
     model._saved_temp_tokenizer = model.model._saved_temp_tokenizer = tokenizer
-    _attributetraining_loop()
+    _name_training_loop()
+    llama._install_bnb_nf4_override()
     before(model)
     checkpointing: Any = spec.checkpointing != "none"
     model = llama.FastLlamaModel.get_peft_model(
@@ -240,7 +241,7 @@ def apply_method(spec: TraceSpec, model: Any, options: dict[str, Any], before: C
     return model
 
 
-def _attributetraining_loop() -> None:
+def _name_training_loop() -> None:
     """`get_peft_model` insists that `from_pretrained` has rewritten Trainer's loop, which no trace runs."""
     trainer: Any = import_module("transformers.trainer").Trainer
 

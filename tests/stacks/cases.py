@@ -225,6 +225,62 @@ LOMO_RUNS = {
     ).items()
 }
 
+UNSLOTH_METHODS: dict[str, dict[str, Any]] = {
+    "LoRA": {"method": "lora"}, "QLoRA": {"method": "qlora", "bnb_4bit_use_double_quant": True},
+}  # fmt: skip
+UNSLOTH_CHECKPOINTING: dict[str, dict[str, Any]] = {
+    "kept": {"activation_checkpointing": False}, "checkpointed": {"activation_checkpointing": True}, "offloaded": {},
+}  # fmt: skip
+LARGE_VOCABULARY = {"model": {**LLAMA, "vocab_size": 70000}}
+# Texts of more than 2 MiB in all, from where on checkpoints are offloaded.
+UNSLOTH_RUNS: dict[str, dict[str, Any]] = {
+    f"{name}, {method}, {mode}": {
+        "model": {**LLAMA, "model_type": name}, **UNSLOTH_METHODS[method], **UNSLOTH_CHECKPOINTING[mode],
+    }
+    for name in ("llama", "mistral", "qwen2", "qwen3")
+    for method in UNSLOTH_METHODS
+    for mode in UNSLOTH_CHECKPOINTING
+} | {
+    "nothing said": {"optim": None},
+    "short": {"micro_batch_size": 5, "sequence_length": 37},
+    "one text": {"micro_batch_size": 1, "sequence_length": 640},
+    "inputs too small to offload": {"micro_batch_size": 2, "sequence_length": 600},
+    "accumulated": {"gradient_accumulation_steps": 3},
+    "accumulated, kept, QLoRA": {
+        "gradient_accumulation_steps": 2, "activation_checkpointing": False, **UNSLOTH_METHODS["QLoRA"],
+    },
+    "large vocabulary": LARGE_VOCABULARY,
+    "tiled vocabulary": {**LARGE_VOCABULARY, "sequence_length": 1100},
+    "tiled vocabulary on a small card": {**LARGE_VOCABULARY, "gpu": "rtx-4090"},
+    "row beyond the model's positions": {"micro_batch_size": 2, "sequence_length": 3000},
+    "row beyond the model's positions, checkpointed": {
+        "micro_batch_size": 2, "sequence_length": 3000, "activation_checkpointing": True,
+        "model": {**LLAMA, "model_type": "mistral"},
+    },
+    "many positions": {"model": {**LLAMA, "max_position_embeddings": 131072}, "activation_checkpointing": False},
+    "40960 positions": {"model": {**LLAMA, "model_type": "qwen3", "max_position_embeddings": 40960}},
+    "tied": {"model": TIED},
+    "rank 64, simple quantization": {"method": "qlora", "lora_r": 64, "bnb_4bit_use_double_quant": False},
+    "heads as many": {"model": {**LLAMA, "num_key_value_heads": 6}},
+    "one key head": {"model": {**LLAMA, "num_key_value_heads": 1, "head_dim": 128, "num_attention_heads": 3}},
+    "two layers": {"model": {**LLAMA, "num_hidden_layers": 2}},
+    "one layer": {"model": {**LLAMA, "num_hidden_layers": 1}},
+    "L4": {"gpu": "l4"},
+    "qwen2, QLoRA, few tokens": {
+        "model": {**LLAMA, "model_type": "qwen2"}, **UNSLOTH_METHODS["QLoRA"], "micro_batch_size": 1, "sequence_length": 9,
+    },
+    "qwen2, QLoRA, RTX 5090": {
+        "model": {**LLAMA, "model_type": "qwen2"}, **UNSLOTH_METHODS["QLoRA"], "gpu": "rtx-5090",
+    },
+    "H100": {"gpu": "h100"},
+    "H100, QLoRA, kept": {"gpu": "h100", **UNSLOTH_METHODS["QLoRA"], "activation_checkpointing": False},
+    "H100, whole buckets": {
+        "gpu": "h100", "sequence_length": 640, "model": {**LLAMA, "model_type": "qwen3", "num_key_value_heads": 6},
+    },
+    "RTX 5090": {"gpu": "rtx-5090"},
+    "no clipping": {"max_grad_norm": 0.0},
+}  # fmt: skip
+
 # By library: the recipe keys that make it run, and its runs.
 LIBRARIES: dict[str, tuple[dict[str, Any], dict[str, dict[str, Any]]]] = {
     "liger-kernel": (
@@ -234,6 +290,10 @@ LIBRARIES: dict[str, tuple[dict[str, Any], dict[str, dict[str, Any]]]] = {
     ),
     "transformers": ({"packing": True}, PACKED_RUNS),
     "trl": ({"stack": "trl"}, TRL_RUNS),
+    "unsloth": (
+        {"stack": "unsloth", "method": "lora", "micro_batch_size": 4, "sequence_length": 700},
+        UNSLOTH_RUNS,
+    ),
     "torchtune": (
         {"loss": "chunked"},
         COURSES | _of_types(("mistral", "qwen3", "gemma", "olmo2", "mixtral", "starcoder2", "stablelm", "olmo")),
