@@ -112,6 +112,41 @@ TRL_RUNS = {
     "starcoder2", "stablelm",
 ), lora="all-linear")  # fmt: skip
 
+OFFLOADED = {"activation_offloading": True}
+TRL_RUNS |= {
+    f"offloaded, {name}": {**OFFLOADED, **keys}
+    for name, keys in {
+        "nothing said": {},
+        "long": {"micro_batch_size": 2, "sequence_length": 700},
+        "nine layers": {"model": {**LLAMA, "num_hidden_layers": 9}},
+        "fp32, accumulated": {"precision": "fp32", "gradient_accumulation_steps": 3},
+        "bf16, padded": {"dtype": "bfloat16", "precision": "pure", "padding": True},
+        "float16 autocast": {"autocast_dtype": "float16", "gpu": "t4"},
+        "LoRA, bf16": {**ADAPTED, "dtype": "bfloat16", "precision": "pure", "lora_dropout": 0.1},
+        "LoRA, accumulated": {**ADAPTED, "gradient_accumulation_steps": 2},
+        "LoRA, eager": {**ADAPTED, "attn_implementation": "eager"},
+        "QLoRA": QLORA,
+        "DoRA": {**ADAPTED, "method": "dora", "precision": "fp32"},
+        "gemma2": {"model": {"model_type": "gemma2", **DECODER}},
+        "cohere": {"model": {"model_type": "cohere", **DECODER}},
+        "stablelm, accumulated": {"model": {"model_type": "stablelm", **DECODER}, "gradient_accumulation_steps": 2},
+        "olmo": {"model": {"model_type": "olmo", **DECODER}, "micro_batch_size": 8},
+        "starcoder2, LoRA": {"model": {"model_type": "starcoder2", **DECODER}, **ADAPTED},
+    }.items()
+}
+CHECKPOINT_RUNS = {
+    name: keys for name, keys in COURSES.items() if keys.get("activation_checkpointing")
+} | {
+    f"{name}, {text}": {"model": {**small_config(name), "dtype": "bfloat16"}, **keys}
+    for name in ("gemma2", "mixtral", "gpt_oss", "modernbert", "bloom", "opt", "gpt_neox", "deepseek_v3")
+    for text, keys in {
+        "checkpointed": {"activation_checkpointing": True, "padding": True, "gradient_accumulation_steps": 2},
+        "reentrant": {"activation_checkpointing": "reentrant"},
+    }.items()
+} | {
+    "generating": {"activation_checkpointing": True, "max_new_tokens": 4, "per_device_eval_batch_size": 2},
+}  # fmt: skip
+
 FUSED_RUNS = COURSES | _of_types(
     ("mistral", "qwen2", "qwen3", "smollm3", "gemma", "gemma2", "gemma3_text", "olmo2", "mixtral")
 )
@@ -289,6 +324,7 @@ LIBRARIES: dict[str, tuple[dict[str, Any], dict[str, dict[str, Any]]]] = {
         | {f"layers: {name}": {"stack": "liger", **keys} for name, keys in LIGER_RUNS.items()},
     ),
     "transformers": ({"packing": True}, PACKED_RUNS),
+    "transformers_checkpoints": ({"activation_offloading": "checkpoints"}, CHECKPOINT_RUNS),
     "trl": ({"stack": "trl"}, TRL_RUNS),
     "unsloth": (
         {"stack": "unsloth", "method": "lora", "micro_batch_size": 4, "sequence_length": 700},
@@ -301,8 +337,8 @@ LIBRARIES: dict[str, tuple[dict[str, Any], dict[str, dict[str, Any]]]] = {
     "torchtune_recipes": ({"stack": "torchtune"}, TORCHTUNE_RUNS),
     "lomo-optim": ({}, LOMO_RUNS),
 }
-# Where a library is more than the package of its name: torchtune's recipes import torchao, in a version that PEFT refuses.
-PACKAGES = {"torchtune_recipes": ("torchtune", "torchao")}
+# Where a library is another package than its name says, or more: torchtune's recipes import torchao, in a version that PEFT refuses.
+PACKAGES = {"torchtune_recipes": ("torchtune", "torchao"), "transformers_checkpoints": ("transformers",)}
 # What was traced, by library; the version is in the file's name.
 TRACED = {name: next(Path(__file__).parent.glob(f"{name}-*.json"), None) for name in LIBRARIES}
 
