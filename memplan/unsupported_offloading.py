@@ -15,7 +15,12 @@ CHECKPOINTS = frozenset(
     }
 )  # fmt: skip
 # Methods whose step with TRL's offloaded activations is equal to the trace (trl 1.16.0).
-SAVED_TENSORS = frozenset({"full", "lora", "qlora", "rslora", "dora"})
+SAVED_TENSORS = frozenset(
+    {
+        "full", "lora", "qlora", "rslora", "dora", "ia3", "loha", "lokr", "vera", "oft", "boft", "miss", "fourierft", "beft",
+        "ln_tuning", "randlora", "hra", "shira", "gralora", "delora",
+    }
+)  # fmt: skip
 
 
 def unsupported_offloading(resolved: Resolved) -> list[str]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from memplan.errors import UnsupportedError
 from memplan.interop.torchtune import MODELS as TORCHTUNE_MODELS
+from memplan.recipe import Offloading
 
 Settings = dict[tuple[str, ...], Any]
 Values = Mapping[str, Any]
@@ -99,6 +100,10 @@ def trl(values: Values) -> Settings:
     }
     if recompute:
         found[("gradient_checkpointing_kwargs", "use_reentrant")] = reentrant
+    if values.get("activation_offloading") == Offloading.CHECKPOINTS:
+        found[("gradient_checkpointing_kwargs", "offload")] = True
+    elif values.get("activation_offloading") == Offloading.SAVED_TENSORS:
+        found[("activation_offloading",)] = True
     for key in ("load_in_4bit", "load_in_8bit"):
         found[(key,)] = bool(values.get(key))
     if values.get("load_in_4bit"):

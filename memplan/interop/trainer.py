@@ -11,6 +11,7 @@ from typing import Any
 from memplan.errors import FileFormatError
 from memplan.interop.draft import Draft, Source
 from memplan.interop.evaluating import read_evaluation, read_saving
+from memplan.recipe import Offloading
 
 # Known, and without any bearing on the memory of a training step.
 HARMLESS = frozenset({
@@ -110,7 +111,7 @@ def read_checkpointing(source: Source, draft: Draft, *, framework: str) -> None:
         if (kwargs.integer("every_n_layers") or 1) > 1:
             draft.refuse(kwargs, "every_n_layers", "checkpointing of some layers only; all are taken as checkpointed")
         if kwargs.flag("offload"):
-            draft.refuse(kwargs, "offload", "checkpointed inputs kept in CPU memory")
+            draft.use(kwargs, "offload", "activation_offloading", str(Offloading.CHECKPOINTS))
         if kwargs.flag("selective"):
             draft.refuse(kwargs, "selective", "selective checkpointing, which keeps the results of matrix products")
         kwargs.take("preserve_rng_state", "determinism_check", "debug", "early_stop")

@@ -13,6 +13,7 @@ from memplan.interop.defaults import reference_version
 from memplan.interop.draft import Draft, Source
 from memplan.interop.trainer import HARMLESS as _TRAINER_HARMLESS
 from memplan.interop.trainer import read_checkpointing, read_liger, read_padding, read_precision, read_training
+from memplan.recipe import Offloading
 
 HARMLESS = _TRAINER_HARMLESS | {
     "dataset_num_proc", "eval_packing", "lora_alpha", "truncation_mode", "use_rslora", "lora_task_type",
@@ -62,7 +63,10 @@ def read(source: Source, draft: Draft) -> None:
     if source.has("attn_implementation"):
         draft.use(source, "attn_implementation", "attn_implementation")
     if source.flag("activation_offloading"):
-        draft.refuse(source, "activation_offloading", "activations offloaded to the CPU")
+        if "activation_offloading" in draft.keys:
+            draft.refuse(source, "activation_offloading", "activations offloaded beside offloaded checkpoints")
+        else:
+            draft.use(source, "activation_offloading", "activation_offloading", str(Offloading.SAVED_TENSORS))
     other = [key for key in _OTHER_TRAINERS if source.get(key) is not None]
     if other:
         draft.refuse(source, other[0], f"another trainer than SFT ({', '.join(other)})")

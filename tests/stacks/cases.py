@@ -337,8 +337,12 @@ LIBRARIES: dict[str, tuple[dict[str, Any], dict[str, dict[str, Any]]]] = {
     "torchtune_recipes": ({"stack": "torchtune"}, TORCHTUNE_RUNS),
     "lomo-optim": ({}, LOMO_RUNS),
 }
-# Where a library is another package than its name says, or more: torchtune's recipes import torchao, in a version that PEFT refuses.
-PACKAGES = {"torchtune_recipes": ("torchtune", "torchao"), "transformers_checkpoints": ("transformers",)}
+# Where a library is another package than its name says, or more: torchtune's recipes import torchao, in a version that PEFT
+# refuses.
+PACKAGES = {
+    "torchtune_recipes": ("torchtune", "torchao"),
+    "transformers_checkpoints": ("transformers",),
+}
 # What was traced, by library; the version is in the file's name.
 TRACED = {name: next(Path(__file__).parent.glob(f"{name}-*.json"), None) for name in LIBRARIES}
 

@@ -74,7 +74,10 @@ def test_host_memory_grows_with_batch_sequence_and_layers(offloaded: dict[str, A
         ),
         ({**SAVED_TENSORS, "activation_checkpointing": False}, "without activation_checkpointing true"),
         ({**SAVED_TENSORS, "activation_checkpointing": "reentrant"}, "without activation_checkpointing true"),
-        ({**SAVED_TENSORS, "method": "ia3"}, "of ia3 under TRL"),
+        (
+            {**SAVED_TENSORS, "method": "trainable_tokens", "peft": {"token_indices": [1]}},
+            "of trainable_tokens under TRL",
+        ),
         ({**SAVED_TENSORS, **ADAPTED, "merge_and_unload": True}, "merging after offloaded activations"),
         ({"activation_offloading": "saved-tensors"}, "under stack transformers"),
         ({"activation_checkpointing": True, "activation_offloading": "hidden-states"}, "hidden states"),
