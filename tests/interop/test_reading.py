@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from memplan import interop
+from memplan.engine import estimate
 from memplan.errors import FileFormatError, InputError, MemplanError, UnknownNameError
 from memplan.estimate import Fits
 from memplan.interop.defaults import framework_default, in_range, list_defaults, reference_version
@@ -277,6 +278,24 @@ def test_interpolation() -> None:
     growing = "a: ${b}${b}${b}${b}\nb: ${c}${c}${c}${c}\nc: ${a}\ndtype: bf16\nbatch_size: 1\nmodel: {_component_: x}\n"
     with pytest.raises(FileFormatError, match="refers to itself"):
         yaml(growing)
+
+
+@pytest.mark.parametrize("builder", [
+    "llama2.lora_llama2_7b", "llama3_1.lora_llama3_1_8b", "llama3_2.lora_llama3_2_1b", "mistral.lora_mistral_7b",
+    "qwen2_5.lora_qwen2_5_3b", "gemma.lora_gemma_2b", "gemma2.lora_gemma2_9b", "phi3.lora_phi3_mini", "phi4.lora_phi4_14b",
+])  # fmt: skip
+def test_single_device_recipes_of_torchtune_are_walked(builder: str) -> None:
+    reading = yaml(
+        f"model: {{_component_: torchtune.models.{builder}, lora_attn_modules: [q_proj, v_proj, output_proj],\n"
+        "  apply_lora_to_mlp: true, lora_rank: 8, lora_alpha: 16}\n"
+        "tokenizer: {_component_: t, max_seq_len: 64}\noptimizer: {_component_: torch.optim.AdamW, fused: true}\n"
+        "loss: {_component_: torchtune.modules.loss.CEWithChunkedOutputLoss}\n"
+        "batch_size: 2\ndtype: bf16\nenable_activation_checkpointing: true\ncompile: false\n"
+    )
+    answer = estimate(reading.recipe)
+    assert (reading.unsupported, answer.unsupported) == ((), ())
+    assert answer.recipe["stack"] == "torchtune"
+    assert answer.peak.phase is not None
 
 
 def test_nothing_in_a_file_is_imported_or_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
