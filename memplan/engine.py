@@ -23,9 +23,10 @@ from memplan.estimate import (
     Provenance,
     TimelinePoint,
 )
+from memplan.filler import USER
 from memplan.model_state import ModelState
 from memplan.prepare import Prepared, prepare
-from memplan.recipe import Offloading, Recipe, Stack
+from memplan.recipe import Attention, Offloading, Recipe, Stack
 from memplan.resolve import Resolved, resolve
 from memplan.step.receipt import receipt
 from memplan.step.walk import PhasePeak
@@ -186,6 +187,24 @@ def _estimate(
     return found
 
 
+def _about_batches(resolved: Resolved) -> list[str]:
+    """What is taken for granted about the texts of a batch that flash_attention_2 takes apart."""
+    values, sources = resolved.values, resolved.sources
+    if values["attn_implementation"] is not Attention.FLASH_ATTENTION_2:
+        return []
+    found = []
+    if values["packing"] and sources["packed_text_tokens"] != USER:
+        found.append(
+            f"texts of {values['packed_text_tokens']} tokens on average share packed rows: flash_attention_2 borrows more "
+            "for shorter ones, less for longer ones (packed_text_tokens)"
+        )
+    if values["padding"]:
+        found.append(
+            "a padded batch has as many tokens as a full one: flash_attention_2 leaves padding out, and has fewer"
+        )
+    return found
+
+
 def assumptions(resolved: Resolved, prepared: Prepared) -> tuple[str, ...]:
     """What was taken for granted, in sentences."""
     found = []
@@ -199,6 +218,7 @@ def assumptions(resolved: Resolved, prepared: Prepared) -> tuple[str, ...]:
     elif cuda_context(resolved.gpu).certainty == "assumed":
         found.append(f"the CUDA context of {resolved.gpu.name} is assumed: {cuda_context(resolved.gpu).source}")
     found.append("two steps of full-length sequences; the first is not measured apart from a warm-up of the allocator")
+    found += _about_batches(resolved)
     if resolved.values["stack"] is Stack.TORCHTUNE and is_built(resolved.config):
         builder = component_builder(resolved.config)
         each = "in every layer" if resolved.peft and not builder.shares_rope_under_lora else "for all layers"

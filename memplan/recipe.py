@@ -157,6 +157,7 @@ class Recipe(BaseModel):
     target_length: SequenceLength | None = None
     padding: Flag | None = None
     packing: Flag | None = None
+    packed_text_tokens: SequenceLength | None = None
 
     activation_checkpointing: Flag | Literal["reentrant", "non-reentrant"] | None = None
     activation_offloading: Flag | Literal["checkpoints", "hidden-states", "saved-tensors"] | None = None

@@ -34,6 +34,7 @@ from memplan.resolve_offloading import fill_offloading
 from memplan.stack_defaults import UNSLOTH_LORA, UNSLOTH_MODEL_TYPES, stack_defaults
 
 DEFAULT_SEQUENCE_LENGTH = 2048
+DEFAULT_TEXT_TOKENS = 32
 
 # Class name in a config's `architectures` to task; longest ending first.
 _TASK_OF_CLASS = (
@@ -171,6 +172,7 @@ def _refuse_unused(said: Mapping[str, Any], filler: Filler, method: str, task: T
             "num_labels": f"a {task} head has no labels",
             "autocast_adapter_dtype": f"method {method} has no PEFT adapter",
             "prepare_model_for_kbit_training": f"it prepares a quantized base for an adapter; method is {method}",
+            "packed_text_tokens": "only packing under flash_attention_2 borrows memory for each text",
             "llm_int8_skip_modules": "nothing is quantized by bitsandbytes: say load_in_4bit or load_in_8bit",
             **HINTS,
         }.get(
@@ -339,6 +341,7 @@ def _training(
             f"only false: PEFT refuses {method}, which lives in the key/value cache, on a checkpointed model",
         )
     _attention(str(model.config["model_type"]), filler)
+    _texts(filler)
     filler.fill("loss", Loss.DEFAULT, "default: the model's own loss")
     filler.fill("stack", Stack.TRANSFORMERS, "default")
     filler.fill("torch_version", "2.13", "default: the version that memplan's tests trace")
@@ -346,6 +349,13 @@ def _training(
     filler.fill("keep_outputs", False, "Trainer drops the outputs before backward")
     filler.fill("use_cache", False, "TrainingArguments")
     fill_evaluation(filler, limit=max_positions(model.config))
+
+
+def _texts(filler: Filler) -> None:
+    """How long the texts of a packed row are; only flash_attention_2 borrows memory for each."""
+    values = filler.values
+    if values["packing"] and values["attn_implementation"] is Attention.FLASH_ATTENTION_2:
+        filler.fill("packed_text_tokens", DEFAULT_TEXT_TOKENS, "default: shorter than texts under a chat template")
 
 
 def _lengths(model: ResolvedModel, filler: Filler) -> None:

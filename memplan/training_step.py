@@ -25,7 +25,7 @@ from memplan.optimizers.lomo import Lomo
 from memplan.optimizers.torch_optim import TorchOptimizer
 from memplan.prepare import Prepared
 from memplan.recipe import Offloading, Stack, Task
-from memplan.resolve import Resolved
+from memplan.resolve import DEFAULT_TEXT_TOKENS, Resolved
 from memplan.resolve_evaluation import eval_batches
 from memplan.step import torchtune_loop
 from memplan.step.adapters.adalora import orthogonality
@@ -125,6 +125,8 @@ def settings_of(resolved: Resolved, prepared: Prepared) -> StepSettings:
         grad_scaler=resolved.autocast is DType.FLOAT16,
         labels_by_row=resolved.task is Task.SEQUENCE_CLASSIFICATION,
         packing=packs,
+        packed_text_tokens=values.get("packed_text_tokens") or DEFAULT_TEXT_TOKENS,
+        flash_dtype=resolved.autocast or resolved.dtype,
         attention_mask=values["stack"] is Stack.TRL and not packs,
         stack=str(values["stack"]),
         liger_kernels=values["stack"] is Stack.LIGER,

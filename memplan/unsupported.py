@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from memplan.architecture import ModuleKind
 from memplan.blind_spots import blind_spots
@@ -16,6 +14,7 @@ from memplan.quantization import Scheme
 from memplan.recipe import Precision, Task
 from memplan.resolve import Resolved
 from memplan.step.attention_kernels import Kernel, choose_kernel
+from memplan.unsupported_attention import head_size_of, unsupported_flash_attention
 from memplan.unsupported_in_backward import unsupported_in_backward
 from memplan.unsupported_losses import unsupported_losses
 from memplan.unsupported_moments import (
@@ -28,14 +27,6 @@ from memplan.unsupported_moments import (
 from memplan.unsupported_offloading import unsupported_offloading
 from memplan.unsupported_packing import unsupported_packing
 from memplan.unsupported_stacks import unsupported_stacks
-
-# Model types whose step with the flash-attn package is equal to the trace.
-FLASH_ATTENTION_2 = frozenset(
-    {
-        "llama", "mistral", "qwen2", "qwen3", "smollm3", "granite", "gemma", "gemma2", "gemma3_text", "phi3", "olmo",
-        "stablelm", "starcoder2", "cohere", "gpt2", "gpt_neox", "bert", "bart",
-    }
-)  # fmt: skip
 
 # Model types whose attention adds a trained bias to the scores.
 RELATIVE_BIAS = frozenset({"t5", "mt5"})
@@ -96,7 +87,7 @@ def unsupported_parts(resolved: Resolved, prepared: Prepared) -> Unsupported:
         task = str(resolved.task).replace("-", " ")
         step.append(f"an adapter for {task} on quantized weights, which torch refuses in the traced run")
     if values["attn_implementation"] == "flash_attention_2":
-        step += _flash_attention_2(resolved, model_type)
+        step += unsupported_flash_attention(resolved, prepared)
     if not prepared.state.parameters.trainable:
         step.append("a run that trains nothing")
     step += unsupported_in_backward(resolved, prepared)
@@ -110,7 +101,7 @@ def unsupported_parts(resolved: Resolved, prepared: Prepared) -> Unsupported:
     other += unplayed_growth(resolved)
     if _biased_under_cudnn(resolved, model_type):
         other.append(f"the position bias of {model_type} under cuDNN's attention kernel, which gives it no gradient")
-    head_size = _head_size(resolved.config)
+    head_size = head_size_of(resolved.config)
     if (
         not step
         and head_size % 8
@@ -155,28 +146,3 @@ def _quantizes_new_head(resolved: Resolved, prepared: Prepared) -> bool:
         for module in prepared.architecture.modules
         if module.path.partition(".")[0] in heads and module.kind is ModuleKind.LINEAR
     )
-
-
-def _flash_attention_2(resolved: Resolved, model_type: str) -> list[str]:
-    """What keeps a step with the flash-attn package from being walked."""
-    found = []
-    if model_type not in FLASH_ATTENTION_2:
-        found.append(f"flash_attention_2 in {model_type} models")
-    if resolved.values["padding"]:
-        found.append("flash_attention_2 with padding, which takes the padding out of the batch")
-    if not (resolved.autocast or resolved.dtype).is_half:
-        found.append(f"flash_attention_2 in {resolved.dtype}: it computes in 16 bits only")
-    capability = resolved.gpu.compute_capability if resolved.gpu is not None else None
-    if capability is not None and capability < (8, 0):
-        found.append(
-            f"flash_attention_2 on {resolved.gpu.name if resolved.gpu else ''}: it needs compute capability 8.0"
-        )
-    return found
-
-
-def _head_size(config: Mapping[str, Any]) -> int:
-    """Elements of an attention head; 0 where the config does not say."""
-    if config.get("head_dim"):
-        return int(config["head_dim"])
-    width, heads = config.get("hidden_size"), config.get("num_attention_heads")
-    return int(width) // int(heads) if width and heads else 0

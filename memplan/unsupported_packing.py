@@ -6,7 +6,7 @@ A packed batch is one row of B·S tokens with their position ids, as transformer
 from __future__ import annotations
 
 from memplan.prepare import Prepared
-from memplan.recipe import Attention, Task
+from memplan.recipe import Task
 from memplan.resolve import Resolved
 
 # Model types whose step on a packed row is equal to the trace, under sdpa and eager attention where they have both.
@@ -27,8 +27,8 @@ def unsupported_packing(resolved: Resolved, prepared: Prepared) -> list[str]:
     found = []
     if model_type not in PACKED or resolved.task is not Task.CAUSAL_LM:
         found.append(f"packed sequences of {model_type} models under a {resolved.task} head")
-    if values["attn_implementation"] == Attention.FLASH_ATTENTION_2:
-        found.append("packed sequences under flash_attention_2, whose backward borrows memory for each text in the row")
+    if values["micro_batch_size"] * values["sequence_length"] == 1:
+        found.append("a packed row of one token, which transformers does not take apart")
     if values["padding"]:
         found.append("packed sequences with padding: a packed row has no attention mask")
     if values["use_cache"]:

@@ -7,7 +7,7 @@ from memplan.dtypes import DType
 from memplan.errors import UnsupportedError
 from memplan.methods import get_method
 from memplan.prepare import Prepared
-from memplan.recipe import Loss, Precision, Stack, Task
+from memplan.recipe import Attention, Loss, Precision, Stack, Task
 from memplan.resolve import Resolved
 from memplan.torchtune_models import component_builder, lora_arguments
 from memplan.unsupported_losses import adapts_head
@@ -22,6 +22,8 @@ TRL = frozenset(
     }
 )  # fmt: skip
 TRL_VERSION = "1.16"
+# Their attention does not pass on the limits of packed texts that TRL's collator makes.
+DROPS_LIMITS = frozenset({"stablelm"})
 # Model types whose step with Liger's layers is equal to the trace (liger-kernel 0.8.5), with its fused loss or their own.
 LIGER = frozenset({"llama", "mistral", "qwen2", "qwen3", "smollm3"})
 # Those for which Liger refuses its fused loss.
@@ -146,8 +148,12 @@ def _trl(resolved: Resolved, prepared: Prepared) -> list[str]:
     slides = window is not None and "sliding_attention" in layer_types
     if slides and values["sequence_length"] >= window and values["activation_checkpointing"]:
         found.append(f"checkpointed sequences beyond the window of {window} tokens under TRL")
-    if values["packing"]:
-        found.append("packed sequences under TRL")
+    if (
+        values["packing"]
+        and model_type in DROPS_LIMITS
+        and values["attn_implementation"] == Attention.FLASH_ATTENTION_2
+    ):
+        found.append(f"packed sequences of {model_type} models under TRL, whose limits their attention is not handed")
     if values["keep_outputs"]:
         found.append("kept outputs under TRL, whose compute_loss keeps none")
     if prepared.adaptation.virtual_tokens:

@@ -21,6 +21,7 @@ KEYS = (
     "bnb_4bit_use_double_quant", "bnb_4bit_compute_dtype", "bnb_4bit_quant_storage", "llm_int8_skip_modules",
     "quantization_config", "optim", "optim_args", "optim_target_modules", "optimizer_in_backward", "max_grad_norm",
     "gradient_accumulation_steps", "micro_batch_size", "sequence_length", "target_length", "padding", "packing",
+    "packed_text_tokens",
     "activation_checkpointing", "attn_implementation", "loss", "stack", "stack_version", "torch_version", "keep_outputs",
     "use_cache", "gpu", "gpus", "expandable_segments", "empty_cache_steps",
 )  # fmt: skip
@@ -147,6 +148,7 @@ NUMBERS = {
     "max_eval_samples": (1, 1_000_000),
     "max_new_tokens": (1, 16_777_216),
     "max_prompt_length": (1, 16_777_216),
+    "packed_text_tokens": (1, 16_777_216),
     "sequence_length": (1, 16_777_216),
     "target_length": (1, 16_777_216),
     "gpus": (1, 65_536),

@@ -120,9 +120,7 @@ def layer(t: Builder, x: Tensor, index: int, d: Dims, side: Side) -> Tensor:
 def local_mask(t: Builder, dtype: DType, window: int) -> Tensor | None:
     """`create_bidirectional_sliding_window_mask`: needed as soon as the sequence is longer than the window."""
     settings = t.settings
-    if settings.attn_implementation == "flash_attention_2":
-        return None
-    if t.sequence < window:
+    if settings.attn_implementation == "flash_attention_2" or t.sequence < window:
         return bidirectional_mask(t, dtype)
     batch = t.batch if settings.padding else 1
     allowed = t.new((batch, 1, t.sequence, t.sequence), DType.BOOL, "bitwise_and")

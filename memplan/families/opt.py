@@ -115,7 +115,7 @@ def decoder(t: Builder, config: Mapping[str, Any]) -> Tensor:
     d = dims(config)
     embedded = t.input_embedding("embed_tokens", (t.batch, t.sequence), d.vocabulary, d.word)
     if t.cache is None:
-        ones = t.new((t.batch, t.sequence), DType.FLOAT32, "ones")
+        ones = None if t.settings.padding else t.new((t.batch, t.sequence), DType.FLOAT32, "ones")
         position_ids = t.new((t.batch, t.sequence), DType.INT64, "_to_copy")
     else:  # `generate` gives both
         ones, position_ids = (Tensor(t, (t.batch, t.sequence), DType.INT64, None) for _ in range(2))

@@ -23,8 +23,11 @@ from memplan.resolve import Resolved, resolve
 
 # Not a property of the run that a config describes, or implied by the framework.
 _NOT_COMPARED = frozenset(
-    {"gpu", "gpus", "expandable_segments", "empty_cache_steps", "torch_version", "stack_version", "target_length"}
-)
+    {
+        "gpu", "gpus", "expandable_segments", "empty_cache_steps", "torch_version", "stack_version", "target_length",
+        "packed_text_tokens",
+    }
+)  # fmt: skip
 # What the framework itself decides; reported, and refused only where the recipe's author said otherwise.
 _IMPLIED = frozenset({
     "stack", "loss", "padding", "autocast_adapter_dtype", "prepare_model_for_kbit_training", "bnb_4bit_quant_storage",

@@ -14,6 +14,7 @@ from memplan.dtypes import DType
 from memplan.estimate import Component
 from memplan.step import liger, ops
 from memplan.step.attention_kernels import sdpa
+from memplan.step.flash_attention import flash_attention
 from memplan.step.layers import LayerOps
 from memplan.step.matmul import expand_kv, matmul, merge_heads, require_contiguous_gradient, softmax, transpose_last
 from memplan.step.tensor import Node, Shape, Tape, Tensor
@@ -86,10 +87,16 @@ class AttentionOps(LayerOps):
         settings = self.settings
         padded = padding and settings.padding
         if settings.attn_implementation == "flash_attention_2":
-            return None
+            return flash_mask(self) if padded else None
         if settings.attn_implementation == "sdpa" and not padded and not settings.packing and self.prefix is None:
             return None  # the kernel is causal by itself; not where there are more keys than queries
         return _causal_mask(self, dtype, padded)
+
+    def packed_texts(self) -> int:
+        """How many texts share a packed row; 0 where rows are not packed."""
+        if not self.settings.packing:
+            return 0
+        return max(-(-self.sequence // self.settings.packed_text_tokens), 2)
 
     def attention(
         self,
@@ -107,8 +114,26 @@ class AttentionOps(LayerOps):
         """
         if self.settings.attn_implementation == "eager":
             return eager_attention(self, q, k, v, mask, dropout)
+        if self.settings.attn_implementation == "flash_attention_2":
+            return flash_attention(
+                self,
+                q,
+                k,
+                v,
+                target=self.settings.flash_dtype,
+                mask=mask,
+                texts=self.packed_texts(),
+                limits=self.limits,
+            )
         causal = causal and (self.cache is None or q.shape[2] > 1)
         return sdpa(self, q, k, v, mask, self.settings, dropout, causal=causal)
+
+
+def flash_mask(t: AttentionOps) -> Tensor:
+    """What flash attention takes the padding out by (`flash_attention_mask`): boolean [B, S], and whether all of it holds."""
+    mask = t.new((t.batch, t.sequence), DType.BOOL, "_to_copy")
+    t.alloc((), DType.BOOL, "all")
+    return mask
 
 
 def _split_heads_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | None]:

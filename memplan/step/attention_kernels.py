@@ -20,6 +20,7 @@ from typing import cast
 from memplan.dtypes import DType
 from memplan.step import ops
 from memplan.step.matmul import (
+    dense,
     expand_kv,
     matmul,
     merge_heads,
@@ -146,7 +147,7 @@ def _by_token(t: Tape, q: Tensor, kernel: Kernel, out: Tensor) -> Tensor:
         return merge_heads(t, out)
     if kernel in (Kernel.FLASH, Kernel.CUDNN) and not q.by_token:
         # The kernel lays its result out as the query is; `transpose(1, 2).contiguous()` then copies it.
-        return _dense(t, out)
+        return dense(t, out)
     return out
 
 
@@ -190,16 +191,6 @@ def math_sdpa(t: Tape, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dro
     if mask is not None:
         mask = _additive(t, mask, q.dtype)
     return merge_heads(t, _math(t, q, k, v, mask, dropout, causal=mask is None))
-
-
-def _dense(t: Tape, x: Tensor) -> Tensor:
-    node = t.record("clone", (x,), (), _dense_backward, (x.shape,))
-    return t.new(x.shape, x.dtype, "clone", node)
-
-
-def _dense_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | None]:
-    (shape,) = cast(tuple[Shape], node.meta)
-    return (Tensor(tape, shape, grad.dtype, grad.storage, None, is_view=True),)
 
 
 def keeps_logsumexp(t: Tape, *inputs: Tensor) -> bool:

@@ -14,7 +14,7 @@ from typing import cast
 from memplan.dtypes import DType
 from memplan.estimate import Component
 from memplan.step import ops
-from memplan.step.attention import AttentionOps, autocast_matmul, detached
+from memplan.step.attention import AttentionOps, autocast_matmul, detached, flash_mask
 from memplan.step.loss import LossOps, cross_entropy
 from memplan.step.matmul import merge_heads, repeat_kv, require_contiguous_gradient, softmax, transpose_last
 from memplan.step.split import narrow
@@ -34,8 +34,10 @@ def bidirectional_mask(
     """
     settings = t.settings
     length, key_length = length or t.sequence, key_length or t.sequence
-    if not settings.padding or settings.attn_implementation == "flash_attention_2":
+    if not settings.padding:
         return None
+    if settings.attn_implementation == "flash_attention_2":
+        return flash_mask(t)
     allowed = t.new((t.batch, 1, length, key_length), DType.BOOL, "bitwise_and")
     if settings.attn_implementation == "sdpa":
         return allowed

@@ -25,7 +25,7 @@ def sliding_window_mask(t: AttentionOps, dtype: DType, window: int) -> Tensor | 
     """
     settings = t.settings
     if settings.attn_implementation == "flash_attention_2":
-        return None
+        return t.causal_mask(dtype)
     keys = t.sequence if t.prefix is None else t.sequence + t.prefix.tokens
     plain = t.prefix is None and not settings.packing
     if settings.attn_implementation == "sdpa" and plain and keys < window:

@@ -16,7 +16,7 @@ from memplan.dtypes import DType
 from memplan.step.key_value_cache import KeyValueCache
 from memplan.step.settings import StepSettings
 from memplan.step.site import Site
-from memplan.step.tensor import Dim, Leaf, Shape, Tape, Tensor
+from memplan.step.tensor import Dim, Leaf, Shape, Storage, Tape, Tensor
 
 if TYPE_CHECKING:
     from memplan.step.adapters.prefix import Prefix
@@ -39,6 +39,7 @@ class ModuleTape(Tape):
         tokens: length of the batch, without what a prompt method puts in front.
         prompt: puts it there, given the embedded batch.
         prefix: keys and values that a method puts in every layer's cache.
+        limits: where the texts of a packed row begin and end, for queries and for keys, if the batch holds them.
         cache: of a model that generates; its head makes the last token's logits alone, and no loss.
         labels: of the batch, where the loop's own variable holds them until the loss takes them.
         layer_locals: attention weights that eager attention returns and that a variable of the layer holds until its end.
@@ -70,6 +71,7 @@ class ModuleTape(Tape):
         self.sequence = self.tokens + settings.virtual_tokens
         self.prompt: Callable[[Tensor], Tensor] | None = None
         self.prefix: Prefix | None = None
+        self.limits: tuple[Storage, Storage] | None = None
         self.cache: KeyValueCache | None = None
         target = settings.target_sequence
         self.target_sequence = Dim.variable(target, "T") if target else self.sequence

@@ -140,6 +140,7 @@ def record(
     del held, outlived
     tape.held.clear()
     tape.outputs.clear()
+    tape.limits = None
     del inputs, loss, node, offloader
     return result
 
@@ -154,6 +155,11 @@ def feed(tape: Builder) -> tuple[Tensor, ...]:
         fed = [tape.new(tokens, DType.INT64, "input_ids"), tape.new(labelled, DType.INT64, "labels")]
         if settings.packing:
             fed.append(tape.new(tokens, DType.INT64, "position_ids"))
+        if settings.packing and settings.stack == "trl":
+            limits = (tape.packed_texts() + 1,)
+            fed += [tape.new(limits, DType.INT32, f"cu_seq_lens_{side}") for side in "qk"]
+            tape.limits = _storage(fed[-2]), _storage(fed[-1])
+            fed.append(tape.new(tokens, DType.INT32, "seq_idx"))
         if settings.padding or settings.attention_mask:
             fed.append(tape.new(tokens, DType.INT64, "attention_mask"))
         if settings.stack == Stack.UNSLOTH:
@@ -169,6 +175,11 @@ def _leaves(tape: Builder) -> Iterator[Storage]:
         if isinstance(entry, tuple):
             storage, leaf = cast(tuple[Storage | None, Leaf], entry)
             yield from (kept for kept in (storage, leaf.grad) if kept is not None)
+
+
+def _storage(tensor: Tensor) -> Storage:
+    assert tensor.storage is not None
+    return tensor.storage
 
 
 def _kept(tape: Builder, others: frozenset[int]) -> frozenset[int]:

@@ -35,6 +35,8 @@ class StepSettings:
         labels_by_row: one label for each sequence instead of one for each token.
         virtual_tokens: positions that a prompt method puts in front of every sequence.
         packing: the batch is one row of several texts, told apart by position ids that come with it.
+        packed_text_tokens: of how many tokens a text of that row is, on average.
+        flash_dtype: what flash_attention_2 casts float32 inputs to.
         attention_mask: the batch holds a mask of ones, as TRL's collator makes it.
         stack: whose training loop computes the loss (`transformers`, `trl` or `torchtune`).
         adapters: the model is built with adapters in its layers, as torchtune builds it.
@@ -68,6 +70,8 @@ class StepSettings:
     grad_scaler: bool = False
     labels_by_row: bool = False
     packing: bool = False
+    packed_text_tokens: int = 32
+    flash_dtype: DType = DType.BFLOAT16
     attention_mask: bool = False
     stack: str = "transformers"
     adapters: bool = False

@@ -10,7 +10,16 @@ from memplan.trace import unsloth
 from memplan.trace.spec import TraceSpec
 
 
-def make_batch(spec: TraceSpec, model: Any, device: torch.device) -> dict[str, torch.Tensor]:
+def _limits(spec: TraceSpec, device: torch.device) -> dict[str, Any]:
+    """Where texts begin and end, as TRL's collator finds it on the CPU; Trainer moves every key by itself."""
+    found = {
+        f"cu_seq_lens_{side}": torch.zeros(spec.packed_sequences + 1, dtype=torch.int32, device=device) for side in "qk"
+    }
+    indices = torch.zeros((1, spec.sequence), dtype=torch.int32, device=device)
+    return found | {"max_length_q": spec.sequence, "max_length_k": spec.sequence, "seq_idx": indices}
+
+
+def make_batch(spec: TraceSpec, model: Any, device: torch.device) -> dict[str, Any]:
     """`input_ids` [batch, sequence] int64, labels as the task wants them, and an attention mask where asked for."""
     shape = (spec.batch, spec.sequence)
 
@@ -22,6 +31,8 @@ def make_batch(spec: TraceSpec, model: Any, device: torch.device) -> dict[str, t
     batch = {"input_ids": tokens(shape)}
     if spec.packing:
         batch["position_ids"] = tokens(shape)
+    if spec.packing and spec.stack == "trl":
+        batch |= _limits(spec, device)
     if spec.attention_mask or spec.padding:
         batch["attention_mask"] = torch.ones(shape, dtype=torch.int64, device=device)
         if spec.padding:

@@ -114,7 +114,7 @@ def spec_of(resolved: ResolvedRecipe) -> TraceSpec:
         batch=1 if packs else int(values["micro_batch_size"]),
         sequence=int(values["sequence_length"]) * (int(values["micro_batch_size"]) if packs else 1),
         packing=packs,
-        packed_sequences=int(values["micro_batch_size"]) if unsloth else 2,
+        packed_sequences=int(values["micro_batch_size"]) if unsloth else _packed_sequences(values) if packs else 2,
         target_sequence=values.get("target_length"),
         gradient_accumulation_steps=int(values["gradient_accumulation_steps"]),
         checkpointing=Checkpointing(checkpointing or Checkpointing.NONE),
@@ -145,6 +145,12 @@ def spec_of(resolved: ResolvedRecipe) -> TraceSpec:
     )
 
 
+def _packed_sequences(values: Mapping[str, Any]) -> int:
+    """Texts in a packed row: two at least, or it would not be packed. Only flash-attn's backward depends on their number."""
+    tokens = int(values["micro_batch_size"]) * int(values["sequence_length"])
+    return max(-(-tokens // int(values.get("packed_text_tokens") or tokens)), 2)
+
+
 def _refuse_what_cannot_be_traced(values: Mapping[str, Any]) -> None:
     trl, unsloth = (str(values.get("stack")) == name for name in ("trl", "unsloth"))
     offloading = values.get("activation_offloading")
@@ -173,7 +179,6 @@ def _refuse_what_cannot_be_traced(values: Mapping[str, Any]) -> None:
         "optim_target_modules": bool(values.get("optim_target_modules")),
         f"stack=trl with loss={values.get('loss')}": trl and str(values.get("loss")) != "chunked",
         f"TRL {values.get('stack_version')}": trl and not str(values.get("stack_version") or "1.16").startswith("1.16"),
-        "packing under TRL": trl and bool(values.get("packing")),
         "packing with padding": bool(values.get("packing")) and bool(values.get("padding")),
     }
     found = [reason for reason, applies in reasons.items() if applies]

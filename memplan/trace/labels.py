@@ -64,10 +64,11 @@ class Labels:
         name = self.recorder.modules.names.get(id(head))
         return [name] if name else []
 
-    def batch(self, batch: dict[str, torch.Tensor]) -> None:
+    def batch(self, batch: dict[str, Any]) -> None:
         """Labels the batch on the device."""
-        for name, tensor in batch.items():
-            self._label(tensor, "buffers", f"batch.{name}")
+        for name, value in batch.items():
+            if isinstance(value, torch.Tensor):
+                self._label(value, "buffers", f"batch.{name}")
 
     def after_backward(self, model: nn.Module) -> None:
         """Labels what ended up in `Parameter.grad`."""

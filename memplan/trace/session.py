@@ -6,6 +6,7 @@ import gc
 import os
 import sys
 import time
+from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from typing import Any, cast
@@ -225,6 +226,11 @@ class Session:
         optimizer.zero_grad(set_to_none=True)
 
 
+def _is_all_ones(spec: TraceSpec) -> Callable[[dict[str, Any]], bool]:
+    """Whether a mask that flash attention is given has no padding: that of a decoder beside an encoder has none."""
+    return lambda scope: not spec.padding or scope["mask_function"].__name__ == "causal_mask_function"
+
+
 def trace_in_process(spec: TraceSpec, *, shim_kind: str, import_seconds: float) -> TraceResult:
     """Runs the whole trace here. The process must be a worker: the patches cannot be undone."""
     started = time.perf_counter()
@@ -245,7 +251,7 @@ def trace_in_process(spec: TraceSpec, *, shim_kind: str, import_seconds: float) 
     recorder.guesses.known = [
         ("transformers/masking_utils.py", "find_packed_sequence_indices", not spec.packing),
         ("transformers/masking_utils.py", "", not spec.padding),
-        ("transformers/modeling_flash_attention_utils.py", "_is_packed_sequence", spec.packing),
+        ("transformers/modeling_flash_attention_utils.py", "_flash_attention_forward", spec.packing),
         ("transformers/modeling_flash_attention_utils.py", "", spec.sequence),
         ("transformers/generation/utils.py", "__call__", lambda scope: scope["length"] >= length_limit),
         ("transformers/generation/utils.py", "generate", True),
@@ -270,6 +276,7 @@ def trace_in_process(spec: TraceSpec, *, shim_kind: str, import_seconds: float) 
     if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
         # The padding is the source's. A decoder that is given no mask has none or makes one of ones (modeling_bart.py).
         recorder.guesses.known.insert(0, ("transformers/masking_utils.py", "_ignore_causal_mask_sdpa", True))
+        recorder.guesses.known.insert(0, ("transformers/masking_utils.py", "flash_attention_mask", _is_all_ones(spec)))
     with ExitStack() as stack:
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         stack.enter_context(recorder)

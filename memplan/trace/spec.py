@@ -58,6 +58,10 @@ DTYPES = ("float32", "bfloat16", "float16")
 LAYER_KEYS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 
 
+# The version whose source `memplan/trace/flash_attn.py` follows.
+FLASH_ATTN_VERSION = "2.8.3"
+
+
 @dataclass(frozen=True, kw_only=True)
 class TraceSpec:
     """One training run to trace. Names and defaults are those of transformers, PEFT and bitsandbytes.

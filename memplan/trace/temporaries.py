@@ -44,27 +44,37 @@ def flash_backward(grad_out: torch.Tensor, query: torch.Tensor, key: torch.Tenso
         yield from [batch * key_length * heads * head_dim * query.element_size()] * 2
 
 
-def flash_attn_backward(
-    grad_out: torch.Tensor, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, out: torch.Tensor,
-    logsumexp: torch.Tensor, cu_q: torch.Tensor | None, cu_k: Any, max_q: int, *_: Any, **__: Any,
-) -> Iterable[int]:  # fmt: skip
-    """flash_attn/flash_api.cpp, mha_bwd ([batch, sequence, heads, dim]) and mha_varlen_bwd ([tokens, heads, dim]).
-
-    The varlen kernel's accumulator has 128 rows a sequence more than there are tokens.
-    """
+def _flash_attn_accumulators(rows: int, query: torch.Tensor, key: torch.Tensor) -> Iterable[int]:
     heads, head_dim = query.shape[-2:]
-    width = _round_up(head_dim, 32 if head_dim <= 128 else 64)
-    if cu_q is None:
-        batch, rows = query.shape[0], _round_up(query.shape[1], 128)
-        yield batch * heads * rows * 4
-        yield batch * rows * heads * width * 4
-    else:
-        batch = cu_q.shape[0] - 1
-        rows = query.shape[0] + 128 * batch
-        yield heads * rows * 4
-        yield rows * heads * width * 4
+    yield rows * heads * _round_up(head_dim, 32 if head_dim <= 128 else 64) * 4
     if key.shape[-2] != heads:
         yield from [key.numel() // key.shape[-2] * heads * key.element_size()] * 2
+
+
+def flash_attn_backward(grad_out: torch.Tensor, query: torch.Tensor, key: torch.Tensor, *_: Any) -> Iterable[int]:
+    """csrc/flash_attn/flash_api.cpp, mha_bwd on [batch, sequence, heads, dim]: dq_accum, expanded dk and dv."""
+    return _flash_attn_accumulators(query.shape[0] * _round_up(query.shape[1], 128), query, key)
+
+
+def flash_attn_varlen_backward(
+    grad_out: torch.Tensor, query: torch.Tensor, key: torch.Tensor, *rest: Any
+) -> Iterable[int]:
+    """csrc/flash_attn/flash_api.cpp, mha_varlen_bwd on [tokens, heads, dim]: the same.
+
+    The accumulator has 128 rows a sequence more than there are tokens.
+    """
+    return _flash_attn_accumulators(query.shape[0] + 128 * (rest[6].shape[0] - 1), query, key)
+
+
+def index_put(
+    self: torch.Tensor, indices: Any, values: torch.Tensor, accumulate: bool = False, *_: Any
+) -> Iterable[int]:
+    """cuda/Indexing.cu, index_put_with_sort_kernel: linearIndex, sorted_indices, orig_indices, range, the sort's buffers.
+
+    Counted for tokens of several heads; elsewhere what sorting and indexing borrow is not.
+    """
+    if accumulate and values.dim() == 3 and len(indices) == 1:
+        yield from [indices[0].numel() * 8] * 6
 
 
 def efficient_backward(
@@ -155,7 +165,9 @@ _RULES: dict[str, Callable[..., Iterable[int]]] = {
     "aten::_linalg_svd": linalg_svd,
     "aten::linalg_qr": linalg_qr,
     "aten::_scaled_dot_product_flash_attention_backward": flash_backward,
-    "aten::_flash_attention_backward": flash_attn_backward,
+    "memplan_flash_attn::backward": flash_attn_backward,
+    "memplan_flash_attn::varlen_backward": flash_attn_varlen_backward,
+    "aten::index_put": index_put,
     "aten::_scaled_dot_product_efficient_attention_backward": efficient_backward,
     "aten::embedding_dense_backward": embedding_backward,
     "aten::_safe_softmax": safe_softmax,

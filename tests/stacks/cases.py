@@ -12,13 +12,16 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from memplan.agreement.cases import small_config
+from memplan.agreement.cases import attention_linears, small_config
 from memplan.errors import MemplanError
 from memplan.families import WITHOUT_SDPA
 from memplan.recipe import Recipe
 from memplan.resolve import resolve
 from memplan.trace.estimate import spec_of
 from memplan.trace.runner import run_many
+from memplan.trace.spec import FLASH_ATTN_VERSION
+from memplan.unsupported_attention import FLASH_ATTENTION_2
+from memplan.unsupported_packing import PACKED
 
 # Odd sizes, so that rounding to blocks shows; grouped heads; four layers, so that folding has something to fold.
 DECODER: dict[str, Any] = {
@@ -28,6 +31,21 @@ DECODER: dict[str, Any] = {
 }  # fmt: skip
 LLAMA = {"model_type": "llama", **DECODER}
 TIED = {**LLAMA, "tie_word_embeddings": True}
+# Attention is where its peak is.
+NARROW = {
+    "intermediate_size": 64, "moe_intermediate_size": 64, "shared_expert_intermediate_size": 64, "hidden_dim": 64,
+    "ffn_dim": 64, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "vocab_size": 211,
+}  # fmt: skip
+THIN = {**LLAMA, "intermediate_size": 64, "vocab_size": 211}
+# Families whose layers do not go under reentrant checkpointing.
+UNFOLDED = {"bart"}
+
+
+def thin(model_type: str) -> dict[str, Any]:
+    """A small model of a type with a narrow MLP and few words."""
+    config = small_config(model_type)
+    return {**config, **{key: size for key, size in NARROW.items() if key in config}, "dtype": "bfloat16"}
+
 
 ADAPTED = {"method": "lora", "target_modules": "all-linear"}
 AMP = {"precision": "amp", "dtype": "float32"}
@@ -93,6 +111,50 @@ PACKED_RUNS = (
     }
 )
 
+# The same step on whole, padded and packed batches.
+FLASH_TYPES = tuple(sorted(FLASH_ATTENTION_2))
+FLASH_COURSES = {name: keys for name, keys in COURSES.items() if "T4" not in name and "fp32" not in name} | {
+    "full, float16 on RTX 4090": {"dtype": "float16", "precision": "pure", "gpu": "rtx-4090"},
+    "full, float16 autocast on H100": {**AMP, "autocast_dtype": "float16", "gpu": "h100"},
+    "QLoRA, not prepared, bf16": {
+        **QLORA, "prepare_model_for_kbit_training": False, "precision": "pure", "activation_checkpointing": True,
+    },
+    "QLoRA on H100, bf16, kept": {**QLORA, "precision": "pure", "gpu": "h100", "activation_checkpointing": False},
+    "DoRA": {**ADAPTED, "peft": {"use_dora": True}},
+    "IA3": {"method": "ia3"},
+    "heads of 160, H100": {
+        "model": {**THIN, "num_attention_heads": 3, "num_key_value_heads": 1, "head_dim": 160}, "gpu": "h100",
+    },
+    "heads of 256": {"model": {**THIN, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 256}},
+    "one head for each key": {"model": {**THIN, "num_key_value_heads": 6}, "activation_checkpointing": True},
+    "a window": {"model": {**THIN, "model_type": "mistral", "sliding_window": 20}},
+}  # fmt: skip
+FLASH_RUNS: dict[str, dict[str, Any]] = {
+    f"{batch}: {name}": {"model": THIN, **keys, **({batch: True} if batch != "whole" else {})}
+    for batch in ("whole", "padding", "packing")
+    for name, keys in FLASH_COURSES.items()
+    if batch != "packing" or "prompt" not in name
+} | {
+    f"{batch}: {name}, {text}": {"model": thin(name), "micro_batch_size": 2, "sequence_length": 129, batch: True, **keys}
+    for batch in ("padding", "packing")
+    for name in FLASH_TYPES
+    if batch != "packing" or name in PACKED
+    for text, keys in {
+        "kept": {}, "amp, checkpointed": {**AMP, "activation_checkpointing": True},
+        "LoRA, reentrant": {
+            "method": "lora", "target_modules": attention_linears(name), "activation_checkpointing": "reentrant",
+        },
+    }.items()
+    if name not in UNFOLDED or "reentrant" not in text
+} | {
+    "padding: evaluated": {"model": THIN, "padding": True, "eval_strategy": "steps"},
+    "padding: cache kept": {"model": THIN, "padding": True, "use_cache": True, "keep_outputs": True},
+    "packing: texts of 9 tokens": {
+        "model": THIN, "packing": True, "micro_batch_size": 3, "sequence_length": 700, "packed_text_tokens": 9,
+    },
+    "packing: two texts": {"model": THIN, "packing": True, "packed_text_tokens": 1000},
+}  # fmt: skip
+
 TRL_RUNS = {
     name: keys for name, keys in COURSES.items()
     if not name.startswith("QLoRA") and "outputs" not in name and "prompt" not in name and "position" not in name
@@ -107,6 +169,23 @@ TRL_RUNS = {
     "padded": {"padding": True},
     "eager": {"attn_implementation": "eager", **ADAPTED},
     "flash-attn": {"attn_implementation": "flash_attention_2"},
+} | {
+    f"packed, {attention}, {text}": {"model": THIN, "packing": True, "attn_implementation": attention, **keys}
+    for attention in ("flash_attention_2", "sdpa", "eager")
+    for text, keys in {
+        "nothing said": {}, "bf16, kept": {"precision": "pure", "activation_checkpointing": False},
+        "LoRA, reentrant": {**ADAPTED, "activation_checkpointing": "reentrant"}, "QLoRA": QLORA,
+    }.items()
+} | {
+    "packed, flash_attention_2, H100, accumulated": {
+        "model": THIN, "packing": True, "attn_implementation": "flash_attention_2", "gpu": "h100",
+        "gradient_accumulation_steps": 3, "packed_text_tokens": 5,
+    },
+} | {
+    f"packed, flash_attention_2, {name}": {
+        "model": thin(name), "packing": True, "attn_implementation": "flash_attention_2", "activation_checkpointing": False,
+    }
+    for name in ("gemma2", "gemma3_text", "olmo2", "phi3", "qwen3", "starcoder2", "cohere", "granite")
 } | _of_types((
     "mistral", "qwen2", "qwen3", "smollm3", "granite", "gemma", "gemma2", "gemma3_text", "phi3", "olmo", "olmo2", "cohere",
     "starcoder2", "stablelm",
@@ -325,6 +404,7 @@ LIBRARIES: dict[str, tuple[dict[str, Any], dict[str, dict[str, Any]]]] = {
     ),
     "transformers": ({"packing": True}, PACKED_RUNS),
     "transformers_checkpoints": ({"activation_offloading": "checkpoints"}, CHECKPOINT_RUNS),
+    "flash-attn": ({"attn_implementation": "flash_attention_2"}, FLASH_RUNS),
     "trl": ({"stack": "trl"}, TRL_RUNS),
     "unsloth": (
         {"stack": "unsloth", "method": "lora", "micro_batch_size": 4, "sequence_length": 700},
@@ -381,16 +461,21 @@ def recorded(library: str) -> dict[str, Phases]:
     return data
 
 
+def version_of(library: str) -> str:
+    """The installed version; of flash-attn, which has no CPU build, the one whose source the trace follows."""
+    return FLASH_ATTN_VERSION if library == "flash-attn" else version(library)
+
+
 def main(libraries: Iterable[str]) -> None:
     """Trace and write."""
     for library in libraries:
         found = traced(library, LIBRARIES[library][1])
         versions = {
-            name: version(name)
+            name: version_of(name)
             for name in dict.fromkeys((*packages_of(library), "torch", "transformers", "peft", "bitsandbytes"))
         }
         lines = ",\n".join(f"  {json.dumps(name)}: {json.dumps(phases)}" for name, phases in found.items())
-        path = Path(__file__).parent / f"{library}-{version(packages_of(library)[0])}.json"
+        path = Path(__file__).parent / f"{library}-{version_of(packages_of(library)[0])}.json"
         for old in path.parent.glob(f"{library}-*.json"):
             old.unlink()
         path.write_text(f'{{"versions": {json.dumps(versions)},\n"phases": {{\n{lines}\n}}}}\n', encoding="utf-8")

@@ -28,6 +28,9 @@ STACKS: list[dict[str, Any]] = [
     {"stack": "torchtune"},
     {"stack": "torchtune", "method": "lora", "target_modules": "all-linear", "activation_checkpointing": True},
     {"packing": True},
+    {"packing": True, "attn_implementation": "flash_attention_2"},
+    {"packing": True, "attn_implementation": "flash_attention_2", "packed_text_tokens": 400},
+    {"padding": True, "attn_implementation": "flash_attention_2", "activation_checkpointing": True},
 ]
 SHAPES = ((1, 64), (3, 37), (2, 700), (5, 64), (7, 1000), (1, 9001), (64, 1), (3, 9), (2, 128))
 
@@ -130,14 +133,20 @@ TORCHTUNE = {"stack": "torchtune", "method": "lora", "target_modules": ("q_proj"
     {"stack": "torchtune", "save_strategy": "steps"}, {"stack": "torchtune", "eval_strategy": "steps"},
     {"stack": "torchtune", "max_new_tokens": 8}, {"stack": "torchtune", "trainable": ("lm_head.weight",)},
     {"stack": "torchtune", "task": "sequence-classification"}, {"stack": "torchtune", "use_cache": True},
-    {"stack": "unsloth"}, {"stack": "trl", "packing": True}, {"stack": "trl", "keep_outputs": True},
+    {"stack": "unsloth"}, {"stack": "trl", "keep_outputs": True},
     {"stack": "trl", "loss": "default"}, {"stack": "trl", "method": "lora", "load_in_8bit": True},
     {"stack": "trl", "method": "lora", "target_modules": ("lm_head", "q_proj")}, {"stack": "liger", "loss": "chunked"},
     {"stack": "liger", "model": {**LLAMA, "model_type": "gemma"}}, {"stack": "liger", "gpu": "rtx-5090"},
     {"stack": "liger", "stack_version": "0.5.0"}, {"loss": "fused_linear", "trainable": ("lm_head.weight",)},
     {"loss": "fused_linear", "task": "sequence-classification"},
     {"loss": "chunked", "model": {**LLAMA, "model_type": "gemma2"}}, {"stack": "trl", "sequence_length": 1},
-    {"packing": True, "attn_implementation": "flash_attention_2"}, {"packing": True, "padding": True},
+    {"packing": True, "padding": True},
+    {
+        "stack": "trl", "packing": True, "attn_implementation": "flash_attention_2",
+        "model": {**LLAMA, "model_type": "stablelm"},
+    },
+    {"packing": True, "micro_batch_size": 1, "sequence_length": 1, "attn_implementation": "flash_attention_2"},
+    {"packing": True, "attn_implementation": "flash_attention_2", "eval_strategy": "steps"},
     {"packing": True, "use_cache": True},
     {"stack": "trl", "model": {**LLAMA, "model_type": "mistral", "sliding_window": 20}},
 ], ids=str)  # fmt: skip

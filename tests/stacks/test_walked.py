@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError
 
 import pytest
 
@@ -12,7 +12,7 @@ from memplan.prepare import prepare
 from memplan.resolve import resolve
 from memplan.training_step import walk
 from memplan.unsupported import unsupported_parts
-from tests.stacks.cases import LIBRARIES, TRACED, packages_of, recipe_of, recorded, traced
+from tests.stacks.cases import LIBRARIES, TRACED, packages_of, recipe_of, recorded, traced, version_of
 
 RUNS = [(library, name) for library, (_, runs) in LIBRARIES.items() for name in runs]
 
@@ -33,7 +33,7 @@ def test_recorded_traces_are_those_of_the_installed_library(library: str) -> Non
     named = re.fullmatch(rf"{library}-([\d.]+)\.json", path.name)
     assert named is not None
     try:
-        found = version(packages_of(library)[0])
+        found = version_of(packages_of(library)[0])
     except PackageNotFoundError:
         pytest.skip(f"{library} is not installed: its traces are on record only")
     assert found.startswith(named.group(1))

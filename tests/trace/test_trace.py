@@ -134,8 +134,9 @@ def test_attention_kernels(results: dict[str, TraceResult]) -> None:
     assert results["sm90"].attention == {"cudnn": 4}
     assert results["checkpointing"].attention == {"flash": 8}
     assert results["padded"].attention == {"efficient": 4}
-    flash = results["flash-attn"].phase(2, "backward").peak_bytes
-    assert flash == results["full"].phase(2, "backward").peak_bytes
+    # PyTorch's kernel saves the random state as two tensors, the package as one.
+    flash = results["flash-attn"].phase(2, "forward").end_bytes
+    assert flash == results["full"].phase(2, "forward").end_bytes - 2 * 512
 
 
 def test_quantized_weights_are_packed(results: dict[str, TraceResult]) -> None:
