@@ -264,4 +264,4 @@ def _targets(given: Any) -> frozenset[str]:
 
 
 def _refused(what: str) -> UnsupportedError:
-    return UnsupportedError(f"torchtune has no builder for {what}", code="not_in_torchtune")
+    return UnsupportedError(f"torchtune has no builder for {what}")
