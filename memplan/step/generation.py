@@ -107,12 +107,43 @@ def _generate(tape: Builder, forward: Callable[[Builder], Tensor], rows: Dim, pr
         positions = _integers(tape, "cat", rows, length + 1)
         with tape.component(Component.LOGITS_AND_LOSS):
             scores = tape.new((rows, logits.shape[-1]), DType.FLOAT32, "_to_copy")
-        next_tokens = _integers(tape, "add", rows)
+        next_tokens = _next_tokens(tape, rows)
         tokens = _integers(tape, "cat", rows, length + 1)
-        unfinished = _integers(tape, "bitwise_and", rows)
+        unfinished = _still_unfinished(tape, rows)
         del logits
     del given, special, first_positions, unfinished, positions, tokens, next_tokens, scores, inputs
     tape.cache = None
+
+
+def _next_tokens(tape: Builder, rows: Dim) -> Storage:
+    """The best token of each row, or padding where the row has ended."""
+    best, kept, ended = (_integers(tape, op, rows) for op in ("argmax", "mul", "rsub"))
+    padding = _integers(tape, "mul", rows)
+    del ended
+    chosen = _integers(tape, "add", rows)
+    del kept, padding, best
+    return chosen
+
+
+def _still_unfinished(tape: Builder, rows: Dim) -> Storage:
+    """`unfinished_sequences & ~stopping_criteria(...)` (generation/stopping_criteria.py): the length, then the end's token."""
+
+    def flags(op: str) -> Storage:
+        return tape.alloc((rows,), DType.BOOL, op, Component.BUFFERS)
+
+    done, criterion = flags("full"), flags("full")
+    either = flags("bitwise_or")
+    del criterion, done
+    ends = flags("isin")
+    criterion = flags("any")
+    del ends
+    done = flags("bitwise_or")
+    del criterion, either
+    going_on = flags("bitwise_not")
+    del done
+    unfinished = _integers(tape, "bitwise_and", rows)
+    del going_on
+    return unfinished
 
 
 def _forward(tape: Builder, forward: Callable[[Builder], Tensor]) -> Tensor:

@@ -43,6 +43,11 @@ CASES: dict[str, dict[str, Any]] = {
         "qlora": {"method": "qlora", "load_in_4bit": True},
         "qlora, one row": {"method": "qlora", "load_in_4bit": True, **SHORT, "per_device_eval_batch_size": 1},
         "one token": {"max_new_tokens": 1},
+        "one token of many rows, short": {
+            "max_new_tokens": 1,
+            "max_prompt_length": 3,
+            "per_device_eval_batch_size": 600,
+        },
         "qwen2, evaluated as well": {"model": QWEN2, "eval_strategy": "steps"},
         "gemma2 with windows": {"model": GEMMA2, **EAGER},
         "phi3 with a window": {"model": PHI3},
@@ -55,12 +60,20 @@ CASES: dict[str, dict[str, Any]] = {
 COMMON = Agreement(
     {
         name: CASES[name]
-        for name in ("full, bf16", "full, amp, rows", "lora, amp, rows, eager", "qlora, one row", "gpt2", "mixtral")
+        for name in (
+            "full, bf16",
+            "full, amp, rows",
+            "lora, amp, rows, eager",
+            "qlora, one row",
+            "one token of many rows, short",
+            "gpt2",
+            "mixtral",
+        )
     }
 )
 EVERY = Agreement(CASES)
 # More tokens than are executed one by one.
-JUMPING = Agreement({name: {**keys, "max_new_tokens": 70} for name, keys in CASES.items()})
+JUMPING = Agreement({name: {**keys, "max_new_tokens": 70, "expandable_segments": True} for name, keys in CASES.items()})
 
 
 @pytest.mark.parametrize("name", COMMON.cases)
