@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 Shape = tuple[int, ...]
 
 
+# The op that a workspace of cuBLAS goes under.
+WORKSPACE = "cuBLAS workspace"
 BLAS_OPS = frozenset({"mm", "bmm", "matmul_4bit_backward", "matmul_8bit_backward"})
 
 
@@ -419,7 +421,7 @@ class Tape:
                 return
             outer, self.module = self.module, ""
             self.workspaces[self.phase] = self.alloc(
-                (self.workspace_bytes,), DType.UINT8, "cuBLAS workspace", Component.TEMPORARIES
+                (self.workspace_bytes,), DType.UINT8, WORKSPACE, Component.TEMPORARIES
             )
             self.module = outer
 

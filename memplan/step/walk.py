@@ -26,7 +26,7 @@ from memplan.step.optimizer_step import OptimizerEvent
 from memplan.step.ports import Ledger
 from memplan.step.recording import Recording
 from memplan.step.sums import Sums
-from memplan.step.tensor import Segment
+from memplan.step.tensor import WORKSPACE, Segment
 
 Alive = Counter[int]
 
@@ -386,7 +386,7 @@ class Walker:
         return PhaseForms((top,), dict(self.live))
 
     def _merge(self, step: int, events: Iterable[OptimizerEvent]) -> PhaseForms:
-        """The adapter's layers one by one; then the training's variables go, and with the optimizer the adapter."""
+        """The adapter's layers one by one; then the training's variables go, and with optimizer and scaler the adapter."""
         alive = Counter(self.alive)
 
         def now(label: str) -> Candidate:
@@ -403,7 +403,9 @@ class Walker:
         for component in (Component.ADAPTERS, Component.OPTIMIZER_STATES):
             self._add(component, -self.base[component])
         self._add(Component.BUFFERS, own_buffers - self.base[Component.BUFFERS])
-        gone = Counter({index: count for index, count in self.alive.items() if index not in self.workspaces})
+        # What a gradient scaler keeps on the device goes with it; cuBLAS's workspaces do not.
+        stays = {index for index in self.workspaces if self.infos[index].op == WORKSPACE}
+        gone = Counter({index: count for index, count in self.alive.items() if index not in stays})
         return PhaseForms((top,), added(self.live, self.terms.form(gone), -1))
 
     def _highest(self, now: Callable[[str], Candidate], start: str, events: Iterable[OptimizerEvent]) -> Candidate:

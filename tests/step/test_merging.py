@@ -23,6 +23,7 @@ CASES: dict[str, dict[str, Any]] = {
     name: {**MERGES, **keys}
     for name, keys in {
         "amp": {"precision": "amp", **EVERYWHERE},
+        "amp in float16, scaled": {"precision": "amp", "dtype": "float16"},
         "rslora on an embedding, 16-bit adapters, a small batch": {
             "peft": {"use_rslora": True, "target_modules": ["embed_tokens", "down_proj"]}, "autocast_adapter_dtype": False,
             "sequence_length": 3,

@@ -15,7 +15,7 @@ from memplan.step.adapters.layer import AdaptedLayer
 from memplan.step.layers import LayerOps
 from memplan.step.settings import StepSettings
 from memplan.step.site import Site
-from memplan.step.tensor import Tensor
+from memplan.step.tensor import WORKSPACE, Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +81,7 @@ def _run(site: Site, shape: tuple[int, int], plain: DType) -> Creation:
     made: dict[str, Tensor] = site.adapter.creation(layer)
     indices = {name: tensor.storage.info.index for name, tensor in made.items() if tensor.storage is not None}
     events = tuple(tape.events)
-    sizes = tuple(0 if info.op == "cuBLAS workspace" else info.size_bytes for info in tape.infos)
+    sizes = tuple(0 if info.op == WORKSPACE else info.size_bytes for info in tape.infos)
     found = Creation(events, sizes, indices, flushes=frozenset(layer.flushes))
     if layer.replaced is None:
         return found
