@@ -4,8 +4,9 @@ A knob is one thing that can be turned; its changes exclude each other and are o
 kept is left alone, and a change that the recipe's keys contradict is no change.
 
 Known limits:
-    Not in the space, because no recipe key says them or no rule covers them: several GPUs, activations or weights offloaded to
-    the CPU, other training stacks, fewer target modules, another method than LoRA.
+    Not in the space, because no recipe key says them or no rule covers them: several GPUs, weights offloaded to the CPU, other
+    training stacks, fewer target modules, another method than LoRA. Nor are activations offloaded to the CPU: what their copies
+    cost is no operation, and a plan would take them for free.
 """
 
 from __future__ import annotations

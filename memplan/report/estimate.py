@@ -81,7 +81,9 @@ def run_words(recipe: Mapping[str, Any]) -> str:
     """A complete recipe in a few words: `gpt2, lora, 4 × 2048 tokens, adamw_torch, no checkpointing`."""
     batch = f"{recipe.get('micro_batch_size')} × {recipe.get('sequence_length')} tokens"
     checkpointing = "activation checkpointing" if recipe.get("activation_checkpointing") else "no checkpointing"
-    run = (model_name(recipe), recipe.get("method"), batch, recipe.get("optim"), checkpointing)
+    offloaded = recipe.get("activation_offloading")
+    offloading = f"{str(offloaded).replace('-', ' ')} offloaded" if offloaded else ""
+    run = (model_name(recipe), recipe.get("method"), batch, recipe.get("optim"), checkpointing, offloading)
     return ", ".join(str(part) for part in run if part)
 
 

@@ -10,7 +10,7 @@ import pytest
 import memplan
 from memplan.estimate import Estimate, Fits
 from memplan.report import Bar, Bullets, Table
-from memplan.report.estimate import breakdown, estimate_report, headline
+from memplan.report.estimate import breakdown, estimate_report, headline, run_words
 from memplan.units import GIB, MIB
 
 
@@ -98,3 +98,16 @@ def test_shares_of_parts_add_up() -> None:
 def test_paged_state_is_told() -> None:
     facts = dict(estimate_report(_estimate(optim="paged_adamw_32bit")).blocks[2].rows)  # type: ignore[union-attr]
     assert facts["host memory"].endswith("of paged or offloaded state")
+
+
+def test_a_run_in_words_says_what_is_offloaded() -> None:
+    run = {
+        "model": "gpt2",
+        "method": "lora",
+        "micro_batch_size": 4,
+        "sequence_length": 2048,
+        "activation_checkpointing": True,
+    }
+    words = "gpt2, lora, 4 × 2048 tokens, activation checkpointing"
+    assert run_words(run) == words
+    assert run_words({**run, "activation_offloading": "saved-tensors"}) == f"{words}, saved tensors offloaded"
