@@ -160,6 +160,8 @@ class Builder(LossOps):
                 self.layer_names.append(f"{path}.{first}" + (f"-{first + together - 1}" if together > 1 else ""))
                 self.enter(self.phase, len(self.layer_counts) - 1)
                 given = _storages([x]) if returned is None or not returned else _storages(returned)
+                if repeats > 1:
+                    self.handed.update(info.index for info in given)
                 for index in range(first, first + together):
                     this = _of(forward, index)
                     held = this if kept is None else kept

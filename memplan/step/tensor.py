@@ -81,6 +81,9 @@ class Storage:
         if info.repeats > 1 and tape.repeats == 1 and not info.is_port:
             # Kept beyond its layer (autocast's cache, past key/values): freed once for every layer that made one.
             tape.events.extend([~info.index] * info.repeats)
+        elif info.repeats == 1 and tape.repeats > 1 and not info.is_port and info.index not in tape.handed:
+            # What all layers share (rotary embedding, mask) goes with the last of them, once.
+            tape.leaving.append(~info.index)
         else:
             tape.events.append(~info.index)
 
@@ -317,6 +320,8 @@ class Tape:
         training: whether the model is in training: without it dropout does nothing.
         frame: the checkpointed call that is running, if any.
         workspaces: what stays for the whole run once it is made: cuBLAS's, by the phase whose thread made it, others by name.
+        handed: indices of what enters a run of equal layers from outside as the input of its first.
+        leaving: frees that a repeated layer has seen of what is not its own; they happen when the run is over.
         outgrown: indices of such as have been replaced by larger ones.
         late: of them what a run's second pass makes.
         steps_in_backward: whether an optimizer steps inside backward.
@@ -352,6 +357,8 @@ class Tape:
         self.workspace_bytes = 0
         self.workspace_is_loaded = False
         self.workspaces: dict[str, Storage] = {}
+        self.handed: set[int] = set()
+        self.leaving: list[int] = []
         self.outgrown: set[int] = set()
         self.late: dict[str, Storage] = {}
         self.steps_in_backward = False
@@ -369,6 +376,9 @@ class Tape:
         segment = Segment(self.layer_names[layer], phase, self.repeats)
         self.segments.append(segment)
         self.events = segment.events
+        if self.repeats == 1:
+            self.events += self.leaving
+            self.leaving.clear()
 
     @contextmanager
     def component(self, component: Component) -> Iterator[None]:

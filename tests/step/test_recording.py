@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections import Counter
 
+import pytest
 from hypothesis import given, settings
 
 from memplan import training_step
 from memplan.dtypes import DType
 from memplan.estimate import Component, Phase
+from memplan.prepare import prepare
 from memplan.recipe import Recipe
+from memplan.resolve import resolve
 from memplan.step.builder import Builder
 from memplan.step.recording import Recording, record
 from memplan.step.settings import StepSettings
 from memplan.step.site import Site, SiteParameter
 from memplan.step.tensor import Segment, Tensor
+from memplan.training_step import walk
 from tests.step.small_runs import RECIPES, prepared, recorded
 
 SITES = {"head": Site((SiteParameter("weight", DType.FLOAT32, True),))}
@@ -133,3 +137,17 @@ def test_recording_twice_is_the_same() -> None:
     assert [(info.op, info.size_bytes, info.module) for info in first.infos] == [
         (info.op, info.size_bytes, info.module) for info in second.infos
     ]
+
+
+@pytest.mark.parametrize("targets", [("o_proj",), ("down_proj",)], ids=str)
+def test_what_all_layers_share_is_freed_once(targets: tuple[str, ...]) -> None:
+    # The first layer's queries need no gradient: the last to have saved the rotary embedding is one of the equal layers.
+    model = {"model_type": "llama", "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 5, "vocab_size": 97,
+             "num_attention_heads": 2}  # fmt: skip
+    resolved = resolve(Recipe(model=model, method="lora", target_modules=targets, sequence_length=64))
+    prepared = prepare(resolved)
+    folded, single = (
+        [(phase.peak_bytes, phase.end_bytes) for phase in walk(resolved, prepared, fold=fold)[1].phases]
+        for fold in (True, False)
+    )
+    assert folded == single
