@@ -471,4 +471,4 @@ def sites_of(
             adaptation.adapters.get(path),
         )
         for path, parameters in by_module.items()
-    }
+    } | {path: Site((), None, adapter) for path, adapter in adaptation.adapters.items() if path not in by_module}

@@ -213,12 +213,13 @@ def recordings(resolved: Resolved, prepared: Prepared, *, fold: bool | None = No
         regularized = adaptation.method == "adalora" and wraps and tape.cache is None
         return orthogonality(tape, adaptation.adapters, loss) if regularized else loss
 
-    # AdaLoRA's term of the loss looks at every layer's factors; each layer's prefix is its own; one layer leaves the first
-    # gradient of a tensor that several train; LOMO updates a layer's last parameter within the next layer. Tensors on their
-    # way to the host stay while layers after theirs run.
+    # AdaLoRA's term of the loss looks at every layer's factors; each layer's prefix is its own, and so are the keys and values
+    # that adaption prompts compute beside its gradient; one layer leaves the first gradient of a tensor that several train;
+    # LOMO updates a layer's last parameter within the next layer. Tensors on their way to the host stay while layers after
+    # theirs run.
     adaptation = prepared.adaptation
     alone = (
-        adaptation.method == "adalora"
+        adaptation.method in ("adalora", "adaption_prompt")
         or adaptation.prefix_key_values > 0
         or adaptation.shares_trained
         or isinstance(settings.in_backward, Lomo)

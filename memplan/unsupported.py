@@ -60,6 +60,8 @@ def unsupported_parts(resolved: Resolved, prepared: Prepared) -> Unsupported:
     elif model_type == "falcon" and resolved.config["alibi"]:
         step.append("the step of falcon models with alibi; parameters and model states are exact")
     step += [f"the step of {resolved.method}: {text}" for text in prepared.adaptation.unwalked]
+    if resolved.method == "adaption_prompt" and values.get("stack", "transformers") != "transformers":
+        step.append(f"adaption prompts under stack={values['stack']}")
     half_adapters = values.get("autocast_adapter_dtype") is False and (resolved.autocast or resolved.dtype).is_half
     if resolved.method == "hra" and resolved.autocast is not None and half_adapters:
         step.append("HRA's 16-bit vectors under autocast, which takes their norms in float32")

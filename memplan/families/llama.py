@@ -26,6 +26,7 @@ from memplan.families.decoder import (
 )
 from memplan.recipe import Stack, Task
 from memplan.step import ops
+from memplan.step.adapters.adaption_prompt import Attention, with_adaption_prompt
 from memplan.step.builder import Builder
 from memplan.step.tensor import Dim, Tensor
 
@@ -90,6 +91,22 @@ def attention(t: Builder, x: Tensor, d: Dims, v: Variant, at: Position) -> Tenso
     return t.linear("o_proj", out, d.hidden, bias=v.output_bias)
 
 
+def _wrapped(t: Builder, d: Dims, v: Variant, at: Position) -> Attention:
+    kv_size, size = d.kv_heads * d.head_size, d.heads * d.head_size
+    return Attention(
+        forward=lambda x: attention(t, x, d, v, at),
+        q=lambda x: t.linear("q_proj", x, size, bias=v.qkv_bias),
+        k=lambda x: t.linear("k_proj", x, kv_size, bias=v.qkv_bias),
+        v=lambda x: t.linear("v_proj", x, kv_size, bias=v.qkv_bias),
+        o=lambda x: t.linear("o_proj", x, d.hidden, bias=v.output_bias),
+        cos=at.cos,
+        sin=at.sin,
+        heads=d.heads,
+        kv_heads=d.kv_heads,
+        head_size=d.head_size,
+    )
+
+
 def _heads(t: Builder, name: str, x: Tensor, heads: Dim, d: Dims, v: Variant) -> Tensor:
     if not v.qk_norm:
         return t.split_heads(x, heads, d.head_size)
@@ -102,7 +119,7 @@ def decoder_layer(t: Builder, x: Tensor, d: Dims, v: Variant, at: Position) -> T
     """One layer: x [B, S, H] to [B, S, H]."""
     residual = x
     x = t.rms_norm("input_layernorm", x, class_name=v.norm_class)
-    x = t.call("self_attn", lambda t, h: attention(t, h, d, v, at), x)
+    x = t.call("self_attn", lambda t, h: with_adaption_prompt(t, h, _wrapped(t, d, v, at)), x)
     x = residual + (ops.scale(t, x) if v.scaled else x)
     residual = x
     x = t.rms_norm("post_attention_layernorm", x, class_name=v.norm_class)

@@ -18,6 +18,7 @@ from memplan.methods.targets import module_paths, no_match
 from memplan.methods.tokens import check_indices, tied_to_embedding, token_weights
 from memplan.methods.tuner import Tuner
 from memplan.step.adapters import embeddings
+from memplan.step.adapters.adaption_prompt import with_adaption_prompt
 from memplan.step.site import AdapterSite
 
 _ROWS = Tuner(frozenset({ModuleKind.EMBEDDING, ModuleKind.LINEAR}), lambda target, config: [], "")
@@ -136,15 +137,32 @@ def adaption_prompt(method: str, state: ModelState, config: dict[str, Any]) -> A
     if len(owners) < config["adapter_layers"]:
         raise InvalidValueError("peft.adapter_layers", config["adapter_layers"], f"at most the {len(owners)} layers")
     width = architecture.by_path[architecture.input_embeddings].out_features
+    sites: dict[str, AdapterSite] = {}
     for path in owners[-config["adapter_layers"] :]:
         module = architecture.by_path[f"{path}.{_ADAPTION_PROMPT_DTYPES[architecture.model_type]}"]
         dtype = DType.FLOAT32 if module.path in state.quantized else state.layer_dtype(module)
-        for weight in (
+        weights = (
             Weight("adaption_prompt", (1, config["adapter_len"], width), dtype=dtype, autocast=False),
             Weight("adaption_gate", (1,), dtype=dtype, autocast=False),
-        ):
+        )
+        for weight in weights:
             state.add(path, path, weight, dtype)
-    return _adaptation(method, state, config, "the attention over adaption prompts")
+        tensors = tuple(adapter_tensor(weight, state, dtype) for weight in weights)
+        sites[path] = AdapterSite(with_adaption_prompt, tensors)
+    unwalked = _unwalked_prompt(state, config)
+    return replace(_adaptation(method, state, config, unwalked), adapters={} if unwalked else sites)
+
+
+def _unwalked_prompt(state: ModelState, config: dict[str, Any]) -> str:
+    architecture = state.architecture
+    if architecture.model_type not in ("llama", "mistral") or config["target_modules"] != "self_attn":
+        return "the attention over adaption prompts elsewhere than in Llama's and Mistral's self_attn"
+    if state.quantized:
+        return "the attention over adaption prompts on quantized weights"
+    projections = [module for module in architecture.modules if module.path.endswith(".self_attn.q_proj")]
+    if any(module.in_features != module.out_features for module in projections):
+        return "adaption prompts where heads together are not as wide as hidden states: the run stops"
+    return ""
 
 
 def _in_layer_order(state: ModelState) -> list[str]:

@@ -250,10 +250,13 @@ DEFT = Tuner(
 GRALORA = Tuner(
     LINEAR_OR_CONV1D,
     gralora,
-    "GraLoRA on weights in 8 bits, whose results are views that PEFT 0.21 adds to in place: the run stops",
+    "GraLoRA on weights in 8 bits, whose results are views that PEFT 0.21 adds to in place, or on kv_b_proj, whose input has "
+    "four dimensions: the run stops",
     rank="r",
     check=_check_gralora,
-    rewrite=lambda target, config: gralora_step if target.packed or not target.quantized else None,
+    rewrite=lambda target, config: (
+        gralora_step if (target.packed or not target.quantized) and not target.path.endswith(".kv_b_proj") else None
+    ),
     options=lambda target, config: {"dropout": float(config["gralora_dropout"])},
 )
 PEANUT = Tuner(

@@ -9,8 +9,9 @@ from typing import Any
 from memplan.dtypes import DType
 from memplan.quantization import Quantization
 
-# The forward of an adapted layer: called with the layer (`memplan.step.adapters.layer.AdaptedLayer`) and its input.
-Rewrite = Callable[[Any, Any], Any]
+# The forward of an adapted layer: called with the layer (`memplan.step.adapters.layer.AdaptedLayer`) and its input; of an
+# adapted module: with the tape, its input and what it is made of.
+Rewrite = Callable[..., Any]
 Creator = Callable[[Any], dict[str, Any]]
 
 

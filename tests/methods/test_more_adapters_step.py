@@ -67,8 +67,22 @@ def cases(extra_too: bool, courses: tuple[str, ...]) -> dict[str, dict[str, Any]
     return found
 
 
-COMMON = Agreement(cases(False, ("checkpointed, amp, eager",)))
-EVERY = Agreement(cases(True, tuple(MORE_COURSES)))
+def prompted(layers: int, **keys: Any) -> dict[str, Any]:
+    """An adaption prompt in the last of five layers."""
+    peft = {"adapter_len": 10, "adapter_layers": layers, "task_type": "CAUSAL_LM"}
+    return {"model": {**LLAMA, "num_hidden_layers": 5}, "method": "adaption_prompt", "peft": peft, **keys}
+
+
+PROMPTED = {
+    f"adaption_prompt, {name}": prompted(3, **keys) for name, keys in COURSES.items() if "16-bit" not in name
+} | {
+    "adaption_prompt in every layer": prompted(5, activation_checkpointing=True, precision="amp"),
+    "adaption_prompt, Mistral": prompted(1, model={**LLAMA, "model_type": "mistral", "num_key_value_heads": 6}),
+}
+COMMON = Agreement(
+    {**cases(False, ("checkpointed, amp, eager",)), "adaption_prompt, fp32": prompted(2, precision="fp32")}
+)
+EVERY = Agreement({**cases(True, tuple(MORE_COURSES)), **PROMPTED})
 
 
 @pytest.mark.parametrize("name", COMMON.cases)

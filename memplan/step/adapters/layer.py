@@ -15,6 +15,7 @@ from memplan.step.tensor import Leaf, Shape, Tensor
 
 if TYPE_CHECKING:
     from memplan.step.layers import LayerOps
+    from memplan.step.modules import ModuleTape
 
 
 class AdaptedLayer:
@@ -57,14 +58,7 @@ class AdaptedLayer:
 
     def __getitem__(self, name: str) -> Tensor:
         """The adapter's tensor `name`: a leaf if it is trained; its storage is not on the tape."""
-        entry = next(entry for entry in self.adapter.tensors if entry.name == name)
-        key = f"{entry.owner or self.path}.{name}"
-        known = self.t.parameters.get(key)
-        if known is None:
-            accumulates = self.t.settings.accumulating
-            leaf = Leaf(key, entry.shape, entry.dtype, accumulates=accumulates) if entry.trainable else None
-            known = self.t.parameters[key] = Tensor(self.t, entry.shape, entry.dtype, None, leaf)
-        return known
+        return adapter_parameter(self.t, self.path, self.adapter, name)
 
     def replace_weight(self, weight: Tensor) -> None:
         """`weight.data = ...`: the old one goes here."""
@@ -99,6 +93,17 @@ class AdaptedLayer:
         if quantized is None:
             return self.weight
         return dequantize(self, self.weight.shape)
+
+
+def adapter_parameter(t: ModuleTape, path: str, adapter: AdapterSite, name: str) -> Tensor:
+    """The tensor `name` of the adapter at `path`."""
+    entry = next(entry for entry in adapter.tensors if entry.name == name)
+    key = f"{entry.owner or path}.{name}"
+    known = t.parameters.get(key)
+    if known is None:
+        leaf = Leaf(key, entry.shape, entry.dtype, accumulates=t.settings.accumulating) if entry.trainable else None
+        known = t.parameters[key] = Tensor(t, entry.shape, entry.dtype, None, leaf)
+    return known
 
 
 def dequantize(layer: AdaptedLayer, shape: Shape) -> Tensor:
