@@ -162,6 +162,10 @@ RECIPES: dict[str, dict[str, Any]] = {
     },
     "cohere": {"model": {"model_type": "cohere", **DECODER}},
     "flash_attention_2, checkpointed": {"attn_implementation": "flash_attention_2", "activation_checkpointing": True},
+    "flash_attention_2, padded, LoRA, checkpointed": {
+        "attn_implementation": "flash_attention_2", "padding": True, "method": "lora", "activation_checkpointing": True,
+    },
+    "flash_attention_2, packed, amp": {"attn_implementation": "flash_attention_2", "packing": True, "precision": "amp"},
     "QLoRA, flash_attention_2": {"attn_implementation": "flash_attention_2", "method": "qlora", **MANY_ROWS},
     "gemma2, flash_attention_2, amp on H100": {
         "model": {"model_type": "gemma2", **DECODER}, "attn_implementation": "flash_attention_2", "precision": "amp",

@@ -83,14 +83,19 @@ def _read_lengths(source: Source, draft: Draft) -> None:
     else:
         draft.keys["sequence_length"] = draft.default("trl", "max_length", "sequence_length")
     source.take("max_length", "pad_to_multiple_of", "padding_free")
+    packs, is_free = source.flag("packing"), bool(source.flag("padding_free"))
+    # sft_trainer.py: only packing best-fit decreasing makes the batch one row; wrapped texts fill rows of their own.
+    wraps = packs is True and not is_free and source.text("packing_strategy") == "wrapped"
     if source.has("packing"):
-        draft.use(source, "packing", "packing", source.flag("packing"))
+        draft.use(source, "packing", "packing", packs and not wraps)
     else:
         draft.keys["packing"] = draft.default("trl", "packing", "packing")
-    if source.flag("padding_free"):
-        draft.refuse(source, "padding_free", "padding-free batches")
     source.take("packing_strategy")
-    if not source.flag("padding_free"):
+    if is_free and not packs:
+        draft.refuse(source, "padding_free", "padding-free batches")
+    if wraps:
+        draft.keys["padding"] = False
+    elif not is_free:
         read_padding(draft, "trl")
 
 

@@ -326,6 +326,23 @@ def test_the_recipe_file_still_takes_no_alias() -> None:
 # -- what frameworks do beyond their keys -----------------------------------------------------------------
 
 
+@pytest.mark.parametrize(("text", "packing", "padding"), [
+    ("packing: true\n", True, None), ("packing: true\npacking_strategy: bfd_split\n", True, None),
+    ("packing: true\npadding_free: true\n", True, None), ("packing: true\npacking_strategy: wrapped\n", False, False),
+    ("packing: false\npacking_strategy: wrapped\n", False, True),
+])  # fmt: skip
+def test_how_trl_packs(text: str, packing: bool, padding: bool | None) -> None:
+    """Wrapped texts fill rows of their own, with a mask of ones; otherwise a packed batch is a single row without one."""
+    found = yaml(f"model_name_or_path: gpt2\nmax_length: 64\nper_device_train_batch_size: 2\n{text}")
+    assert (found.keys["packing"], found.keys.get("padding")) == (packing, padding)
+    assert not found.uncovered
+
+
+def test_padding_free_batches_of_trl_that_are_not_packed_are_not_covered() -> None:
+    found = yaml("model_name_or_path: gpt2\nmax_length: 64\npadding_free: true\n")
+    assert any("padding-free" in text for text in found.uncovered)
+
+
 @pytest.mark.parametrize(
     ("text", "padding"),
     [
