@@ -57,6 +57,8 @@ def unsupported_parts(resolved: Resolved, prepared: Prepared) -> Unsupported:
         )
     elif resolved.task not in family_of(model_type).walked_tasks:
         step.append(f"the step under a {resolved.task} head; parameters and model states are exact")
+    elif model_type == "deberta-v2":
+        step += _deberta(resolved.config, values["activation_checkpointing"])
     elif model_type == "falcon" and resolved.config["alibi"]:
         step.append("the step of falcon models with alibi; parameters and model states are exact")
     step += [f"the step of {resolved.method}: {text}" for text in prepared.adaptation.unwalked]
@@ -120,6 +122,25 @@ def unsupported_parts(resolved: Resolved, prepared: Prepared) -> Unsupported:
         other.append("a checkpoint that is quantized already: how it is loaded is confirmed by no trace")
     other += blind_spots(resolved.method, model_type, scheme, resolved.peft)
     return Unsupported((*step, *other), bool(step))
+
+
+def _deberta(config: Mapping[str, Any], checkpointing: object) -> list[str]:
+    """What of DeBERTa's second version is not walked: its third is."""
+    found = []
+    if config.get("conv_kernel_size"):
+        found.append("the step of deberta-v2 models with a convolution; parameters and model states are exact")
+    if not config["relative_attention"] or not config.get("share_att_key"):
+        found.append("the step of deberta-v2 models without relative positions that share the content's projections")
+    if "layer_norm" not in config.get("norm_rel_ebd", "none"):
+        found.append("the step of deberta-v2 models whose relative embeddings are not normed")
+    if config["position_biased_input"]:
+        found.append("the step of deberta-v2 models that add positions to their input")
+    if checkpointing == "reentrant":
+        found.append(
+            "reentrant checkpointing of deberta-v2 models, which pass their relative embeddings by keyword: torch refuses to "
+            "go back through them twice"
+        )
+    return found
 
 
 def _biased_under_cudnn(resolved: Resolved, model_type: str) -> bool:

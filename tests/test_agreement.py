@@ -26,6 +26,12 @@ TIED = {**LLAMA, "tie_word_embeddings": True}
 # More than 1536 rows: bitsandbytes always dequantizes there, whatever the GPU.
 MANY_ROWS = {"micro_batch_size": 13, "sequence_length": 129}
 
+DEBERTA_V3 = {
+    "model_type": "deberta-v2", "hidden_size": 384, "intermediate_size": 1000, "num_hidden_layers": 3, "vocab_size": 5003,
+    "num_attention_heads": 6, "pad_token_id": 0, "relative_attention": True, "pos_att_type": ["p2c", "c2p"],
+    "share_att_key": True, "norm_rel_ebd": "layer_norm", "position_buckets": 32, "position_biased_input": False,
+    "type_vocab_size": 0, "max_relative_positions": -1, "dtype": "bfloat16",
+}  # fmt: skip
 FALCON = {
     "model_type": "falcon", "hidden_size": 384, "num_attention_heads": 6, "num_hidden_layers": 3, "ffn_hidden_size": 1000,
     "vocab_size": 5003, "pad_token_id": 0, "dtype": "bfloat16",
@@ -324,6 +330,15 @@ RECIPES: dict[str, dict[str, Any]] = {
         "model": T5, "padding": True, "activation_checkpointing": "reentrant", "target_length": 41, "keep_outputs": True,
     },
     "BART, QLoRA, reentrant": {"model": BART, "method": "qlora", "activation_checkpointing": "reentrant", **MANY_ROWS},
+    "DeBERTa v3, tagged, amp, padded": {
+        "model": DEBERTA_V3, "precision": "amp", "dtype": "float32", "padding": True, **TAG,
+    },
+    "DeBERTa v3, LoRA, checkpointed, outputs kept": {
+        "model": DEBERTA_V3, "method": "lora", "activation_checkpointing": True, "keep_outputs": True,
+    },
+    "DeBERTa v3, fp32, checkpointed, tagged": {
+        "model": DEBERTA_V3, "dtype": "float32", "precision": "fp32", "activation_checkpointing": True, **TAG,
+    },
     "Falcon, one key head for all, amp, checkpointed": {
         "model": FALCON, "precision": "amp", "dtype": "float32", "activation_checkpointing": True,
     },

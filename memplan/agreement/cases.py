@@ -46,6 +46,17 @@ SIZES: dict[str, Any] = {
 ONLY: dict[str, dict[str, Any]] = {
     "deepseek_v2": {"num_key_value_heads": 6, "head_dim": None},
     "deepseek_v3": {"num_key_value_heads": 6, "head_dim": None},
+    # The third version, which is the second's class.
+    "deberta-v2": {
+        "relative_attention": True,
+        "pos_att_type": ["p2c", "c2p"],
+        "share_att_key": True,
+        "norm_rel_ebd": "layer_norm",
+        "position_buckets": 32,
+        "position_biased_input": False,
+        "type_vocab_size": 0,
+        "max_relative_positions": -1,
+    },
 }
 
 PRECISIONS: dict[str, dict[str, Any]] = {
@@ -78,7 +89,9 @@ def small_config(model_type: str) -> dict[str, Any]:
     aliases = config_class(model_type).aliases
     sizes = {key: value for key, value in {**SIZES, **ONLY.get(model_type, {})}.items() if value is not None}
     return {"model_type": model_type} | {
-        key: value for key, value in sizes.items() if key in known and aliases.get(key) not in sizes
+        key: value
+        for key, value in sizes.items()
+        if key in ONLY.get(model_type, {}) or (key in known and aliases.get(key) not in sizes)
     }
 
 

@@ -4,6 +4,10 @@ Symbols: B micro batch, S sequence length, H hidden size, E word embedding size,
 I intermediate size, R relative positions (both directions), P positions, V vocabulary, C labels.
 
 Source: transformers 5.23 models/deberta/modeling_deberta.py, models/deberta_v2/modeling_deberta_v2.py.
+
+Known limits:
+    The step is that of the third version (version 2's classes without a convolution); of the others parameters are exact.
+    A sequence classifier picks the labelled rows by their values, which no trace on fake tensors can follow.
 """
 
 from __future__ import annotations
@@ -12,10 +16,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from memplan.dtypes import DType
+from memplan.estimate import Phase
 from memplan.families import Family, Head
 from memplan.families.bert import token_classifier
 from memplan.families.deberta_attention import Dims, Positions, attention_v1, attention_v2, dims, norm
 from memplan.recipe import Task
+from memplan.step.attention import detached
 from memplan.step.builder import Builder
 from memplan.step.convolution import conv
 from memplan.step.disentangled import relative_positions
@@ -26,10 +32,9 @@ from memplan.step.tensor import Tensor
 # -- encoder ----------------------------------------------------------------------------------------------
 
 
-def embeddings(t: Builder, d: Dims) -> Tensor:
-    """Words, and positions and token types where the config has them: [B, S, H]."""
+def embeddings(t: Builder, d: Dims, ones: Tensor | None) -> Tensor:
+    """Words, and positions and token types where the config has them: [B, S, H]; `ones` is the mask that was made."""
     t.buffer("position_ids", (1, d.positions), DType.INT64)
-    token_types = t.new((t.batch, t.sequence), DType.INT64, "zeros")
     words = t.input_embedding("word_embeddings", (t.batch, t.sequence), d.vocabulary, d.word)
     x = words
     if d.input_positions:
@@ -42,9 +47,11 @@ def embeddings(t: Builder, d: Dims) -> Tensor:
     if d.word != d.hidden:
         x = t.linear("embed_proj", x, d.hidden)
     x = norm(t, "LayerNorm", x, d.version)
-    x = x * t.new((t.batch, t.sequence, 1), x.dtype, "_to_copy")  # the attention mask, ones by default
+    column = (t.batch, t.sequence, 1)
+    as_it_is = ones is not None and ones.dtype is x.dtype
+    x = x * (t.view(ones, column) if ones is not None and as_it_is else t.new(column, x.dtype, "_to_copy"))
     x = t.dropout(x, d.dropout)
-    del token_types, words, positions
+    del words, positions
     return x
 
 
@@ -82,26 +89,26 @@ def convolution(t: Builder, x: Tensor, residual: Tensor, d: Dims) -> Tensor:
     return x * t.new((t.batch, t.sequence, 1), x.dtype, "_to_copy")
 
 
-def encoder(t: Builder, x: Tensor, d: Dims) -> Tensor:
-    """The layers: x [B, S, H] to [B, S, H]."""
-    mask = t.new((t.batch, 1, t.sequence, t.sequence), DType.INT64, "mul")
+def encoder(t: Builder, x: Tensor, d: Dims, given: DType, states: list[Tensor]) -> Tensor:
+    """The layers: x [B, S, H] to [B, S, H]; the attention mask is of the type `given`, `states` takes every layer's result."""
+    mask = t.new((t.batch, 1, t.sequence, t.sequence), given, "mul")
     positions = None
     if d.relative_attention:
         index = relative_positions(t, d.bucketed)
         positions = Positions(index, relative_embeddings(t, d))
     elif d.norm_relative and t.declaring:
         norm(t, "LayerNorm", x, d.version)
-    if not d.conv_kernel:
-        return t.layers("layer", d.layers, lambda t, h, _: layer(t, h, d, mask, positions), x)
 
-    def layer_and_convolution(t: Builder, h: Tensor, index: int) -> Tensor:
+    def one(t: Builder, h: Tensor, index: int) -> Tensor:
         h = layer(t, h, d, mask, positions)
-        if index == 0:
+        if index == 0 and d.conv_kernel:
             t.path = t.module = t.path.rpartition(".layer.")[0]
             h = t.call("conv", lambda t, e, r: convolution(t, e, r, d), x, h)
+        if t.phase != Phase.BACKWARD:
+            states.append(detached(h))
         return h
 
-    return t.layers("layer", d.layers, layer_and_convolution, x, kind=lambda index: index == 0)
+    return t.layers("layer", d.layers, one, x, kind=lambda index: index == 0)
 
 
 def relative_embeddings(t: Builder, d: Dims) -> Tensor:
@@ -112,8 +119,15 @@ def relative_embeddings(t: Builder, d: Dims) -> Tensor:
 
 def model(t: Builder, d: Dims) -> Tensor:
     """The encoder without a head: [B, S, H]."""
-    embedded = t.call("embeddings", lambda t: embeddings(t, d))
-    return t.call("encoder", lambda t, x: encoder(t, x, d), embedded)
+    given = DType.INT64 if t.settings.padding else DType.FLOAT32  # a mask of ones is made where the batch has none
+    ones = None if t.settings.padding else t.new((t.batch, t.sequence), given, "ones")
+    token_types = t.new((t.batch, t.sequence), DType.INT64, "zeros")
+    embedded = t.call("embeddings", lambda t: embeddings(t, d, ones))
+    states: list[Tensor] = []  # `output_hidden_states=True`, whatever is asked for
+    x = t.call("encoder", lambda t, x: encoder(t, x, d, given, states), embedded)
+    states.clear()  # checkpoints keep the list with what they call
+    del token_types
+    return x
 
 
 # -- heads ------------------------------------------------------------------------------------------------
@@ -183,4 +197,8 @@ FAMILY = Family(
         Task.PRE_TRAINING,
         Task.FEATURE_EXTRACTION,
     ),
+    walked=frozenset({"deberta-v2"}),
+    walked_tasks=frozenset({Task.MASKED_LM, Task.TOKEN_CLASSIFICATION}),
+    walked_int8=False,
+    folds=False,
 )

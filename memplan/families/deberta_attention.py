@@ -117,20 +117,26 @@ def attention_v2(t: Builder, x: Tensor, d: Dims, mask: Tensor, positions: Positi
         for name in ("query_proj", "key_proj", "value_proj")
     )
     scores = autocast_matmul(t, q, ops.scale(t, k, "div"), square)
+    rows = bias = None  # variables of forward, as the mask and the scores are
     if positions is not None:
-        scores = scores + position_bias_v2(t, q, k, d, positions)
+        rows = t.dropout(positions.embeddings, d.dropout)
+        bias = position_bias_v2(t, q, k, d, rows, positions.index)
+        scores = scores + bias
     scores = t.view(scores, (batch, d.heads, length, length))
-    probabilities = masked_softmax(t, scores, mask)
+    boolean = t.new(mask.shape, DType.BOOL, "_to_copy")
+    scores = masked_fill(t, scores, boolean)
+    probabilities = softmax(t, scores, DType.FLOAT32 if t.settings.autocast else scores.dtype)
     probabilities = t.dropout(probabilities, d.attention_dropout)
     out = autocast_matmul(t, t.view(probabilities, square), v, flat)
     out = merge_heads(t, t.view(out, (batch, d.heads, length, d.head_size)))
+    del rows, bias, boolean
     return t.view(out, (batch, length, d.heads * d.head_size))
 
 
-def position_bias_v2(t: Builder, q: Tensor, k: Tensor, d: Dims, positions: Positions) -> Tensor:
-    """`disentangled_attention_bias`: [B·A, S, S]."""
-    table = narrow(t, t.dropout(positions.embeddings, d.dropout), (1, d.relative, d.hidden))
-    square = (*q.shape[:2], q.shape[1])
+def position_bias_v2(t: Builder, q: Tensor, k: Tensor, d: Dims, rows: Tensor, index: Tensor) -> Tensor:
+    """`disentangled_attention_bias` from the relative embeddings [R, H] and positions: [B·A, S, S]."""
+    table = narrow(t, rows, (1, d.relative, d.hidden))
+    square, scores = (*q.shape[:2], q.shape[1]), (*q.shape[:2], d.relative)
     bias: Tensor | None = None
     pairs = (("c2p", q, "pos_key_proj", "key_proj"), ("p2c", k, "pos_query_proj", "query_proj"))
     if d.share_keys:
@@ -138,14 +144,24 @@ def position_bias_v2(t: Builder, q: Tensor, k: Tensor, d: Dims, positions: Posit
         projected = {name: project_positions(t, table, name, d, q) for name in ("query_proj", "key_proj")}
     else:
         projected = {own: project_positions(t, table, own, d, q) for kind, _, own, _ in pairs if kind in d.biases}
+    held: list[Tensor] = []  # each kind has variables of its own
     for kind, content, own, shared in pairs:
         if kind not in d.biases:
             continue
-        scores = autocast_matmul(t, content, projected[shared if d.share_keys else own], (*q.shape[:2], d.relative))
-        index = clamped_positions(t, positions.index)
-        scores = ops.scale(t, gather(t, scores, index, square), "div")
-        bias = ops.add_scalar(t, scores) if bias is None else bias + scores
+        keys = projected[shared if d.share_keys else own]
+        if kind == "c2p":
+            attended = autocast_matmul(t, content, keys, scores)
+            places = clamped_positions(t, index)
+        else:
+            places = clamped_positions(t, index, negated=True)
+            attended = autocast_matmul(t, content, keys, scores)
+        attended = gather(t, attended, places, square)
+        held += [attended, places]
+        term = ops.scale(t, attended, "div")
+        bias = ops.add_scalar(t, term) if bias is None else ops.add_in_place(t, bias, term)
+        del term
     assert bias is not None, "relative_attention without pos_att_type"
+    del held
     return bias
 
 

@@ -30,9 +30,11 @@ def relative_positions(t: AttentionOps, bucketed: bool) -> Tensor:
     return positions
 
 
-def clamped_positions(t: Tape, positions: Tensor) -> Tensor:
-    """`torch.clamp(positions + span, 0, 2 * span - 1)`: int64 [1, S, S]."""
+def clamped_positions(t: Tape, positions: Tensor, *, negated: bool = False) -> Tensor:
+    """`torch.clamp(positions + span, 0, 2 * span - 1)`, of `-positions` where `negated`: int64 [1, S, S]."""
+    opposite = t.new(positions.shape, DType.INT64, "neg") if negated else None
     shifted = t.new(positions.shape, DType.INT64, "add")
+    del opposite
     clamped = t.new(positions.shape, DType.INT64, "clamp")
     del shifted
     return clamped
