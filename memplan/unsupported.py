@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from memplan.architecture import ModuleKind
 from memplan.blind_spots import blind_spots
