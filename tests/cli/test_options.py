@@ -23,7 +23,7 @@ RECIPE_OPTIONS = (
     "--bnb-4bit-quant-type --bnb-4bit-use-double-quant --no-bnb-4bit-use-double-quant --bnb-4bit-compute-dtype "
     "--bnb-4bit-quant-storage --llm-int8-skip-modules --quantization-config "
     "--micro-batch-size --sequence-length --target-length --gradient-accumulation-steps "
-    "--padding --no-padding --packing --no-packing "
+    "--padding --no-padding --packing --no-packing --packed-text-tokens "
     "--optim --optim-args --optim-target-modules --optimizer-in-backward --no-optimizer-in-backward --max-grad-norm "
     "--activation-checkpointing --activation-offloading "
     "--attn-implementation --loss --stack --stack-version --torch-version --keep-outputs --use-cache --no-use-cache "
