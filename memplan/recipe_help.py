@@ -44,7 +44,7 @@ RECIPE_HELP: dict[str, dict[str, str]] = {
         "gradient_accumulation_steps": "Micro-batches before the optimizer steps.",
         "padding": "Whether batches carry a padding mask.",
         "packing": "Whether several texts share a sequence.",
-        "packed_text_tokens": "Tokens of a text in a packed row, on average; flash_attention_2 borrows memory for each text.",
+        "packed_text_tokens": "Tokens of a packed text, on average.",
     },
     "Step": {
         "optim": "Optimizer by transformers' name (`memplan optimizers`).",
