@@ -15,6 +15,7 @@ from pathlib import Path
 
 LIBRARY = "_replay.so"
 PHASE_FIGURES = 6
+# The number in the function's name goes up with every change of what it computes: a library of an older source is not asked.
 
 
 @cache
@@ -25,7 +26,7 @@ def library() -> ctypes.CDLL | None:
         return None
     try:
         loaded = ctypes.CDLL(str(path))
-        play = loaded.memplan_play_events
+        play = loaded.memplan_play_events_2
     except (OSError, AttributeError):  # compiled for another machine, or from an older source
         return None
     pointer, number = ctypes.c_void_p, ctypes.c_int64
@@ -61,7 +62,7 @@ def replay(
     assert loaded is not None, "ask library() first"
     table_array, begins_array = array("q", table), array("q", begins)
     out = array("q", bytes(8 * (1 + PHASE_FIGURES * len(begins))))
-    failed = loaded.memplan_play_events(
+    failed = loaded.memplan_play_events_2(
         len(keys), *(entry.buffer_info()[0] for entry in (keys, sizes, table_array)), n_keys,
         begins_array.buffer_info()[0], len(begins), int(expandable_segments), out.buffer_info()[0],
     )  # fmt: skip

@@ -392,7 +392,7 @@ static int empty_cache(Allocator *a) { /* release_cached_blocks */
  *
  * Returns 0, or 1 where memory ran out.
  */
-int memplan_play_events(int64_t events, const int32_t *keys, const int32_t *sizes, const int64_t *table, int64_t n_keys,
+int memplan_play_events_2(int64_t events, const int32_t *keys, const int32_t *sizes, const int64_t *table, int64_t n_keys,
                  const int64_t *begins, int64_t phases, int expandable, int64_t *out) {
     Allocator a;
     memset(&a, 0, sizeof a);
