@@ -76,20 +76,22 @@ def largest(recipe: Recipe, quantity: Quantity, scorer: Scorer) -> Boundary:
         try:
             return verdict(value).fits is Fits.FITS
         except InvalidValueError as error:
-            if value == 1:
+            if value == 1:  # wrong whatever the value
                 raise
             refused[value] = error.message
             return False
 
+    # Some loops cannot run texts of one token; the next length says whether anything is covered.
+    first = 2 if quantity == "sequence" and scorer.judge(recipe.replace(**scale.keys(1))).unsupported else 1
     top = scale.most
     if scale.screen is not None:
         screen = scale.screen
-        top = max(_last(lambda value: screen(value) is Fits.FITS, scale.most), 1)
-    if not fits(1):
-        missing = scorer.judge(recipe.replace(**scale.keys(1))).unsupported
-        note = f"nothing is known to fit: {missing[0]} is not covered" if missing else "not even 1 fits"
-        return Boundary(quantity=quantity, key=scale.key, value=None, verdict=verdict(1), note=note)
-    value = _last(fits, top)
+        top = max(_last(lambda value: screen(value) is Fits.FITS, scale.most, first), first)
+    if not fits(first):
+        missing = scorer.judge(recipe.replace(**scale.keys(first))).unsupported
+        note = f"nothing is known to fit: {missing[0]} is not covered" if missing else f"not even {first} fits"
+        return Boundary(quantity=quantity, key=scale.key, value=None, verdict=verdict(first), note=note)
+    value = _last(fits, top, first)
     while value < scale.most and fits(value + 1):  # bisection stops at some boundary; a fitting neighbour moves it up
         value += 1
     if value == scale.most or value + 1 in refused:
@@ -114,11 +116,11 @@ def _beyond_context(recipe: Recipe, length: int) -> str:
     return f"longer than the model's context of {context} tokens" if beyond else ""
 
 
-def _last(holds: Callable[[int], bool], most: int) -> int:
-    """The last of 1, 2, ..., `most` up to which `holds` holds, 0 where it does not at 1: by doubling, then halving."""
-    if not holds(1):
+def _last(holds: Callable[[int], bool], most: int, first: int = 1) -> int:
+    """The last of `first`, ..., `most` up to which `holds` holds, 0 where it does not at once: by doubling, then halving."""
+    if not holds(first):
         return 0
-    low, high = 1, 2
+    low, high = first, 2 * first
     while high <= most and holds(high):
         low, high = high, 2 * high
     if high > most:

@@ -82,7 +82,8 @@ def _cross_entropy(t: Builder, hidden: Tensor, weight: Tensor) -> tuple[Storage,
     _, tokens, width = hidden.shape
     bad, checked = _checks(t, tokens)
     keep = t.alloc((tokens,), DType.BOOL, "__and__")
-    labelled = tokens - t.batch
+    # Texts of one token have none, and are refused; the bounds of a plan ask for them all the same.
+    labelled = max(tokens - t.batch, 1)
     index = t.alloc((labelled, 1), DType.INT64, "nonzero")
     del keep
     gradient = t.alloc((tokens, width), hidden.dtype, "zeros")

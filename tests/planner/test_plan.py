@@ -201,3 +201,24 @@ def test_the_package_exports_it() -> None:
     assert memplan.plan(Recipe(**FULL), budget_bytes=20 * GIB).fits is Fits.FITS
     with pytest.raises(InputError, match="a Recipe was expected"):
         memplan.plan({"model": "gpt2"}, gpu="t4")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"stack": "unsloth", "method": "qlora", "gpu": "rtx-3090"},
+        {"stack": "torchtune", "method": "lora", "gpu": "l4"},
+        {"optim": "lomo", "gpu": "l4"},
+        {"attn_implementation": "flash_attention_2", "packing": True, "gpu": "l4"},
+        {"method": "lora", "activation_offloading": "checkpoints", "activation_checkpointing": True, "gpu": "l4"},
+    ],
+    ids=str,
+)
+def test_bounds_are_found_for_every_way_of_running(keys: dict[str, Any]) -> None:
+    """The search asks for one token, too, where a recipe of one token may be refused."""
+    found = plan(Recipe(model=WIDE, micro_batch_size=2, sequence_length=512, **keys), largest=("sequence", "batch"))
+    for one in found.largest:
+        assert isinstance(one.value, int)
+        assert one.value > 1
+        assert one.verdict is not None
+        assert one.verdict.fits is Fits.FITS
