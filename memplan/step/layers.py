@@ -107,7 +107,8 @@ class LayerOps(ModuleTape):
         """Autocast's copy of a tensor; kept until autocast ends if the tensor is a trained float32 leaf.
 
         Besides parameters such leaves are the input embedding's result under `input_require_grads`, and the input of a layer
-        that reentrant checkpointing repeats.
+        that reentrant checkpointing repeats. The copy is made with gradients on, whatever surrounds it, and its graph keeps
+        the leaf.
 
         Source: aten/src/ATen/autocast_mode.cpp, `cached_cast`.
         """
@@ -117,8 +118,8 @@ class LayerOps(ModuleTape):
             return ops.to(self, weight, dtype)
         key = f"{id(weight.node)}"
         if key not in self.casts:
-            self.casts[key] = ops.to(self, weight, dtype)
-        return self.casts[key]
+            self.casts[key] = ops.to(self, weight, dtype), weight
+        return self.casts[key][0]
 
     # -- embedding and norms ----------------------------------------------------------------------------
 

@@ -327,7 +327,7 @@ class Tape:
         steps_in_backward: whether an optimizer steps inside backward.
         hooks: what it does there.
         states: its states, made when a parameter's first gradient arrives.
-        casts: autocast's cache of casted parameters; emptied when autocast's context ends.
+        casts: autocast's cache of casted leaves, each with the leaf; emptied when autocast's context ends.
         offloader: who keeps saved tensors outside of checkpoints, where they are offloaded.
         input_ids: the batch's tokens, where an offloader looks at them.
         host_copies: shape, dtype and number of what was copied to the host to wait for backward.
@@ -353,7 +353,7 @@ class Tape:
         self.offloader: KeepsSaved | None = None
         self.input_ids: Tensor | None = None
         self.host_copies: list[tuple[Shape, DType, int]] = []
-        self.casts: dict[str, Tensor] = {}
+        self.casts: dict[str, tuple[Tensor, Tensor]] = {}
         self.workspace_bytes = 0
         self.workspace_is_loaded = False
         self.workspaces: dict[str, Storage] = {}

@@ -11,7 +11,7 @@ from memplan.estimate import Phase
 from memplan.prepare import prepare
 from memplan.resolve import resolve
 from memplan.training_step import recorded_step, replay
-from tests.methods.agreement import GPT2, QUANTIZED, QWEN2, Agreement, recipe
+from tests.methods.agreement import DECODER, GPT2, QUANTIZED, QWEN2, Agreement, recipe
 
 KEPT = {"prediction_loss_only": False, "max_eval_samples": 7}
 T5: dict[str, Any] = {
@@ -43,6 +43,11 @@ CASES: dict[str, dict[str, Any]] = {
         },
         "t5 with its encoder's states": {"model": T5, "precision": "amp", "target_length": 33, **KEPT},
         "bert": {"model": BERT, "precision": "amp", "sequence_length": 65, **KEPT},
+        # Its projections take the embedding's result itself, which autocast's cache keeps where it was made a leaf.
+        "olmo2, checkpointed, amp": {
+            "model": {"model_type": "olmo2", **DECODER, "dtype": "float32"}, "precision": "amp",
+            "activation_checkpointing": True,
+        },
         "outputs and cache kept": {"keep_outputs": True, "use_cache": True, **KEPT},
     }.items()
 }  # fmt: skip
