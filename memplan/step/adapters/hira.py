@@ -28,7 +28,9 @@ def hira(layer: AdaptedLayer, x: Tensor) -> Tensor:
     product = autocast_mm(t, transposed(t, a), transposed(t, b))
     x = ops.to(t, x, a.dtype)
     dropped = ops.dropout(t, x, layer.option("dropout"))
-    update = t.matmul(dropped, layer.weight * transposed(t, product), None)
+    effective = layer.weight * transposed(t, product)  # the call holds it while autocast's copy is multiplied
+    update = t.matmul(dropped, effective, None)
+    del effective
     result = result + update
     result = ops.to(t, result, dtype)
     del product, dropped, update
