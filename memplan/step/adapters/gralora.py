@@ -46,6 +46,7 @@ def _through_blocks(layer: AdaptedLayer, x: Tensor) -> Tensor:
     if t.settings.autocast is not None:
         b = t.cast_weight(b, t.settings.autocast)
     out = mm(t, mixed, b)
+    del mixed
     width = blocks * b.shape[-1]
     return copy(t, out, (*rows, width)) if blocks > 1 else t.view(out, (*rows, width))
 
