@@ -192,8 +192,8 @@ def _dora_replaced(layer: AdaptedLayer, weight: Tensor) -> tuple[Tensor, ...]:
 
 
 def _vera_added(layer: AdaptedLayer, weight: Tensor) -> tuple[Tensor, ...]:
-    """`weight += get_delta_weight()`, in place."""
-    _ = _vera_delta(layer)
+    """`weight += get_delta_weight()`, in place: the sum's graph keeps the factors of the product."""
+    weight.node = _vera_delta(layer).node
     return (weight,)
 
 
