@@ -318,6 +318,7 @@ def walker_of(
         merging=merging_of(resolved, prepared),
         sums=sums,
         opening=opening,
+        keeps_merged=prepared.optimizer.one_for_each,
     )
 
 

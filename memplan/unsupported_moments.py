@@ -140,6 +140,15 @@ def unsupported_merging(resolved: Resolved, prepared: Prepared) -> list[str]:
         found.append("merging (merge_and_unload) lora_bias into quantized layers, whose biases take its type")
     if resolved.peft.get("target_parameters"):
         found.append("merging (merge_and_unload) with target_parameters")
+    if (
+        resolved.quantization is not None
+        and resolved.quantization.scheme.is_4bit_bitsandbytes
+        and resolved.values["keep_outputs"] is True
+    ):
+        found.append(
+            "merging (merge_and_unload) into 4-bit weights with keep_outputs=true: the last step's graph may keep weights that "
+            "have been replaced"
+        )
     return found
 
 

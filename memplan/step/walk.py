@@ -165,6 +165,8 @@ class Walker:
         steps: how many steps to walk; the second one is the steady state.
         opening: the run's first micro-step where it goes otherwise than `recording`, over the same list.
         sums: of an earlier walk over the same recordings.
+        keeps_merged: whether what was merged stays with its states: hooks of one optimizer for each parameter hold both, and
+            the parameter's own graph holds the hooks, which no garbage collection sees.
 
     Attributes:
         phases: load and every step's phases, for any sizes.
@@ -184,6 +186,7 @@ class Walker:
         steps: int = 2,
         sums: Sums | None = None,
         opening: Recording | None = None,
+        keeps_merged: bool = False,
     ) -> None:
         self.infos = recording.infos
         self.sums = sums or Sums(self.infos)
@@ -197,6 +200,7 @@ class Walker:
         self._passes = 0
         self.moments = tuple(moments)
         self.merging = None if merging is None else tuple(merging)
+        self.keeps_merged = keeps_merged
         played = (*passes, *self.moments)
         self.ledgers = {id(entry): Ledger(self.infos, entry.ports) for entry in played}
         self.resident = resident
@@ -400,11 +404,16 @@ class Walker:
 
         own_buffers = self.base[Component.BUFFERS] - self.resident.adapter_buffers_bytes
         top = self._highest(now, "start", events)
-        for component in (Component.ADAPTERS, Component.OPTIMIZER_STATES):
+        for component in () if self.keeps_merged else (Component.ADAPTERS, Component.OPTIMIZER_STATES):
             self._add(component, -self.base[component])
         self._add(Component.BUFFERS, own_buffers - self.base[Component.BUFFERS])
         # What a gradient scaler keeps on the device goes with it; cuBLAS's workspaces do not.
-        stays = {index for index in self.workspaces if self.infos[index].op == WORKSPACE}
+        stays = {
+            index
+            for index in self.workspaces
+            if self.infos[index].op == WORKSPACE
+            or (self.keeps_merged and self.infos[index].component is Component.OPTIMIZER_STATES)
+        }
         gone = Counter({index: count for index, count in self.alive.items() if index not in stays})
         return PhaseForms((top,), added(self.live, self.terms.form(gone), -1))
 

@@ -42,6 +42,13 @@ CASES: dict[str, dict[str, Any]] = {
         "ia3": {"method": "ia3"},
         "vera": {"method": "vera", **EVERYWHERE},
         "vera in 4 bits": {"method": "vera", **FOUR},
+        "vera in 4 bits, amp": {
+            "method": "vera", **FOUR, "precision": "amp", "dtype": "float32", "micro_batch_size": 13, "sequence_length": 129,
+        },
+        "one optimizer for each": {"optimizer_in_backward": True, "max_grad_norm": 0.0, "optim": "adamw_torch"},
+        "vera, one optimizer for each": {
+            "method": "vera", "optimizer_in_backward": True, "max_grad_norm": 0.0, "optim": "adafactor",
+        },
         "oft": {"method": "oft", **EVERYWHERE},
         "oft in 8 bits": {"method": "oft", **EIGHT},
         "miss": {"method": "miss"},
@@ -129,6 +136,7 @@ def test_merging_can_be_the_peak_and_says_where() -> None:
         ),
         ({"peft": {"modules_to_save": ["lm_head"]}}, "modules_to_save"),
         ({"peft": {"lora_bias": True}}, "layers without a bias"),
+        ({**FOUR, "keep_outputs": True}, "the last step's graph may keep weights that have been replaced"),
     ],
 )
 def test_what_is_not_walked_is_said(keys: dict[str, Any], text: str) -> None:
