@@ -32,6 +32,15 @@ from memplan.unsupported_stacks import unsupported_stacks
 
 # Model types whose attention adds a trained bias to the scores.
 RELATIVE_BIAS = frozenset({"t5", "mt5"})
+# What the model only keeps to tie others to: untied, nothing computes with it.
+IDLE_WHERE_UNTIED = {
+    "bert": "cls.predictions.bias",
+    "deberta-v2": "cls.predictions.bias",
+    "roberta": "lm_head.bias",
+    "xlm-roberta": "lm_head.bias",
+    "bart": "model.shared.weight",
+    "mbart": "model.shared.weight",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +84,7 @@ def unsupported_parts(resolved: Resolved, prepared: Prepared) -> Unsupported:
     tied = {name.rpartition(".")[0] for pair in prepared.architecture.tied.items() for name in pair}
     if copied & tied:
         step.append(f"modules_to_save on a tied weight ({', '.join(sorted(copied & tied))})")
+    step += _without_gradient_rule(model_type, prepared)
     if resolved.precision in (Precision.MASTER, Precision.MASTER_FP32_GRADS):
         step.append(f"the step under precision {resolved.precision}; model states are exact")
     if resolved.quantization is not None and not resolved.quantization.scheme.is_bitsandbytes:
@@ -124,6 +134,22 @@ def unsupported_parts(resolved: Resolved, prepared: Prepared) -> Unsupported:
         other.append("a checkpoint that is quantized already: how it is loaded is confirmed by no trace")
     other += blind_spots(resolved.method, model_type, scheme, resolved.peft)
     return Unsupported((*step, *other), bool(step))
+
+
+def _without_gradient_rule(model_type: str, prepared: Prepared) -> list[str]:
+    """Trained parameters whose gradient no rule makes, or that never get one."""
+    found = []
+    trained = [entry for entry in prepared.state.stored if entry.trainable]
+    idle = IDLE_WHERE_UNTIED.get(model_type)
+    if idle not in prepared.architecture.tied.values() and any(entry.name == idle for entry in trained):
+        found.append(
+            f"the step of {model_type} models with tie_word_embeddings=false: {idle} is trained, and never gets a gradient"
+        )
+    quantized = {path for path, site in prepared.sites.items() if site.quantized is not None}
+    biases = [entry.name for entry in trained if entry.name.removesuffix(".bias") in quantized]
+    if biases:
+        found.append(f"trained biases of quantized layers ({biases[0]})")
+    return found
 
 
 def _deberta(config: Mapping[str, Any], checkpointing: object) -> list[str]:
