@@ -40,3 +40,9 @@ def test_what_is_untied_and_idle(model_type: str) -> None:
     assert IDLE_WHERE_UNTIED[model_type] in text
     assert unsupported(model_type) == ()
     assert unsupported(model_type, config=untied, method="lora", peft={"target_modules": "all-linear"}) == ()
+
+
+def test_boft_on_weights_in_8_bits() -> None:
+    keys: dict[str, Any] = {"method": "boft", "peft": {"target_modules": ["q_proj"], "boft_block_size": 4}}
+    assert unsupported("llama", **keys) == ()
+    assert any("BOFT on" in text and "8 bits" in text for text in unsupported("llama", load_in_8bit=True, **keys))

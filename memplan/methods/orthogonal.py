@@ -162,10 +162,12 @@ OFT = Tuner(
 BOFT = Tuner(
     LINEAR_OR_CONV,
     boft,
-    "BOFT on convolutions, or with boft_dropout",
+    "BOFT on convolutions, on weights in 8 bits (beside which its permutations lie on the device), or with boft_dropout",
     check=_check_boft,
     rewrite=lambda target, config: (
-        boft_step if target.kind is ModuleKind.LINEAR and not config["boft_dropout"] else None
+        boft_step
+        if target.kind is ModuleKind.LINEAR and (target.packed or not target.quantized) and not config["boft_dropout"]
+        else None
     ),
     options=lambda target, config: {"on_host": target.quantized},
 )
