@@ -30,10 +30,10 @@ from memplan.recipe import Attention, Offloading, Recipe, Stack
 from memplan.resolve import Resolved, resolve
 from memplan.step.receipt import receipt
 from memplan.step.walk import PhasePeak
-from memplan.torchtune_models import component_builder, is_built
+from memplan.torchtune.models import component_builder, is_built
 from memplan.training_step import recorded_step, replay, settings_of, walk
 from memplan.unsupported import unsupported_parts
-from memplan.unsupported_in_backward import granted_in_backward
+from memplan.unsupported.in_backward import granted_in_backward
 from memplan.verdict import judge
 
 

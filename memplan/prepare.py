@@ -25,8 +25,8 @@ from memplan.resolve import Resolved
 from memplan.step.adapters.creation import creations
 from memplan.step.optimizer_step import OptimizerEvent, construction_events, step_events
 from memplan.step.site import Site
-from memplan.torchtune_loading import loading as torchtune_loading
-from memplan.torchtune_models import ComponentBuilder, component_builder, is_built
+from memplan.torchtune.loading import loading as torchtune_loading
+from memplan.torchtune.models import ComponentBuilder, component_builder, is_built
 
 
 @dataclass(frozen=True, eq=False)

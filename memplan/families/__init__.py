@@ -22,7 +22,7 @@ from memplan.recipe import Stack, Task
 from memplan.step.builder import Builder
 from memplan.step.settings import StepSettings
 from memplan.step.tensor import Tensor
-from memplan.torchtune_models import is_built
+from memplan.torchtune.models import is_built
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,7 +35,7 @@ from memplan.step.split import split, turned, unflatten
 from memplan.step.tensor import Tensor
 from memplan.step.torchtune_ops import rms_norm, rotate_halves, rotate_halves_in_float, rotate_pairs
 from memplan.step.torchtune_softcap import expand_heads, softcapped_attention
-from memplan.torchtune_models import MODEL_TYPES, ComponentBuilder, component_builder
+from memplan.torchtune.models import MODEL_TYPES, ComponentBuilder, component_builder
 
 _EMBEDDING, _HEAD = "model.embed_tokens", "lm_head"
 

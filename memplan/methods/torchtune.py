@@ -10,7 +10,7 @@ from dataclasses import replace
 from memplan.methods.adaptation import Adaptation
 from memplan.step.adapters.torchtune import dora, lora
 from memplan.step.site import AdapterSite
-from memplan.torchtune_models import OUTPUT_MODULE, ComponentBuilder, is_magnitude
+from memplan.torchtune.models import OUTPUT_MODULE, ComponentBuilder, is_magnitude
 
 
 def as_torchtune(adaptation: Adaptation, builder: ComponentBuilder) -> Adaptation:

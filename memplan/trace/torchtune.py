@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from memplan.errors import UnsupportedError
-from memplan.torchtune_models import component_builder, lora_arguments
+from memplan.torchtune.models import component_builder, lora_arguments
 from memplan.trace import versions
 from memplan.trace.spec import LAYER_KEYS, Checkpointing, TraceSpec
 

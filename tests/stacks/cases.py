@@ -20,8 +20,8 @@ from memplan.resolve import resolve
 from memplan.trace.estimate import spec_of
 from memplan.trace.runner import run_many
 from memplan.trace.spec import FLASH_ATTN_VERSION
-from memplan.unsupported_attention import FLASH_ATTENTION_2
-from memplan.unsupported_packing import PACKED
+from memplan.unsupported.attention import FLASH_ATTENTION_2
+from memplan.unsupported.packing import PACKED
 
 # Odd sizes, so that rounding to blocks shows; grouped heads; four layers, so that folding has something to fold.
 DECODER: dict[str, Any] = {

@@ -20,7 +20,7 @@ from memplan.architecture import Architecture
 from memplan.dtypes import DType
 from memplan.loading import Loading, LoadRecorder
 from memplan.model_state import ModelState, StoredParameter
-from memplan.torchtune_models import ComponentBuilder, is_magnitude
+from memplan.torchtune.models import ComponentBuilder, is_magnitude
 from memplan.units import round_to_block
 
 # What one layer is made of, in the order in which its parts are made.

@@ -9,9 +9,9 @@ from memplan.methods import get_method
 from memplan.prepare import Prepared
 from memplan.recipe import Attention, Loss, Precision, Stack, Task
 from memplan.resolve import Resolved
-from memplan.torchtune_models import component_builder, lora_arguments
-from memplan.unsupported_losses import adapts_head
-from memplan.unsupported_unsloth import unsupported_unsloth
+from memplan.torchtune.models import component_builder, lora_arguments
+from memplan.unsupported.losses import adapts_head
+from memplan.unsupported.unsloth import unsupported_unsloth
 
 # Model types whose step under TRL's SFTTrainer is equal to the trace (trl 1.16.0). Experts are not among them: the trainer
 # adds their routers' loss.

@@ -16,19 +16,19 @@ from memplan.quantization import Scheme
 from memplan.recipe import Precision, Task
 from memplan.resolve import Resolved
 from memplan.step.attention_kernels import Kernel, choose_kernel
-from memplan.unsupported_attention import head_size_of, unsupported_flash_attention
-from memplan.unsupported_in_backward import unsupported_in_backward
-from memplan.unsupported_losses import unsupported_losses
-from memplan.unsupported_moments import (
+from memplan.unsupported.attention import head_size_of, unsupported_flash_attention
+from memplan.unsupported.in_backward import unsupported_in_backward
+from memplan.unsupported.losses import unsupported_losses
+from memplan.unsupported.moments import (
     unplayed_growth,
     unsupported_generation,
     unsupported_initialisation,
     unsupported_merging,
     unsupported_saving,
 )
-from memplan.unsupported_offloading import unsupported_offloading
-from memplan.unsupported_packing import unsupported_packing
-from memplan.unsupported_stacks import unsupported_stacks
+from memplan.unsupported.offloading import unsupported_offloading
+from memplan.unsupported.packing import unsupported_packing
+from memplan.unsupported.stacks import unsupported_stacks
 
 # Model types whose attention adds a trained bias to the scores.
 RELATIVE_BIAS = frozenset({"t5", "mt5"})

@@ -9,7 +9,7 @@ import pytest
 from memplan.errors import UnsupportedError
 from memplan.recipe import Recipe
 from memplan.resolve import resolve
-from memplan.torchtune_models import component_builder, is_built, lora_arguments
+from memplan.torchtune.models import component_builder, is_built, lora_arguments
 
 LORA = {"peft_type": "LORA"}
 
