@@ -24,7 +24,7 @@ from memplan.estimate import Component
 from memplan.model_state import ModelState, StoredParameter
 from memplan.quantization import PROCESS_CODE_BOOK, Quantization, arrival
 from memplan.step.adapters.creation import Creation
-from memplan.step.allocator import EMPTY_CACHE
+from memplan.step.allocator_run import EMPTY_CACHE
 from memplan.step.site import adapter_tensor_name
 from memplan.units import round_to_block
 

@@ -31,7 +31,7 @@ from memplan.step import torchtune_loop
 from memplan.step.adapters.adalora import orthogonality
 from memplan.step.adapters.prefix import prefixed
 from memplan.step.adapters.prompts import prompted
-from memplan.step.allocator import AllocatorReport
+from memplan.step.allocator_run import AllocatorReport
 from memplan.step.builder import Builder
 from memplan.step.course import Course
 from memplan.step.dim import guards

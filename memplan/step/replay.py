@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from memplan.estimate import Phase
 from memplan.step import native
-from memplan.step.allocator import EMPTY_CACHE, FREE_LATER, SYNCHRONIZE, AllocatorReport, Event, PhaseMaxima, replay
+from memplan.step.allocator_run import EMPTY_CACHE, FREE_LATER, SYNCHRONIZE, AllocatorReport, Event, PhaseMaxima, replay
 from memplan.step.forms import BYTES, Terms
 from memplan.step.optimizer_step import OptimizerEvent
 from memplan.step.recording import Recording

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from memplan.estimate import Component, Phase
-from memplan.step.allocator import EMPTY_CACHE
+from memplan.step.allocator_run import EMPTY_CACHE
 from memplan.step.optimizer_step import OptimizerEvent
 from memplan.step.recording import Recording
 

@@ -28,7 +28,7 @@ from memplan.estimate import (
 )
 from memplan.quantization import Quantization
 from memplan.resolve_evaluation import eval_batches
-from memplan.step.allocator import replay
+from memplan.step.allocator_run import replay
 from memplan.trace.result import PhaseSummary, TraceResult
 from memplan.trace.runner import run
 from memplan.trace.spec import Checkpointing, GpuArch, TraceSpec

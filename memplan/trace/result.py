@@ -9,8 +9,8 @@ from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
-from memplan.step.allocator import EMPTY_CACHE, FREE_LATER, SYNCHRONIZE
-from memplan.step.allocator import Event as AllocatorEvent
+from memplan.step.allocator_run import EMPTY_CACHE, FREE_LATER, SYNCHRONIZE
+from memplan.step.allocator_run import Event as AllocatorEvent
 from memplan.units import round_to_block
 
 
@@ -198,7 +198,7 @@ class TraceResult:
         return [self.storages[storage_id] for storage_id in self.saved.get(step, [])]
 
     def allocator_events(self) -> Iterator[AllocatorEvent]:
-        """The input of `memplan.step.allocator.replay`: phase marks, births and deaths of storages by their ids."""
+        """The input of `memplan.step.allocator_run.replay`: phase marks, births and deaths of storages by their ids."""
         marks: dict[int, list[AllocatorEvent]] = {}
         for index in self.synchronized:
             marks.setdefault(index, []).append(SYNCHRONIZE)

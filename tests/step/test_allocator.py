@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from memplan.step.allocator import EMPTY_CACHE, CachingAllocator, Event, replay, segment_size_bytes
+from memplan.step.allocator import CachingAllocator, segment_size_bytes
+from memplan.step.allocator_run import EMPTY_CACHE, Event, replay
 from memplan.units import KIB, MIB, round_to_block
 
 

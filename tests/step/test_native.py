@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from memplan.recipe import Recipe
 from memplan.step import native
-from memplan.step.allocator import EMPTY_CACHE, AllocatorReport, Event, replay
+from memplan.step.allocator_run import EMPTY_CACHE, AllocatorReport, Event, replay
 from memplan.step.forms import Terms
 from memplan.step.replay import Program, Written, play
 from memplan.units import BLOCK_BYTES, MIB

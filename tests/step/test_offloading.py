@@ -12,7 +12,8 @@ from memplan.engine import estimate
 from memplan.estimate import Estimate, Phase
 from memplan.recipe import Recipe
 from memplan.resolve import resolve
-from memplan.step.allocator import FREE_LATER, MIB, SYNCHRONIZE, Event, replay
+from memplan.step.allocator import MIB
+from memplan.step.allocator_run import FREE_LATER, SYNCHRONIZE, Event, replay
 from tests.stacks.cases import ADAPTED, LLAMA
 
 CHECKPOINTS: dict[str, Any] = {"activation_checkpointing": True, "activation_offloading": "checkpoints"}

@@ -11,7 +11,7 @@ from trace_cases import FAMILIES, LLAMA, lora
 from memplan.errors import InvalidValueError, UnsupportedError
 from memplan.recipe import Recipe
 from memplan.resolve import resolve
-from memplan.step.allocator import replay
+from memplan.step.allocator_run import replay
 from memplan.trace import TraceResult, TraceSpec, cli, run_many
 from memplan.trace.depth import combine, extrapolate, refusal
 from memplan.trace.estimate import to_estimate

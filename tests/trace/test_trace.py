@@ -13,7 +13,7 @@ import pytest
 from trace_cases import LLAMA, lora
 
 from memplan.errors import UnavailableError
-from memplan.step.allocator import replay
+from memplan.step.allocator_run import replay
 from memplan.trace import TraceFailedError, TraceResult, TraceSpec, run, run_many
 from memplan.trace.viz import snapshot, write_snapshot
 from memplan.units import round_to_block
