@@ -46,3 +46,10 @@ def test_boft_on_weights_in_8_bits() -> None:
     keys: dict[str, Any] = {"method": "boft", "peft": {"target_modules": ["q_proj"], "boft_block_size": 4}}
     assert unsupported("llama", **keys) == ()
     assert any("BOFT on" in text and "8 bits" in text for text in unsupported("llama", load_in_8bit=True, **keys))
+
+
+def test_glora_takes_no_linear_of_another_class() -> None:
+    run: dict[str, Any] = {"method": "glora", "target_modules": ["query_key_value"]}
+    (text,) = unsupported("falcon", **run)
+    assert "FalconLinear" in text
+    assert unsupported("gpt_neox", **run) == ()

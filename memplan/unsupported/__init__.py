@@ -75,6 +75,8 @@ def unsupported_parts(resolved: Resolved, prepared: Prepared) -> Unsupported:
     step += [f"the step of {resolved.method}: {text}" for text in prepared.adaptation.unwalked]
     if resolved.method == "adaption_prompt" and values.get("stack", "transformers") != "transformers":
         step.append(f"adaption prompts under stack={values['stack']}")
+    if resolved.method == "glora" and model_type == "falcon":
+        step.append("GLoRA on FalconLinear: PEFT takes no class but torch's own Linear")
     half_adapters = values.get("autocast_adapter_dtype") is False and (resolved.autocast or resolved.dtype).is_half
     if resolved.method == "hra" and resolved.autocast is not None and half_adapters:
         step.append("HRA's 16-bit vectors under autocast, which takes their norms in float32")
