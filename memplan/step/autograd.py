@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import heapq
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from memplan.dtypes import DType
 from memplan.estimate import Component
@@ -207,3 +207,12 @@ def _kept_argument(tape: Tape, x: Tensor | None, *, offloads: bool) -> Callable[
     assert tape.offloader is not None
     offloader, packed, shape, dtype, node = tape.offloader, tape.offloader.pack(x), x.shape, x.dtype, x.node
     return lambda: Tensor(tape, shape, dtype, offloader.unpack(packed), node)
+
+
+def part_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | None]:
+    """Of one of several outputs of one torch node: each gradient waits in its input buffer until all are there."""
+    waiting, place = cast(tuple[dict[int, Tensor], int], node.meta)
+    waiting[place] = grad
+    whole = node.edges[0]
+    assert whole is not None
+    return (None,) if whole.dependencies > 1 else (grad,)

@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from typing import cast
 
 from memplan.dtypes import DType
+from memplan.step.autograd import part_backward
 from memplan.step.tensor import Node, Shape, Tape, Tensor
 
 
@@ -70,18 +71,9 @@ def rope(t: Tape, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tenso
     joint = Tensor(t, q.shape, q.dtype, q.storage, whole)
     rotated = []
     for place, x in enumerate((q, k)):
-        node = t.record("LigerRope", (joint,), (), _part_backward, (waiting, place)) if x.node is not None else None
+        node = t.record("LigerRope", (joint,), (), part_backward, (waiting, place)) if x.node is not None else None
         rotated.append(Tensor(t, x.shape, x.dtype, x.storage, node, is_view=True, by_token=True))
     return rotated[0], rotated[1]
-
-
-def _part_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | None]:
-    # One torch node with two outputs: each gradient waits in its input buffer until both are there.
-    waiting, place = cast(tuple[dict[int, Tensor], int], node.meta)
-    waiting[place] = grad
-    whole = node.edges[0]
-    assert whole is not None
-    return (None,) if whole.dependencies > 1 else (grad,)
 
 
 def _rope_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | None]:

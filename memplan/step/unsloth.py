@@ -23,6 +23,7 @@ from memplan.estimate import Component
 from memplan.step import ops
 from memplan.step.adapters.layer import AdaptedLayer
 from memplan.step.attention_kernels import Kernel, choose_kernel, dispatched, sdpa
+from memplan.step.autograd import part_backward
 from memplan.step.split import copy, narrow
 from memplan.step.tensor import Node, Shape, Storage, Tape, Tensor, count_elements
 
@@ -160,17 +161,9 @@ def _parts(
     parts = []
     for place, (shape, storage) in enumerate(made):
         joint = Tensor(t, shape, storage.info.dtype, storage, whole)
-        node = t.record("part", (joint,), (), _part_backward, (waiting, place))
+        node = t.record("part", (joint,), (), part_backward, (waiting, place))
         parts.append(Tensor(t, shape, storage.info.dtype, storage, node))
     return parts
-
-
-def _part_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | None]:
-    waiting, place = cast(tuple[dict[int, Tensor], int], node.meta)
-    waiting[place] = grad
-    whole = node.edges[0]
-    assert whole is not None
-    return (None,) if whole.dependencies > 1 else (grad,)
 
 
 # -- LoRA_QKV, LoRA_W -------------------------------------------------------------------------------------
@@ -268,10 +261,15 @@ def rope(t: Builder, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
     made = [(x.shape, t.alloc(x.shape, x.dtype, "empty_like")) for x in (q, k)]
     waiting: dict[int, Tensor] = {}
     node = t.record("Fast_RoPE_Embedding_QK", (q, k), (), _rope_backward, (waiting, q.shape, k.shape))
-    rotated = _parts(t, node, waiting, made)
-    for x in rotated:
-        x.by_token = True
-    return rotated[0], rotated[1]
+    return _rotated(t, node, waiting, made)
+
+
+def _rotated(
+    t: Builder, whole: Node | None, waiting: dict[int, Tensor], made: list[tuple[Shape, Storage]]
+) -> tuple[Tensor, Tensor]:
+    q, k = _parts(t, whole, waiting, made)
+    q.by_token = k.by_token = True
+    return q, k
 
 
 def _rope_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | None]:
@@ -292,10 +290,7 @@ def norm_rope(t: Builder, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
     node = t.record(
         "Fast_QK_Norm_RoPE", (q, k), (q, k, *weights, *deviations), _norm_rope_backward, (waiting, q.shape, k.shape)
     )
-    rotated = _parts(t, node, waiting, made)
-    for x in rotated:
-        x.by_token = True
-    return rotated[0], rotated[1]
+    return _rotated(t, node, waiting, made)
 
 
 def _norm_rope_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | None]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-from importlib.metadata import distribution
 from types import MethodType
 from typing import Any
 
@@ -88,10 +86,4 @@ def _compute_in_chunks(model: Any) -> None:
 
 def _chunked_loss() -> Any:
     """`CEWithChunkedOutputLoss` from its own file: torchtune as a whole cannot be imported without torchao."""
-    path = distribution("torchtune").locate_file("torchtune/modules/loss/ce_chunked_output_loss.py")
-    found = importlib.util.spec_from_file_location("_torchtune_chunked_loss", str(path))
-    assert found is not None
-    assert found.loader is not None
-    module = importlib.util.module_from_spec(found)
-    found.loader.exec_module(module)
-    return module.CEWithChunkedOutputLoss()
+    return torchtune.torchtune_file("torchtune/modules/loss/ce_chunked_output_loss.py").CEWithChunkedOutputLoss()

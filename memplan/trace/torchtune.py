@@ -15,7 +15,8 @@ from contextlib import nullcontext
 from functools import cache
 from importlib import import_module
 from importlib.metadata import distribution
-from types import SimpleNamespace
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any, Protocol
 
 import torch
@@ -110,12 +111,7 @@ def _loss(spec: TraceSpec) -> Any:
 @cache
 def _loss_step() -> Callable[[Any, dict[str, torch.Tensor]], torch.Tensor]:
     """`_loss_step` of the recipes, which are files of the distribution and no package; full and LoRA have the same."""
-    path = distribution("torchtune").locate_file("recipes/lora_finetune_single_device.py")
-    found = importlib.util.spec_from_file_location("_torchtune_recipe", str(path))
-    assert found is not None
-    assert found.loader is not None
-    module = importlib.util.module_from_spec(found)
-    found.loader.exec_module(module)
+    module = torchtune_file("recipes/lora_finetune_single_device.py")
     step: Callable[[Any, dict[str, torch.Tensor]], torch.Tensor] = module.LoRAFinetuneRecipeSingleDevice._loss_step
     return step
 
@@ -173,3 +169,14 @@ def forward(held: Held) -> None:
     loop.num_tokens += loop.count
     held.loss = _loss_step()(loop.recipe, batch) * loop.count
     loop.running_loss += held.loss
+
+
+def torchtune_file(path: str) -> ModuleType:
+    """One file of torchtune's distribution as a module by itself."""
+    file = Path(str(distribution("torchtune").locate_file(path)))
+    found = importlib.util.spec_from_file_location(f"_torchtune_{file.stem}", file)
+    assert found is not None
+    assert found.loader is not None
+    module = importlib.util.module_from_spec(found)
+    found.loader.exec_module(module)
+    return module

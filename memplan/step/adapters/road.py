@@ -13,7 +13,7 @@ from typing import cast
 from memplan.dtypes import DType
 from memplan.step import ops
 from memplan.step.adapters.layer import AdaptedLayer
-from memplan.step.split import narrow
+from memplan.step.split import copy, narrow
 from memplan.step.tensor import Node, Shape, Tape, Tensor, count_elements
 from memplan.step.weight_ops import repeated, stack
 
@@ -71,41 +71,31 @@ def _columns_of_four(layer: AdaptedLayer, theta: Tensor, alpha: Tensor) -> tuple
     cosine = t.view(_cos(t, narrow(t, theta, part, "select")), (size,))
     sine = t.view(_sin(t, narrow(t, theta, part, "select")), (size,))
     alpha = t.view(alpha, halves)
-    alpha_1 = _flattened(t, narrow(t, alpha, part, "select"), (size,))
-    alpha_2 = _flattened(t, narrow(t, alpha, part, "select"), (size,))
+    alpha_1 = copy(t, narrow(t, alpha, part, "select"), (size,))
+    alpha_2 = copy(t, narrow(t, alpha, part, "select"), (size,))
     return alpha_1 * cosine, alpha_2 * sine
 
 
-def _flattened(t: Tape, x: Tensor, shape: Shape) -> Tensor:
-    from memplan.step.split import copy
-
-    return copy(t, x, shape)
-
-
 def _cos(t: Tape, x: Tensor) -> Tensor:
-    node = t.record("cos", (x,), (x,), _cos_backward, (x.shape, x.dtype))
-    return t.new(x.shape, x.dtype, "cos", node)
-
-
-def _cos_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | None]:
-    shape, dtype = cast(tuple[Shape, DType], node.meta)
-    kept = node.all_stored()
-    sine = tape.alloc(shape, dtype, "sin")
-    negative = tape.alloc(shape, dtype, "neg")
-    out = tape.new(shape, dtype, "mul")
-    del negative, sine, kept
-    return (out,)
+    return _wave(t, x, "cos", ("sin", "neg"))
 
 
 def _sin(t: Tape, x: Tensor) -> Tensor:
-    node = t.record("sin", (x,), (x,), _sin_backward, (x.shape, x.dtype))
-    return t.new(x.shape, x.dtype, "sin", node)
+    return _wave(t, x, "sin", ("cos",))
 
 
-def _sin_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | None]:
-    shape, dtype = cast(tuple[Shape, DType], node.meta)
+def _wave(t: Tape, x: Tensor, op: str, slope: tuple[str, ...]) -> Tensor:
+    """`op(x)`, whose slope is made by the ops `slope`, one after the other."""
+    node = t.record(op, (x,), (x,), _wave_backward, (x.shape, x.dtype, slope))
+    return t.new(x.shape, x.dtype, op, node)
+
+
+def _wave_backward(tape: Tape, node: Node, grad: Tensor) -> Iterable[Tensor | None]:
+    shape, dtype, slope = cast(tuple[Shape, DType, tuple[str, ...]], node.meta)
     kept = node.all_stored()
-    cosine = tape.alloc(shape, dtype, "cos")
+    made = [tape.alloc(shape, dtype, op) for op in slope]
     out = tape.new(shape, dtype, "mul")
-    del cosine, kept
+    while made:  # a C++ expression's temporaries go in reverse
+        made.pop()
+    del kept
     return (out,)
